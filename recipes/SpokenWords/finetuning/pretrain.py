@@ -1,0 +1,102 @@
+#!/usr/bin/env python3
+"""Trains a small keyword model from scratch and saves it as an inference folder, the starting point of train.py.
+
+To run it:
+> python pretrain.py hparams/pretrain.yaml
+"""
+
+import os
+import sys
+
+import torch
+from hyperpyyaml import load_hyperpyyaml, resolve_references
+from spoken_words_prepare import prepare_spoken_words
+from train import KeywordBrain, dataio_prep
+
+import speechbrain as sb
+from speechbrain.utils.distributed import run_on_main
+from speechbrain.utils.logger import get_logger
+
+logger = get_logger(__name__)
+
+
+class PretrainBrain(KeywordBrain):
+    """Trains the encoder together with the classifier."""
+
+    def embed(self, batch, stage):
+        """Compute the embeddings of a batch, [batch, 1, emb_dim]."""
+        wavs, lens = batch.sig
+        feats = self.modules.mean_var_norm(self.modules.compute_features(wavs), lens)
+        return self.modules.embedding_model(feats, lens)
+
+
+def save_inference_folder(folder, model_file, overrides, loadables):
+    """Write a folder that ``EncoderClassifier.from_hparams(source=folder)`` loads, wherever it is moved.
+
+    Arguments
+    ---------
+    folder : str
+        Where it goes.
+    model_file : str
+        The YAML of the model; it becomes the folder's hyperparams.yaml.
+    overrides : dict
+        Values to write into that YAML.
+    loadables : dict of str to torch.nn.Module or CategoricalEncoder
+        What the YAML's pretrainer loads, each from ``<name>.ckpt``.
+    """
+    os.makedirs(folder, exist_ok=True)
+    for name, loadable in loadables.items():
+        path = os.path.join(folder, f"{name}.ckpt")
+        if isinstance(loadable, torch.nn.Module):
+            torch.save(loadable.state_dict(), path)
+        else:
+            loadable.save(path)
+    with open(model_file, encoding="utf-8") as source, open(os.path.join(folder, "hyperparams.yaml"), "w", encoding="utf-8") as out:
+        out.write(resolve_references(source, overrides).getvalue())
+
+
+def main():
+    """Train, test and save."""
+    hparams_file, run_opts, overrides = sb.parse_arguments(sys.argv[1:])
+    sb.utils.distributed.ddp_init_group(run_opts)
+    with open(hparams_file, encoding="utf-8") as file:
+        hparams = load_hyperpyyaml(file, overrides)
+    sb.create_experiment_directory(hparams["output_folder"], hparams_file, overrides)
+
+    keys = ("data_folder", "words", "manifests", "skip_prep")
+    run_on_main(prepare_spoken_words, kwargs={key: hparams[key] for key in keys})
+    model = hparams["model"]
+    hparams["label_encoder"] = model["label_encoder"]
+    datasets = dataio_prep(hparams)
+
+    brain = PretrainBrain(
+        modules=model["modules"],
+        opt_class=hparams["opt_class"],
+        hparams=hparams,
+        run_opts=run_opts,
+        checkpointer=hparams["checkpointer"],
+    )
+    loader = hparams["dataloader_options"]
+    brain.fit(
+        hparams["epoch_counter"],
+        datasets["train"],
+        datasets["valid"],
+        train_loader_kwargs={**loader, "shuffle": True},
+        valid_loader_kwargs=loader,
+    )
+    brain.evaluate(datasets["test"], min_key="error", test_loader_kwargs=dict(loader))
+    logger.info(f"Test error on the words of pretraining: {brain.test_error:.1%}")
+    run_on_main(
+        save_inference_folder,
+        kwargs={
+            "folder": hparams["inference_folder"],
+            "model_file": os.path.join(os.path.dirname(hparams_file), "model.yaml"),
+            "overrides": {"n_words": len(hparams["words"])},
+            "loadables": model["pretrainer"].loadables,
+        },
+    )
+    logger.info(f"Saved the model for inference in {hparams['inference_folder']}")
+
+
+if __name__ == "__main__":
+    main()

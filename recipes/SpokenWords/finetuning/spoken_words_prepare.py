@@ -1,0 +1,1 @@
+../spoken_words_prepare.py
