@@ -1,0 +1,29 @@
+# Each target sets up what it needs in .venv; the first one that you run takes the time to fetch PyTorch.
+PYTHON ?= python3
+RECIPE := recipes/SpokenWords
+IN_VENV := .venv/bin/python
+MODULES := $(subst /,.,$(basename $(shell find speechbrain -name '*.py')))
+
+.PHONY: verify test bench diff lint
+
+verify: .venv/installed    ## the recipe on the stock release and on the fork, side by side
+	$(IN_VENV) $(RECIPE)/verify_fix.py
+
+test: .venv/installed      ## what CI runs: the tests, then the doctests of the composer and of the installed modules
+	$(IN_VENV) -m pytest
+	$(IN_VENV) -m pytest --doctest-modules composer --pyargs $(MODULES)
+
+bench: .venv/installed     ## time per call over the stock release's
+	OMP_NUM_THREADS=1 $(IN_VENV) tests/benchmarks/against_stock.py
+
+diff:                      ## what the fork changes, as a diff against the release
+	@$(PYTHON) -m composer diff
+
+lint: .venv/installed
+	$(IN_VENV) -m ruff check
+	$(IN_VENV) -m ruff format --check
+
+.venv/installed: pyproject.toml NOTICE $(shell find composer speechbrain -name '*.py') tests/requirements.txt $(RECIPE)/extra_requirements.txt
+	$(PYTHON) -m venv .venv
+	$(IN_VENV) -m pip install . -r tests/requirements.txt
+	touch $@

@@ -1,0 +1,53 @@
+"""What all tests share: the installed package they run on, and the stock release beside it."""
+
+import os
+import sys
+
+import pytest
+
+from composer import base, record
+
+ON_STOCK = "FORK_TESTS_ON_STOCK"  # set where the regression rows run on the stock release, to see them fail
+
+
+def pytest_configure(config):
+    """Say in one sentence where the wrong package, or none, would be tested."""
+    config.addinivalue_line("markers", "regression: this row fails on the stock release, which the suite checks")
+    wanted = record.load().base.version if os.environ.get(ON_STOCK) else record.load().version
+    try:
+        from importlib.metadata import version
+
+        import speechbrain
+
+        found = speechbrain.__version__ if speechbrain.__file__ else version("speechbrain")
+    except (ImportError, AttributeError):  # from the repo's root, `import speechbrain` finds the delta's bare folder
+        found = "none"
+    if found != wanted:
+        pytest.exit(f"The tests run on an installed speechbrain {wanted}, found is {found}: run `make test`.", returncode=4)
+    # hypothesis asks each module for its __file__, for which SpeechBrain's redirects of old names import what they stand
+    # for, k2 and spacy among it.
+    from speechbrain.utils.importutils import LazyModule
+
+    for module in list(sys.modules.values()):
+        if isinstance(module, LazyModule):
+            module.__dict__.setdefault("__file__", None)
+
+
+@pytest.fixture(scope="session")
+def stock_wheel(tmp_path_factory):
+    """pathlib.Path: The wheel of the stock release."""
+    release = record.load().base
+    path = tmp_path_factory.mktemp("base") / release.wheel
+    path.write_bytes(base.fetch(release))
+    return path
+
+
+@pytest.fixture(scope="session")
+def stock(stock_wheel):
+    """pathlib.Path: The stock release, unpacked; first on PYTHONPATH it is what `import speechbrain` finds."""
+    folder = stock_wheel.parent / "stock"
+    for name, data in base.members(stock_wheel.read_bytes()).items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return folder
