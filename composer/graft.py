@@ -192,8 +192,8 @@ class _Grafting:
                 continue
             if len(there) > 1 or _kind(there[0]) != _kind(node):
                 raise Refusal(
-                    f"{self.theirs.name} binds {prefix}{name} {len(there)} time(s), line {there[0].lineno} first, and not "
-                    f"exactly once as a {_kind(node)}: the delta cannot replace it; replace what uses it instead."
+                    f"{self.theirs.name} binds {prefix}{name} {len(there)} time(s), line {there[0].lineno} first, not as "
+                    f"exactly one {_kind(node)}: the delta cannot replace it; replace what uses it instead."
                 )
             start = self.theirs.comment(there[0])
             if isinstance(node, ast.ClassDef) and not prefix:
@@ -209,7 +209,7 @@ class _Grafting:
                 waiting = []
         if waiting:
             end = self.theirs.line_end(end)
-            lead, trail = (gap, b"") if upstreams else (b"", b"\n")
+            lead, trail = (gap, b"") if self.theirs.data.strip() else (b"", b"\n")
             self.edits.append((end, end, lead + gap.join(waiting) + trail))
 
     def members(self, ours, there):
@@ -258,9 +258,8 @@ class _Grafting:
         """The name that a statement of the delta defines."""
         if isinstance(node, (*FUNCTIONS, ast.ClassDef)):
             return node.name
-        targets = getattr(node, "targets", None) or [getattr(node, "target", None)]
-        if _kind(node) == "assignment" and node.value and len(targets) == 1 and isinstance(targets[0], ast.Name):
-            return targets[0].id
+        if _kind(node) == "assignment":
+            return (node.targets[0] if isinstance(node, ast.Assign) else node.target).id
         raise Refusal(
             f"{self.mine.name}: line {node.lineno} holds a {type(node).__name__}; a delta holds a docstring, imports, "
             "functions, classes and assignments to a single name."
@@ -285,7 +284,9 @@ def _kind(node):
         return "function" if isinstance(node, ast.FunctionDef) else "coroutine"
     if isinstance(node, ast.ClassDef):
         return "class"
-    return "assignment" if isinstance(node, (ast.Assign, ast.AnnAssign)) else type(node).__name__
+    targets = getattr(node, "targets", None) or [getattr(node, "target", None)]
+    single = len(targets) == 1 and isinstance(targets[0], ast.Name) and isinstance(node, (ast.Assign, ast.AnnAssign))
+    return "assignment" if single and node.value else type(node).__name__
 
 
 def _without_docstring(body):

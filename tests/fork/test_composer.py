@@ -1,0 +1,171 @@
+"""The composer: what it refuses, and that its outputs agree with the record."""
+
+import dataclasses
+import hashlib
+import io
+import os
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+from composer import Refusal, __main__, base, record, tree
+
+FORK = record.load()
+LOGGER = "speechbrain/utils/logger.py"
+FORMATTER = f"{LOGGER}::format_order_of_magnitude"
+
+
+@pytest.fixture(scope="module")
+def upstream(stock_wheel):
+    return base.members(stock_wheel.read_bytes())
+
+
+def without(mapping, key):
+    return {k: v for k, v in mapping.items() if k != key}
+
+
+@pytest.mark.parametrize(
+    "fork, edit, said",
+    [
+        pytest.param(FORK, lambda d: {**d, "speechbrain/utils/loger.py": b"X = 1\n"}, "loger.py is new", id="mistyped path"),
+        pytest.param(
+            FORK, lambda d: {**d, LOGGER: d[LOGGER] + b"\n\ndef format_ordr(): pass\n"}, "format_ordr in .* is new", id="mistyped name"
+        ),
+        pytest.param(FORK, lambda d: {**d, LOGGER: d[LOGGER] + b"\n\n_POWERS = 1\n"}, "_POWERS stands twice", id="stands twice"),
+        pytest.param(
+            FORK, lambda d: {**d, LOGGER: d[LOGGER] + b"\n\ndef get_logger(): pass\n"}, "is not recorded: add .*get_logger", id="not recorded"
+        ),
+        pytest.param(FORK, lambda d: without(d, "speechbrain/core.py"), "does not hold it: restore it", id="delta lacks it"),
+        pytest.param(
+            dataclasses.replace(FORK, replaces={**FORK.replaces, FORMATTER: "0" * 16}),
+            dict,
+            "format_order_of_magnitude in speechbrain/utils/logger.py differs in speechbrain 1.1.2.* recorded is 0000",
+            id="another fingerprint",
+        ),
+        pytest.param(
+            dataclasses.replace(FORK, replaces={**FORK.replaces, f"{LOGGER}::_POWERS": "0" * 16}),
+            dict,
+            "recorded as replacing upstream's, but speechbrain 1.1.2 does not define it",
+            id="upstream lacks it",
+        ),
+        pytest.param(
+            dataclasses.replace(FORK, replaces=without(FORK.replaces, FORMATTER), adds=FORK.adds | {FORMATTER}),
+            dict,
+            "recorded as new, but speechbrain 1.1.2 defines it",
+            id="upstream has it now",
+        ),
+    ],
+)
+def test_composing_refuses_what_is_not_as_recorded(upstream, fork, edit, said):
+    with pytest.raises(Refusal, match=said):
+        tree.compose(fork, upstream, edit(record.delta()))
+
+
+def spoiled(tmp_path, stock_wheel, what):
+    path = tmp_path / "base.whl"
+    data = stock_wheel.read_bytes()
+    if what == "folder":
+        path.mkdir()
+    elif what != "missing":
+        path.write_bytes({"truncated": data[:-9], "altered": data[:-1] + b"!", "empty": b""}[what])
+    return path
+
+
+@pytest.mark.parametrize(
+    "what, said",
+    [
+        ("missing", "cannot be read .No such file"),
+        ("folder", "cannot be read .Is a directory"),
+        ("truncated", "its sha256 is"),
+        ("altered", "its sha256 is"),
+        ("empty", "its sha256 is"),
+    ],
+)
+def test_a_local_wheel_must_be_the_recorded_one(tmp_path, stock_wheel, monkeypatch, what, said):
+    path = spoiled(tmp_path, stock_wheel, what)
+    monkeypatch.setenv(base.LOCAL_WHEEL, str(path))
+    with pytest.raises(Refusal, match=said) as refusal:
+        base.fetch(FORK.base)
+    assert str(path) in str(refusal.value) and FORK.base.wheel in str(refusal.value)
+
+
+def test_no_network_names_the_way_out(monkeypatch):
+    monkeypatch.delenv(base.LOCAL_WHEEL, raising=False)
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(Refusal, match=f"could not be downloaded .*{base.LOCAL_WHEEL}"):
+        base.fetch(FORK.base)
+
+
+@pytest.mark.parametrize("setting", ["PIP_REQUIRE_HASHES=1", "PIP_NO_BINARY=:all:", "PIP_NO_BINARY=speechbrain"])
+def test_pip_settings_do_not_change_what_is_fetched(monkeypatch, setting):
+    monkeypatch.delenv(base.LOCAL_WHEEL, raising=False)
+    monkeypatch.setenv(*setting.split("="))
+    assert hashlib.sha256(base.fetch(FORK.base)).hexdigest() == FORK.base.sha256
+
+
+def test_another_hash_on_the_index_is_refused(monkeypatch):
+    monkeypatch.delenv(base.LOCAL_WHEEL, raising=False)
+    with pytest.raises(Refusal, match="could not be downloaded .*DO NOT MATCH THE HASHES"):
+        base.fetch(dataclasses.replace(FORK.base, sha256="0" * 64))
+
+
+@pytest.mark.parametrize("name", ["../evil.py", "/evil.py", "speechbrain/../../evil.py", "C:/evil.py", "..\\evil.py"])
+def test_a_member_that_leaves_the_tree_is_refused(name):
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr(name, "")
+    with pytest.raises(Refusal, match="would leave the package tree"):
+        base.members(out.getvalue())
+
+
+def test_what_is_no_zip_is_refused():
+    with pytest.raises(Refusal, match="is damaged"):
+        base.members(b"PK\x03\x04 no more")
+
+
+def test_the_revision_goes_up_with_the_delta():
+    delta = record.delta()
+    __main__.check(FORK, delta, {}, {})
+    changed = {**delta, LOGGER: delta[LOGGER] + b"#"}
+    with pytest.raises(Refusal, match=rf"set revision = {FORK.revision + 1}\b"):
+        __main__.check(FORK, changed, {}, {})
+
+
+def test_a_definition_belongs_to_one_patch(tmp_path):
+    text = (record.ROOT / "pyproject.toml").read_text()
+    again = f'\n[tool.fork.patches."other.md"]\nadds = []\n[tool.fork.patches."other.md".replaces."1.1.2"]\n"{FORMATTER}" = ""\n'
+    (tmp_path / "pyproject.toml").write_text(text + again)
+    with pytest.raises(Refusal, match=r"recorded under PR_2537.md and under other.md"):
+        record.load(tmp_path)
+
+
+def test_the_notice_names_every_changed_file(upstream):
+    package = tree.compose(FORK, upstream, record.delta())
+    changed = {path for path in package if package[path] != upstream.get(path)}
+    notice = (record.ROOT / "NOTICE").read_text()
+    assert not {path for path in changed if path not in notice}
+    for path in changed - {tree.VERSION_FILE}:
+        assert package[path].startswith(b"# Changed by the pr2537 fork of SpeechBrain: "), path
+
+
+def test_the_diff_turns_the_base_into_the_fork(upstream, stock_wheel, tmp_path):
+    with zipfile.ZipFile(stock_wheel) as archive:
+        archive.extractall(tmp_path)
+    command = [sys.executable, "-m", "composer", "diff"]
+    environment = {**os.environ, base.LOCAL_WHEEL: str(stock_wheel)}
+    diff = subprocess.run(command, cwd=record.ROOT, env=environment, stdout=subprocess.PIPE, check=True).stdout
+    subprocess.run(["git", "apply", "-"], cwd=tmp_path, input=diff, check=True)
+    package = tree.compose(FORK, upstream, record.delta())
+    assert {path: (tmp_path / path).read_bytes() for path in package} == package
+
+
+@pytest.mark.parametrize("arguments, status", [(["check"], 0), (["--help"], 0), ([], 2), (["chek"], 2)])
+def test_the_command_line(stock_wheel, arguments, status):
+    environment = {**os.environ, base.LOCAL_WHEEL: str(stock_wheel)}
+    command = [sys.executable, "-m", "composer", *arguments]
+    assert subprocess.run(command, cwd=record.ROOT, env=environment, capture_output=True).returncode == status

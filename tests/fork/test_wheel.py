@@ -1,0 +1,152 @@
+"""The wheel contract: whoever builds it, it is the same wheel, and what is installed is what it says."""
+
+import base64
+import hashlib
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from composer import base, record, tree
+
+FORK = record.load()
+WHEEL = f"speechbrain-{FORK.version}-py3-none-any.whl"
+
+
+def copy_of_the_checkout(folder):
+    """What git would clone, with the changes that are not committed yet."""
+    skip = shutil.ignore_patterns(".*", "__pycache__", "results", "dist")
+    return Path(shutil.copytree(record.ROOT, folder, ignore=skip, symlinks=True))
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """pathlib.Path: A copy of the checkout, which no build may leave anything in."""
+    folder = copy_of_the_checkout(tmp_path / "checkout")
+    before = sorted(folder.rglob("*"))
+    yield folder
+    left = [path for path in folder.rglob("*") if path not in before and "__pycache__" not in path.parts]
+    assert not left, f"the build left {left}"
+
+
+@pytest.fixture(scope="module")
+def environment(stock_wheel):
+    return {**os.environ, base.LOCAL_WHEEL: str(stock_wheel), "PYTHONPATH": ""}
+
+
+def run(command, environment, cwd, umask=0o022):
+    return subprocess.run(
+        list(map(str, command)), cwd=cwd, env=environment, umask=umask, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def built(environment, tmp_path_factory):
+    """bytes: The wheel as pip builds it from a checkout."""
+    folder = tmp_path_factory.mktemp("built")
+    source = copy_of_the_checkout(folder / "checkout")
+    done = run([sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", folder, source], environment, folder)
+    assert done.returncode == 0, done.stdout
+    return (folder / WHEEL).read_bytes()
+
+
+PIP, UV = (sys.executable, "-m", "pip", "wheel", "--no-deps", "-w"), (sys.executable, "-m", "uv", "build", "-q", "--python", sys.executable)
+
+
+@pytest.mark.parametrize(
+    "command, umask",
+    [
+        pytest.param([*PIP, "OUT", "--no-build-isolation", "."], 0o077, id="pip, no isolation, another umask"),
+        pytest.param([sys.executable, "-m", "build", "-o", "OUT", "."], 0o022, id="build, by way of the sdist"),
+        pytest.param([*UV, "-o", "OUT", "."], 0o022, id="uv, by way of the sdist"),
+        pytest.param([*UV, "--wheel", "-o", "OUT", "."], 0o022, id="uv"),
+    ],
+)
+def test_same_wheel(checkout, environment, tmp_path, built, command, umask):
+    out = tmp_path / "out"
+    done = run([out if word == "OUT" else word for word in command], environment, checkout, umask)
+    assert done.returncode == 0, done.stdout
+    assert (out / WHEEL).read_bytes() == built
+
+
+@pytest.mark.parametrize("python", ["python3.10", "python3.11", "python3.12", "python3.13"])
+def test_same_wheel_on_each_python(checkout, environment, tmp_path, built, python):
+    found = shutil.which(python)
+    if not found or run([found, "-m", "pip", "--version"], environment, tmp_path).returncode:
+        pytest.skip(f"no {python} with pip on this machine")
+    code = f"from composer.backend import build_wheel; build_wheel({str(tmp_path)!r})"
+    done = run([found, "-c", code], environment, checkout)
+    assert done.returncode == 0, done.stdout
+    assert (tmp_path / WHEEL).read_bytes() == built
+
+
+def test_installs_from_git(environment, tmp_path):
+    if not (record.ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    done = run([*PIP, tmp_path, f"git+file://{record.ROOT}"], environment, tmp_path)
+    assert done.returncode == 0 and (tmp_path / WHEEL).exists(), done.stdout
+
+
+@pytest.mark.parametrize("installer", ["pip", "uv"])
+def test_an_editable_install_is_refused_and_breaks_nothing(checkout, environment, tmp_path, built, installer):
+    (tmp_path / WHEEL).write_bytes(built)
+    venv.create(tmp_path / "venv", symlinks=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    command = [sys.executable, "-m", "pip", "--python", python, "install"]
+    if installer == "uv":
+        command = [sys.executable, "-m", "uv", "pip", "install", "--python", python]
+    assert run([*command, "--no-deps", tmp_path / WHEEL], environment, tmp_path).returncode == 0
+    done = run([*command, "--no-deps", "-e", "."], environment, checkout)
+    assert done.returncode != 0 and "cannot be installed with -e" in done.stdout and "composer/backend.py" not in done.stdout
+    version = run([python, "-c", "import importlib.metadata as m; print(m.version('speechbrain'))"], environment, tmp_path).stdout
+    assert version.strip() == FORK.version
+
+
+def test_a_refusal_is_a_sentence_and_not_a_traceback(checkout, environment, tmp_path):
+    done = run([*PIP, tmp_path, "."], {**environment, base.LOCAL_WHEEL: "/nowhere.whl"}, checkout)
+    assert done.returncode != 0 and "SPEECHBRAIN_BASE_WHEEL=/nowhere.whl cannot be read" in done.stdout
+    assert "Traceback" not in done.stdout and not list(tmp_path.glob("*.whl"))
+
+
+def test_the_wheel_holds_the_base_but_for_what_the_delta_touches(built, stock_wheel, tmp_path):
+    (tmp_path / WHEEL).write_bytes(built)
+    with zipfile.ZipFile(tmp_path / WHEEL) as archive:
+        ours = {name: archive.read(name) for name in archive.namelist()}
+        assert {info.external_attr >> 16 for info in archive.infolist()} == {0o100644}
+    theirs = base.members(stock_wheel.read_bytes())
+    touched = {*record.delta(), tree.VERSION_FILE}
+    assert {n: d for n, d in ours.items() if n.startswith("speechbrain/") and n not in touched} == {
+        n: d for n, d in theirs.items() if n.startswith("speechbrain/") and n not in touched
+    }
+    assert {name.split("/")[0] for name in ours} == {"speechbrain", f"speechbrain-{FORK.version}.dist-info"}
+
+
+def test_the_installed_package_is_the_composed_one(stock_wheel):
+    """Every file that RECORD names is there with its hash, and is what base and delta give."""
+    installed = importlib.metadata.distribution("speechbrain")
+    files = {str(file): file for file in installed.files}
+    for file in files.values():
+        if file.hash:
+            found = base64.urlsafe_b64encode(hashlib.sha256(file.read_binary()).digest()).rstrip(b"=").decode()
+            assert found == file.hash.value, file
+    package = tree.compose(FORK, base.members(stock_wheel.read_bytes()), record.delta())
+    stale = [path for path in package if path not in files or files[path].read_binary() != package[path]]
+    assert not stale, f"another build is installed, run `make test`: {stale}"
+
+
+def test_the_metadata():
+    installed = importlib.metadata.distribution("speechbrain")
+    assert installed.version == FORK.version == (Path(installed.locate_file(tree.VERSION_FILE)).read_text().strip())
+    assert set(FORK.base.requires) <= {re.sub(r"; ", "; ", r) for r in installed.requires}
+    assert set(installed.metadata.get_all("License-File")) == {"LICENSE", "NOTICE"}
+    names = {str(file).rpartition("dist-info/")[2] for file in installed.files}
+    assert {"licenses/LICENSE", "licenses/NOTICE"} <= names
+
+
