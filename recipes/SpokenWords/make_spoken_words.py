@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import os
 import shutil
+import sys
 import tempfile
 import wave
 
@@ -123,7 +124,9 @@ def make(folder, words, speakers, takes, snr, seed):
         espeak = ESpeak()
         for word in words:
             os.mkdir(os.path.join(part, word))
-        for number in tqdm(range(speakers), desc="making speech", unit="speaker"):
+        # In a log, a line every five seconds is enough.
+        interval = 0.1 if sys.stderr.isatty() else 5
+        for number in tqdm(range(speakers), desc="making speech", unit="speaker", mininterval=interval):
             accent, variant = casts[number % len(casts)]
             name = hashlib.sha256(f"{seed} {number}".encode()).hexdigest()[:8]
             rate, pitch = random.integers(120, 200), random.integers(20, 80)

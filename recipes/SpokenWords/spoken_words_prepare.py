@@ -76,9 +76,10 @@ def prepare_spoken_words(data_folder, words, manifests, valid_percent=15, test_p
                 "word": word,
                 "speaker": speaker,
             }
+    empty = [split for split, items in splits.items() if not items]
+    if empty:
+        raise ValueError(f"{folder}: no speaker falls into {', '.join(empty)}: use more speakers or other percentages.")
     for split, path in manifests.items():
-        if not splits[split]:
-            raise ValueError(f"{folder}: no speaker falls into the {split} split: use more speakers or other percentages.")
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with open(f"{path}.part", "w", encoding="utf-8") as file:
             json.dump(splits[split], file, indent=1)

@@ -91,7 +91,7 @@ def main():
         kwargs={
             "folder": hparams["inference_folder"],
             "model_file": os.path.join(os.path.dirname(hparams_file), "model.yaml"),
-            "overrides": {"n_words": len(hparams["words"])},
+            "overrides": {key: value for key, value in model.items() if isinstance(value, (int, float, str))},
             "loadables": model["pretrainer"].loadables,
         },
     )

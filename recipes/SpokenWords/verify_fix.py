@@ -1,0 +1,140 @@
+#!/usr/bin/env python3
+"""Runs the same recipe on the stock release and on the installed fork, and shows both side by side.
+
+The stock release is the hash-checked wheel that the fork is built from,
+unpacked into a temporary folder and put first on PYTHONPATH. Exits 0 only if the
+stock release died of the original error and the fork trained to a lower error.
+
+> python verify_fix.py
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1]))
+
+from composer import base, record  # noqa: E402  the path above leads to it
+
+ERROR = "ValueError: math domain error"
+# What is tried in one process on each package: a name, and an expression that gives what the table shows.
+CALLS = {
+    "format_order_of_magnitude(0)": "sb.utils.logger.format_order_of_magnitude(0)",
+    "Brain, all parameters frozen": "sb.Brain({'m': Linear(9, 9).requires_grad_(False)}) and 'constructs'",
+    "Brain, a LazyLinear": "sb.Brain({'m': LazyLinear(9)}) and 'constructs'",
+}
+TRY_CALLS = f"""
+import sys, traceback
+import speechbrain as sb
+from torch.nn import Linear, LazyLinear
+print("version:", sb.__version__)
+for call in {list(CALLS.values())}:
+    try:
+        print("outcome:", eval(call))
+    except Exception:
+        print("outcome:", traceback.format_exc().splitlines()[-1])
+"""
+SHOWN = re.compile(r"(trainable of|epoch: |Test error|making )")
+
+
+def run(arguments, log, stock=None):
+    """Run Python in a process of its own, showing the lines that tell how far it is; returns (exit status, output)."""
+    env = {**os.environ, "PYTHONPATH": str(stock) if stock else ""}
+    process = subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        cwd=HERE / "finetuning",
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    lines = []
+    with open(log, "w") as file:
+        for line in process.stdout:
+            file.write(line)
+            lines.append(line.rstrip())
+            if SHOWN.search(line):
+                print(f"    {line.rstrip().split(' - ', 1)[-1][:110]}", flush=True)
+    return process.wait(), lines
+
+
+def last(lines):
+    """The last line that a process wrote; of one that died, the last of its traceback."""
+    return next((line for line in reversed(lines) if line.strip()), "nothing")
+
+
+def main():
+    """Compare, print the table, and exit 0 only if it proves the fix."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args()
+    fork = record.load()
+    work = Path(tempfile.mkdtemp(prefix="verify_fix-"))
+    started = time.monotonic()
+
+    def step(text):
+        print(f"[{time.monotonic() - started:4.0f} s] {text}", flush=True)
+
+    step(f"fetching speechbrain {fork.base.version} and checking its hash")
+    stock = work / "stock"
+    for name, data in base.members(base.fetch(fork.base)).items():
+        path = stock / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+    table = {name: [] for name in CALLS}
+    for label, package, wanted in (("stock", stock, fork.base.version), ("fork", None, fork.version)):
+        step(f"the function and the Brain on the {label} package")
+        status, lines = run(["-c", TRY_CALLS], work / f"calls_{label}.log", package)
+        told = [line.partition(": ")[2] for line in lines if line.startswith(("version: ", "outcome: "))]
+        if status or told[0] != wanted:
+            sys.exit(
+                f"speechbrain {wanted} is wanted, Python has {told[0] if told else last(lines)}: install the fork into this "
+                "environment (`pip install .` in the repo's root), or run `make verify`."
+            )
+        for name, said in zip(CALLS, told[1:]):
+            table[name].append(said)
+
+    common = ["--device=cpu", "--noprogressbar", f"--data_folder={work / 'data'}", "--number_of_epochs=6"]
+    step("the recipe: making speech and pretraining an encoder")
+    status, lines = run(["pretrain.py", "hparams/pretrain.yaml", f"--output_folder={work / 'pretrain'}", *common], work / "pretrain.log")
+    if status:
+        sys.exit(f"pretraining failed: {last(lines)}; the whole log is {work / 'pretrain.log'}")
+    table["the recipe, train.py"] = row = []
+    proved = []
+    for label, package in (("stock", stock), ("fork", None)):
+        step(f"the recipe: fine-tuning on the {label} package")
+        log = work / f"train_{label}.log"
+        arguments = ["train.py", "hparams/finetune.yaml", f"--source={work / 'pretrain' / 'inference'}", *common]
+        status, lines = run([*arguments, f"--output_folder={work / label}"], log, package)
+        errors = [float(e) for e in re.findall(r"Test error \w+ fine-tuning: ([\d.]+)%", "\n".join(lines))]
+        if label == "stock":
+            proved.append(status != 0 and last(lines) == ERROR and any("in format_order_of_magnitude" in line for line in lines))
+        else:
+            proved.append(status == 0 and len(errors) == 2 and errors[1] < errors[0])
+        row.append(f"test error {errors[0]} % -> {errors[1]} %" if status == 0 and len(errors) == 2 else last(lines))
+
+    step("done\n")
+    table = {name: [textwrap.shorten(cell, 60) for cell in cells] for name, cells in table.items()}
+    rows = [("", f"stock {fork.base.version}", f"fork {fork.version}"), *((name, *cells) for name, cells in table.items())]
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    rows.insert(1, tuple("-" * width for width in widths))
+    for cells in rows:
+        print("| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths)) + " |")
+    if not all(proved):
+        who = [what for what, good in zip(("the stock release did not die of that error", "the fork did not train"), proved) if not good]
+        sys.exit(f"\nNot proved: {' and '.join(who)}; the logs are in {work}")
+    shutil.rmtree(work)
+    print(f'\nProved: the stock release dies of "{ERROR}", the fork trains.')
+
+
+if __name__ == "__main__":
+    main()
