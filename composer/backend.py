@@ -5,6 +5,7 @@ leaves anything behind and no stale build folder can enter a wheel.
 """
 
 import base64
+import csv
 import gzip
 import hashlib
 import io
@@ -18,7 +19,7 @@ from pathlib import Path
 from composer import Refusal, base, record, tree
 
 EPOCH = 1711929600  # 2024-04-01: the date of everything in the archives, unless SOURCE_DATE_EPOCH says otherwise
-SOURCES = ("pyproject.toml", "README.md", "PR_2537.md", "LICENSE", "NOTICE", "composer", "speechbrain")
+SOURCES = ("pyproject.toml", "README.md", "PR_2537.md", "LICENSE", "NOTICE")
 
 
 def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
@@ -47,11 +48,13 @@ def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
     theirs, ours = (f"speechbrain-{version}.dist-info" for version in (fork.base.version, fork.version))
     for name in ("top_level.txt", "licenses/LICENSE"):
         files[f"{ours}/{name}"] = upstream[f"{theirs}/{name}"]
-    files[f"{ours}/licenses/NOTICE"] = (record.ROOT / "NOTICE").read_bytes()
+    files[f"{ours}/licenses/NOTICE"] = _read("NOTICE")
     files[f"{ours}/METADATA"] = metadata(upstream[f"{theirs}/METADATA"], fork)
     files[f"{ours}/WHEEL"] = b"Wheel-Version: 1.0\nGenerator: composer\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-    rows = [f"{name},sha256={_urlsafe(data)},{len(data)}" for name, data in sorted(files.items())]
-    files[f"{ours}/RECORD"] = "\n".join([*rows, f"{ours}/RECORD,,", ""]).encode()
+    rows = [(name, f"sha256={_urlsafe(data)}", len(data)) for name, data in sorted(files.items())]
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows([*rows, (f"{ours}/RECORD", "", "")])
+    files[f"{ours}/RECORD"] = table.getvalue().encode()
 
     out = io.BytesIO()
     # Stored, not deflated: another zlib packs the same bytes otherwise, and the same inputs are to give the same wheel.
@@ -80,9 +83,9 @@ def build_sdist(sdist_directory, config_settings=None):
     """
     fork = record.load()
     stem = f"speechbrain-{fork.version}"
-    paths = [record.ROOT / name for name in SOURCES]
-    paths = [p for path in paths for p in (sorted(path.rglob("*")) if path.is_dir() else [path])]
-    files = {p.relative_to(record.ROOT).as_posix(): p.read_bytes() for p in paths if p.is_file() and p.suffix != ".pyc"}
+    composer = [f"composer/{path.name}" for path in (record.ROOT / "composer").glob("*.py")]
+    files = {**record.delta(), **{name: _read(name) for name in (*SOURCES, *composer)}}
+    # 2.1, since from 2.2 on an installer takes what PKG-INFO does not name for settled, the requirements among it
     files["PKG-INFO"] = f"Metadata-Version: 2.1\nName: speechbrain\nVersion: {fork.version}\n".encode()
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
@@ -133,8 +136,18 @@ def metadata(upstream, fork):
     return head + b"\n" + "\n".join(more).encode() + gap + description
 
 
+def _read(name):
+    try:
+        return (record.ROOT / name).read_bytes()
+    except OSError as error:
+        raise Refusal(f"{name} cannot be read ({error.strerror}), and a build needs it: take a whole checkout.") from None
+
+
 def _epoch():
-    return max(int(os.environ.get("SOURCE_DATE_EPOCH", EPOCH)), 315532800)  # a zip archive knows no date before 1980
+    epoch = os.environ.get("SOURCE_DATE_EPOCH") or str(EPOCH)
+    if not re.fullmatch("[0-9]{1,10}", epoch) or not 315532800 <= int(epoch) < 2**32:
+        raise Refusal(f"SOURCE_DATE_EPOCH={epoch} is no time from 1980 to 2106 in seconds since 1970: unset or mend it.")
+    return int(epoch)
 
 
 def _urlsafe(data):
@@ -144,11 +157,14 @@ def _urlsafe(data):
 def _written(data, folder, name):
     """Write a file whole or not at all."""
     path = Path(folder, name)
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{name}.{os.getpid()}")
     try:
-        part.write_bytes(data)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            part.write_bytes(data)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise Refusal(f"{path} cannot be written ({error.strerror}): name a folder that can be, with space left.") from None
     return name

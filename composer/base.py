@@ -42,7 +42,7 @@ def fetch(base):
             wheel = Path(local).read_bytes()
         except OSError as error:
             raise Refusal(
-                f"{LOCAL_WHEEL}={local} cannot be read ({error.strerror}): "
+                f"{LOCAL_WHEEL} names {Path(local).absolute()}, which cannot be read ({error.strerror}): "
                 f"let it name {base.wheel}, or unset it to download that wheel."
             ) from None
         return verified(wheel, base, local)
@@ -61,7 +61,9 @@ def fetch(base):
         )
         if done.returncode:
             said = [line for line in done.stdout.splitlines() if line.strip()]
-            reason = next((line for line in said if "DO NOT MATCH" in line), said[-1] if said else "pip said nothing")
+            reason = next(
+                (line for mark in ("DO NOT MATCH", "ERROR: ", "") for line in said if mark in line), "pip said nothing"
+            )
             raise Refusal(
                 f"{base.wheel} could not be downloaded ({reason.strip()}): check the network, PIP_INDEX_URL and pip.conf, "
                 f"or set {LOCAL_WHEEL} to a copy of that wheel to build offline."
@@ -121,13 +123,33 @@ def members(wheel):
     try:
         with zipfile.ZipFile(io.BytesIO(wheel)) as archive:
             files = {info.filename: archive.read(info) for info in archive.infolist() if not info.is_dir()}
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
         raise Refusal(f"the base wheel is damaged ({error}): fetch it again.") from None
     for name in files:
         path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name:
+        if path.is_absolute() or ".." in path.parts or str(path) != name or "\\" in name or ":" in name:
             raise Refusal(
-                f"the base wheel holds {name!r}, which would leave the package tree: "
-                "do not trust this wheel, fetch it again."
+                f"the base wheel holds {name!r}, which would leave the package tree: do not trust this wheel, fetch it again."
             )
     return files
+
+
+def unpack(wheel, folder):
+    """Write all members of a wheel into a folder; put first on PYTHONPATH, it is what is imported.
+
+    Arguments
+    ---------
+    wheel : bytes
+        The wheel.
+    folder : str or pathlib.Path
+        Where its members go.
+
+    Raises
+    ------
+    Refusal
+        If a member's path leads out of the folder, or the wheel is no zip file.
+    """
+    for name, data in members(wheel).items():
+        path = Path(folder, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)

@@ -5,8 +5,12 @@ stays byte for byte, line endings included.
 """
 
 import ast
+import copy
 import hashlib
+import io
 import re
+import tokenize
+import warnings
 from dataclasses import dataclass, field
 
 from composer import Refusal
@@ -46,12 +50,13 @@ def graft(upstream, delta, path):
         Upstream's source.
     delta : bytes
         A docstring, imports, functions, classes and assignments to a single
-        name. A definition replaces upstream's of that name, or is new; the
-        comment right above it comes along. A class that upstream has too is
-        written bare: its members replace upstream's or are new. An import from
-        the file's own module declares a name that upstream provides there: it
-        is checked, not grafted. Where the delta mentions ``_upstream_<name>``,
-        the replaced function ``<name>`` is kept under that name.
+        name, those that replace something in upstream's order. A definition
+        replaces upstream's of that name, or is new; the comments right above it
+        and behind it come along. A class that upstream has too is written bare:
+        its members replace upstream's or are new. An import from the file's own
+        module declares a name that upstream provides there: it is checked, not
+        grafted. Where a class mentions ``self._upstream_<name>``, or the module
+        ``_upstream_<name>``, the replaced function is kept under that name.
     path : str
         The path of both inside the package tree.
 
@@ -99,19 +104,50 @@ def fingerprint(definition):
     return hashlib.sha256(definition).hexdigest()[:16]
 
 
+def parsed(data, name):
+    """Parse a file.
+
+    Arguments
+    ---------
+    data : bytes
+        Its content.
+    name : str
+        What to call it in the error.
+
+    Returns
+    -------
+    ast.Module
+        Its tree.
+
+    Raises
+    ------
+    Refusal
+        If it is not Python in UTF-8.
+
+    Example
+    -------
+    >>> parsed(b"X = 1", "x.py").body[0].lineno
+    1
+    """
+    try:
+        encoding = tokenize.detect_encoding(io.BytesIO(data).readline)[0]
+        if encoding != "utf-8":  # the columns of ast count UTF-8 bytes
+            raise SyntaxError(f"its encoding is {encoding}")
+        data.decode(encoding)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what Python thinks of an escape is the author's business
+            return ast.parse(data, name)
+    except (SyntaxError, ValueError) as error:
+        raise Refusal(f"{name} cannot be read as Python in UTF-8: {error}.") from None
+
+
 class _Source:
     """A file as bytes, with the tree that says where its statements stand."""
 
     def __init__(self, data, name):
         self.data = data
         self.name = name
-        try:
-            if data.startswith(b"\xef\xbb\xbf"):
-                raise SyntaxError("it starts with a byte order mark")
-            data.decode("utf-8")  # the columns of ast count UTF-8 bytes
-            self.tree = ast.parse(data)
-        except (SyntaxError, ValueError) as error:
-            raise Refusal(f"{name} cannot be read as Python in UTF-8: {error}.") from None
+        self.tree = parsed(data, name)
         self.lines = [0]  # where each line starts; bytes.splitlines ends lines where ast does, at LF, CR and CRLF
         for line in data.splitlines(keepends=True):
             self.lines.append(self.lines[-1] + len(line))
@@ -133,13 +169,17 @@ class _Source:
         rest = self.data[end : self.line_end(end)].strip()
         if self.data[line:start].strip() or not (rest == b"" or rest.startswith(b"#")):
             raise Refusal(f"{self.name}: the definition at line {node.lineno} shares its line with other code.")
+        if getattr(node, "decorator_list", None) and self.data[start : start + 1] != b"@":
+            raise Refusal(f"{self.name}: a decorator above line {node.lineno} does not start on the line of its @.")
         return self.data[start:end]
 
     def comment(self, node):
         """Where the comment right above a definition starts, or the definition itself."""
         line = self.first_line(node)
         while line > 1 and line - 1 not in self.ends:
-            if not self.data[self.lines[line - 2] : self.lines[line - 1]].lstrip().startswith(b"#"):
+            above = self.data[self.lines[line - 2] : self.lines[line - 1]]
+            mark = above[node.col_offset : node.col_offset + 2]
+            if above[: node.col_offset].strip() or not mark.startswith(b"#") or mark == b"#!":
                 break
             line -= 1
         return self.lines[line - 1] + node.col_offset
@@ -157,136 +197,205 @@ class _Grafting:
         self.mine = _Source(delta, f"the delta's {path}")
         self.theirs = _Source(upstream, f"upstream's {path}")
         self.module = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-        self.kept = {name for node in ast.walk(self.mine.tree) for name in _mentioned(node)}
         self.done = Graft(upstream)
         self.edits = []  # (start, end, bytes to stand there)
+        self.merged = set()
+        self.kept = set()
 
     def run(self):
         body = _without_docstring(self.mine.tree.body)
-        definitions = [node for node in body if not isinstance(node, IMPORTS)]
+        top = self.theirs.tree.body
         upstream = self.theirs.data
-        self.body(definitions, self.theirs.tree.body, len(upstream.rstrip()), b"\n\n\n", "")
-        self.imports([node for node in body if isinstance(node, IMPORTS)])
-        for name in sorted(self.kept):
-            raise Refusal(f"{self.mine.name} mentions {KEPT}{name}, but replaces no function {name}.")
+        wanted = self.imports([node for node in body if isinstance(node, IMPORTS)])
+        mentions = {node.id for node in ast.walk(self.mine.tree) if isinstance(node, ast.Name)}
+        definitions = [node for node in body if not isinstance(node, IMPORTS)]
+        wanted += self.body(definitions, top, len(upstream.rstrip()), b"\n\n\n", "", mentions)
         newline = b"\r\n" if b"\r\n" in upstream else b"\n"
-        # From the back, so that positions stay true. An insertion sorts before the replacement that it precedes.
-        for start, end, text in sorted(self.edits, key=lambda edit: edit[:2], reverse=True):
+        # From the back, so that positions stay true. An insertion sorts before the replacement that it precedes, and two
+        # insertions at one place keep their order.
+        order = sorted(range(len(self.edits)), key=lambda number: (*self.edits[number][:2], number))
+        for start, end, text in (self.edits[number] for number in reversed(order)):
             text = text.replace(b"\r\n", b"\n").replace(b"\n", newline)
             self.done.source = self.done.source[:start] + text + self.done.source[end:]
+        found = _Source(self.done.source, f"the graft of {self.mine.name}").tree.body
+        if self.dumped(found) != self.dumped(wanted):
+            raise Refusal(f"{self.mine.name} cannot be put into upstream's file as it is laid out there: lay it out otherwise.")
         return self.done
 
-    def body(self, ours, upstreams, end, gap, prefix):
-        """Graft the definitions of a module or a class; `gap` parts two of them, `end` is where the last may follow."""
+    def dumped(self, body):
+        """What a body holds, whatever the order."""
+        nodes = (_sorted(node) if getattr(node, "name", None) in self.merged else node for node in body)
+        return sorted(map(ast.dump, nodes))
+
+    def body(self, ours, upstreams, end, gap, prefix, mentions):
+        """Graft the definitions of a module or a class, and return the statements that it is to hold then.
+
+        `gap` parts two definitions, `end` is where one may follow the last, `mentions` are the names that may ask for
+        upstream's own function to be kept.
+        """
+        wanted = dict(enumerate([node] for node in upstreams))
+        mentions = {name.removeprefix(KEPT) for name in mentions if name.startswith(KEPT)}
         waiting = []  # new definitions go before the replaced one that they precede
-        seen = set()
+        seen = {}
         for node in ours:
             name = self.name(node)
-            if name in seen:
-                raise Refusal(f"{self.mine.name}: {prefix}{name} stands twice; keep one.")
-            seen.add(name)
+            if name in seen or name.startswith(KEPT):
+                raise Refusal(f"{self.mine.name}: {prefix}{name} stands twice, or takes the name of a kept function; keep one.")
             there = self.theirs.binders(name, upstreams)
             if not there:
-                waiting.append(self.own_text(node))
+                seen[name] = None
+                waiting.append(node)
                 self.done.added.append(prefix + name)
                 continue
-            if len(there) > 1 or _kind(there[0]) != _kind(node):
+            old = there[0]
+            if len(there) > 1 or _kind(old) != _kind(node) or _defined(old) != name:
                 raise Refusal(
-                    f"{self.theirs.name} binds {prefix}{name} {len(there)} time(s), line {there[0].lineno} first, not as "
-                    f"exactly one {_kind(node)}: the delta cannot replace it; replace what uses it instead."
+                    f"{self.theirs.name} binds {prefix}{name} {len(there)} time(s), at line {old.lineno} by {_kind(old)}, not "
+                    f"by exactly one {_kind(node)}: the delta cannot replace it; replace what uses it instead."
                 )
-            start = self.theirs.comment(there[0])
+            number = seen[name] = upstreams.index(old)
+            if number < max(n for n in seen.values() if n is not None):
+                raise Refusal(f"{self.mine.name}: upstream has {prefix}{name} before those above it; keep upstream's order.")
             if isinstance(node, ast.ClassDef) and not prefix:
-                self.members(node, there[0])
+                wanted[number] = [self.members(node, old)]
             else:
-                text = self.theirs.text(there[0])
-                self.done.replaced[prefix + name] = fingerprint(text)
-                kept = self.renamed(there[0], name) + gap if name in self.kept else b""
-                self.kept.discard(name)
-                self.edits.append((self.theirs.start(there[0]), self.theirs.end(there[0]), kept + self.own_text(node)))
+                self.done.replaced[prefix + name] = fingerprint(self.theirs.text(old))
+                span = self.theirs.start(old), self.theirs.line_end(self.theirs.end(old))
+                kept, text = self.keep(name, old, upstreams, prefix) if name in mentions else ([], None)
+                mentions.discard(name)
+                self.edits.append((*span, (text + gap if kept else b"") + self.own_text(node)))
+                wanted[number] = [*kept, node]
             if waiting:
-                self.edits.append((start, start, b"".join(text + gap for text in waiting)))
+                start = self.theirs.comment(old)
+                self.edits.append((start, start, b"".join(self.own_text(new) + gap for new in waiting)))
+                wanted[number] = waiting + wanted[number]
                 waiting = []
+        for name in sorted(mentions):
+            raise Refusal(f"{self.mine.name} mentions {prefix}{KEPT}{name}, but replaces no function {prefix}{name} there.")
         if waiting:
             end = self.theirs.line_end(end)
             lead, trail = (gap, b"") if self.theirs.data.strip() else (b"", b"\n")
-            self.edits.append((end, end, lead + gap.join(waiting) + trail))
+            self.edits.append((end, end, lead + gap.join(map(self.own_text, waiting)) + trail))
+        return [node for nodes in wanted.values() for node in nodes] + waiting
+
+    def keep(self, name, old, upstreams, prefix):
+        """Rename upstream's function so that it stays beside the one that replaces it; returns it as tree and as text."""
+        if not isinstance(old, FUNCTIONS) or name in self.kept or self.theirs.binders(KEPT + name, upstreams):
+            raise Refusal(
+                f"{self.mine.name}: {prefix}{KEPT}{name} cannot be kept: upstream's {name} is no function, or that name is "
+                "taken (two classes of a file cannot both keep it, since one may inherit from the other)."
+            )
+        self.kept.add(name)
+        renamed = copy.copy(old)
+        renamed.name = KEPT + name
+        text = self.theirs.text(old)
+        line = self.theirs.lines[old.lineno - 1] + old.col_offset - self.theirs.start(old)
+        at = re.compile(rb"(async[\s\\]+)?def[\s\\]+").match(text, line).end()
+        return [renamed], text[:at] + KEPT.encode() + text[at:]
 
     def members(self, ours, there):
-        """Graft the members of a class that both have."""
-        if ours.bases or ours.keywords or ours.decorator_list:
+        """Graft the members of a class that both have, and return the class as it is then."""
+        if ours.bases or ours.keywords or ours.decorator_list or getattr(ours, "type_params", None):
             raise Refusal(f"{self.mine.name}: upstream has class {ours.name} too; write it bare, without bases or decorators.")
         members = _without_docstring(ours.body)
-        column = there.body[0].col_offset
-        if any(node.col_offset != column for node in members):
-            raise Refusal(f"{self.mine.name}: indent the members of class {ours.name} by {column}, as upstream does.")
-        self.body(members, there.body, self.theirs.end(there), b"\n\n" + b" " * column, f"{ours.name}.")
+        sides = ((self.theirs, there), (self.mine, ours))
+        margins = [side.data[side.lines[c.body[0].lineno - 1] :][: c.body[0].col_offset] for side, c in sides]
+        if margins[0].strip() or margins[0] != margins[1]:
+            raise Refusal(
+                f"{self.mine.name}: the members of class {ours.name} are behind {margins[1]}, upstream's behind {margins[0]}; "
+                "these must be the same white space."
+            )
+        self.merged.add(ours.name)
+        mentions = {node.attr for node in ast.walk(ours) if isinstance(node, ast.Attribute)}
+        gap = b"\n\n" + margins[0]
+        merged = copy.copy(there)
+        merged.body = self.body(members, there.body, self.theirs.end(there), gap, f"{ours.name}.", mentions)
+        return merged
 
     def imports(self, ours):
-        """Graft the imports that upstream lacks, after its leading block of imports."""
+        """Graft the imports that upstream lacks, after its leading block of imports, and return them."""
         top = self.theirs.tree.body
         present = {_key(node, alias) for node in top if isinstance(node, IMPORTS) for alias in node.names}
-        lines = []
+        lacking = []
         for node in ours:
-            names = [alias for alias in node.names if _key(node, alias) not in present]
-            if getattr(node, "module", None) == "__future__" or any(alias.name == "*" for alias in names):
-                raise Refusal(f"{self.mine.name}: line {node.lineno}: neither __future__ nor star imports can be grafted.")
-            if getattr(node, "module", None) == self.module and not node.level:
+            where = f"{self.mine.name}: line {node.lineno}"
+            module = getattr(node, "module", None)
+            if module == "__future__" or any(alias.name == "*" for alias in node.names):
+                raise Refusal(f"{where}: neither __future__ nor star imports can be grafted.")
+            if module == self.module and not node.level:
                 for alias in node.names:
                     if alias.asname or not self.theirs.binders(alias.name, top):
-                        raise Refusal(f"{self.theirs.name} provides no {alias.name}, which the delta imports from there.")
+                        raise Refusal(
+                            f"{where}: {alias.name} is imported from this module itself, where upstream lacks that name."
+                        )
                 continue
+            names = [alias for alias in node.names if _key(node, alias) not in present]
             for alias in names:
                 name = _imported(alias)
                 package = isinstance(node, ast.Import) and not alias.asname  # `import a.b` beside `import a` binds the same a
                 if any(not (package and _imports_package(n, name)) for n in self.theirs.binders(name, top)):
-                    raise Refusal(f"{self.theirs.name} binds {name} otherwise than the delta's import at line {node.lineno}.")
+                    raise Refusal(
+                        f"{where}: upstream binds {name} otherwise; import it under another name, or from {self.module} if "
+                        "upstream's is meant."
+                    )
             if names:
-                node.names = names
-                lines.append(ast.unparse(node).encode() + b"\n")
+                lacking.append(copy.copy(node))
+                lacking[-1].names = names
+        lines = b"\n".join(ast.unparse(node).encode() for node in lacking)
         if lines:
             docstring = top[: len(top) - len(_without_docstring(top))]
-            at = self.theirs.start(top[0]) if top else 0
+            leading = None
             for node in top:
                 if not isinstance(node, IMPORTS) and node not in docstring:
                     break
-                at = self.theirs.lines[node.end_lineno]
-            lead = b"" if self.theirs.data[:at].endswith((b"\n", b"\r")) or not at else b"\n"
-            self.edits.append((at, at, lead + b"".join(lines)))
+                leading = node
+            at = self.theirs.line_end(self.theirs.end(leading)) if leading else self.theirs.comment(top[0]) if top else 0
+            self.edits.append((at, at, b"\n" + lines if leading else lines + b"\n"))
+        return lacking
 
     def name(self, node):
         """The name that a statement of the delta defines."""
-        if isinstance(node, (*FUNCTIONS, ast.ClassDef)):
-            return node.name
-        if _kind(node) == "assignment":
-            return (node.targets[0] if isinstance(node, ast.Assign) else node.target).id
-        raise Refusal(
-            f"{self.mine.name}: line {node.lineno} holds a {type(node).__name__}; a delta holds a docstring, imports, "
-            "functions, classes and assignments to a single name."
-        )
+        name = _defined(node)
+        if name is None:
+            raise Refusal(
+                f"{self.mine.name}: line {node.lineno} ({_kind(node)}): a delta holds a docstring, imports, functions, classes "
+                "and assignments to a single name."
+            )
+        return name
 
     def own_text(self, node):
-        """The source of a definition of the delta, with the comment right above it."""
-        return self.mine.data[self.mine.comment(node) : self.mine.start(node)] + self.mine.text(node)
+        """The source of a definition of the delta, with the comments right above it and behind it."""
+        mine = self.mine
+        return (
+            mine.data[mine.comment(node) : mine.start(node)]
+            + mine.text(node)
+            + mine.data[mine.end(node) : mine.line_end(mine.end(node))]
+        )
 
-    def renamed(self, node, name):
-        """The source of upstream's function, under the name that keeps it."""
-        text = self.theirs.text(node)
-        line = self.theirs.lines[node.lineno - 1] + node.col_offset - self.theirs.start(node)
-        found = re.compile(rb"def\s+(?=%s\b)" % name.encode()).search(text, line)
-        if not isinstance(node, FUNCTIONS) or not found:
-            raise Refusal(f"{self.mine.name} mentions {KEPT}{name}, but upstream's {name} is no function.")
-        return text[: found.end()] + KEPT.encode() + text[found.end() :]
+
+def _defined(node):
+    """The name that a statement defines in a way that a delta can."""
+    if isinstance(node, (*FUNCTIONS, ast.ClassDef)):
+        return node.name
+    if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
+        return node.targets[0].id
+    return node.target.id if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value else None
 
 
 def _kind(node):
-    if isinstance(node, FUNCTIONS):
-        return "function" if isinstance(node, ast.FunctionDef) else "coroutine"
-    if isinstance(node, ast.ClassDef):
-        return "class"
-    targets = getattr(node, "targets", None) or [getattr(node, "target", None)]
-    single = len(targets) == 1 and isinstance(targets[0], ast.Name) and isinstance(node, (ast.Assign, ast.AnnAssign))
-    return "assignment" if single and node.value else type(node).__name__
+    """What a statement is, for the eyes of whoever wrote it."""
+    if isinstance(node, ast.FunctionDef):
+        return "function"
+    if isinstance(node, (ast.Assign, ast.AnnAssign)) and _defined(node):
+        return "assignment to a single name"
+    return type(node).__name__
+
+
+def _sorted(node):
+    """A class with its members in an order of their own."""
+    node = copy.copy(node)
+    node.body = sorted(node.body, key=ast.dump)
+    return node
 
 
 def _without_docstring(body):
@@ -309,13 +418,9 @@ def _bound(node):
         names.add(_imported(node))
     elif isinstance(node, (ast.ExceptHandler, ast.MatchAs, ast.MatchStar)):
         names.add(node.name)
+    elif isinstance(node, ast.MatchMapping):
+        names.add(node.rest)
     return names
-
-
-def _mentioned(node):
-    """The name behind `_upstream_`, where a node mentions one."""
-    name = getattr(node, "attr", None) or getattr(node, "id", None)
-    return [name.removeprefix(KEPT)] if name and name.startswith(KEPT) else []
 
 
 def _imported(alias):

@@ -1,15 +1,19 @@
 """What pyproject.toml records under ``[tool.fork]``: the pinned bases, and what each patch replaces and adds."""
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
+
+from composer import Refusal
 
 try:
     import tomllib
 except ModuleNotFoundError:  # Python 3.10: every pip for it carries the same parser, and a build needs pip anyway
-    from pip._vendor import tomli as tomllib
-
-from composer import Refusal
+    try:
+        from pip._vendor import tomli as tomllib
+    except ModuleNotFoundError:
+        raise Refusal("on Python 3.10 a build needs pip in the same environment: install pip there.") from None
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -91,7 +95,8 @@ def load(root=ROOT):
     Raises
     ------
     Refusal
-        If a definition belongs to two patches, or a patch has no page.
+        If a definition belongs to two patches, the base is not pinned, or the
+        label could not stand in a version.
 
     Example
     -------
@@ -101,11 +106,15 @@ def load(root=ROOT):
     with open(root / "pyproject.toml", "rb") as file:
         table = tomllib.load(file)["tool"]["fork"]
     version = table["base"]
+    if version not in table["bases"]:
+        raise Refusal(f"pyproject.toml pins no base {version}: pinned are {', '.join(table['bases'])}.")
+    if not re.fullmatch("[a-z0-9]+", table["label"]):
+        raise Refusal(f"pyproject.toml: the label {table['label']!r} must hold lower case letters and digits alone.")
     replaces, adds, pages = {}, set(), {}
     for page, patch in table["patches"].items():
         if version not in patch["replaces"]:
             continue
-        for entry in [*patch["replaces"][version], *patch["adds"]]:
+        for entry in [*patch["replaces"][version], *patch.get("adds", ())]:
             if entry in pages:
                 raise Refusal(
                     f"pyproject.toml: {entry} is recorded under {pages[entry]} and under {page}; "
@@ -113,13 +122,13 @@ def load(root=ROOT):
                 )
             pages[entry] = page
         replaces.update(patch["replaces"][version])
-        adds.update(patch["adds"])
+        adds.update(patch.get("adds", ()))
     base = table["bases"][version]
     return Fork(
         label=table["label"],
         revision=table["revision"],
         digest=table["digest"],
-        base=Base(version, base["sha256"], tuple(base["requires"])),
+        base=Base(version, base["sha256"].lower(), tuple(base.get("requires", ()))),
         replaces=replaces,
         adds=frozenset(adds),
         pages=pages,
@@ -144,18 +153,16 @@ def delta(root=ROOT):
     >>> "speechbrain/utils/logger.py" in delta()
     True
     """
-    files = (root / "speechbrain").rglob("*")
+    folder = root / "speechbrain"
     return {
         path.relative_to(root).as_posix(): path.read_bytes()
-        for path in sorted(files)
-        if path.is_file()
-        and path.suffix != ".pyc"
-        and not path.name.startswith(".")
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not any(re.match(r"\.|__pycache__$", part) for part in path.relative_to(folder).parts)
     }
 
 
 def digest(fork, files):
-    """Digest whatever makes the fork's wheel differ from another revision's.
+    """Digest the delta and the requirements that the fork adds.
 
     Arguments
     ---------

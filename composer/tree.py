@@ -5,7 +5,7 @@ import re
 from itertools import chain
 
 from composer import Refusal
-from composer.graft import graft
+from composer.graft import graft, parsed
 
 VERSION_FILE = "speechbrain/version.txt"
 
@@ -37,10 +37,16 @@ def compose(fork, base, delta):
     replaced, added = {}, set()
     for path, data in delta.items():
         if path not in package:
+            if path.endswith(".py"):
+                parsed(data, f"the delta's {path}")
             added.add(path)
             package[path] = data
             continue
+        if not path.endswith(".py"):
+            raise Refusal(f"{path} is upstream's and no Python file: it cannot be changed; use a file of another name.")
         done = graft(package[path], data, path)
+        if not done.replaced and not done.added:
+            raise Refusal(f"the delta's {path} defines nothing: delete it, or define something there.")
         replaced.update({f"{path}::{name}": value for name, value in done.replaced.items()})
         added.update(f"{path}::{name}" for name in done.added)
         pages = {fork.pages.get(f"{path}::{name}") for name in chain(done.replaced, done.added)} - {None}
@@ -53,7 +59,7 @@ def compose(fork, base, delta):
 
 
 def diff(base, package):
-    """Write down what the fork changes.
+    r"""Write down what the fork changes.
 
     Arguments
     ---------
@@ -67,7 +73,7 @@ def diff(base, package):
 
     Example
     -------
-    >>> print(diff({"speechbrain/x.py": b"X = 1\\n"}, {"speechbrain/x.py": b"X = 2\\n"}), end="")
+    >>> print(diff({"speechbrain/x.py": b"X = 1\n"}, {"speechbrain/x.py": b"X = 2\n"}), end="")
     --- a/speechbrain/x.py
     +++ b/speechbrain/x.py
     @@ -1 +1 @@

@@ -1,7 +1,5 @@
 """What a Brain says of its parameters. The rest of this module is upstream's."""
 
-from torch.nn.parameter import is_lazy
-
 from speechbrain.core import logger  # upstream's own
 from speechbrain.utils.logger import format_order_of_magnitude
 
@@ -24,10 +22,11 @@ class Brain:
         trainable = total = 0
         uninitialised = {}
         for name, parameter in self.modules.named_parameters():
-            if is_lazy(parameter):
+            try:
+                size = parameter.numel()
+            except ValueError:  # which is how one that is not initialised answers; asking first is slower
                 uninitialised[name] = parameter.requires_grad
                 continue
-            size = parameter.numel()
             total += size
             if parameter.requires_grad:
                 trainable += size

@@ -46,8 +46,5 @@ def stock_wheel(tmp_path_factory):
 def stock(stock_wheel):
     """pathlib.Path: The stock release, unpacked; first on PYTHONPATH it is what `import speechbrain` finds."""
     folder = stock_wheel.parent / "stock"
-    for name, data in base.members(stock_wheel.read_bytes()).items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
+    base.unpack(stock_wheel.read_bytes(), folder)
     return folder

@@ -25,8 +25,7 @@ from tqdm import tqdm
 SAMPLE_RATE = 16000  # Hz, of the corpus; eSpeak speaks at 22050 Hz
 ACCENTS = ["en-us", "en-029", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd"]
 # Those whose speech is the same in each process; f2, f3, f5 and Alicia are not among them.
-VARIANTS = ["f1", "f4", "m1", "m2", "m3", "m4", "m5", "m6", "m7", "m8", "Andy", "Annie", "Denis", "Gene", "Hugo", "Jacky", "Lee"]
-VARIANTS += ["Michael", "anika", "belinda", "linda", "max", "steph"]
+VARIANTS = ("f1 f4 m1 m2 m3 m4 m5 m6 m7 m8 Andy Annie Denis Gene Hugo Jacky Lee Michael anika belinda linda max steph").split()
 
 
 class ESpeak:
@@ -131,7 +130,8 @@ def make(folder, words, speakers, takes, snr, seed):
             name = hashlib.sha256(f"{seed} {number}".encode()).hexdigest()[:8]
             rate, pitch = random.integers(120, 200), random.integers(20, 80)
             for word, take in itertools.product(words, range(takes)):
-                speech = espeak.say(word, f"{accent}+{variant}", int(rate + random.integers(-15, 16)), int(pitch + random.integers(-8, 9)))
+                drift = random.integers(-15, 16), random.integers(-8, 9)
+                speech = espeak.say(word, f"{accent}+{variant}", int(rate + drift[0]), int(pitch + drift[1]))
                 with wave.open(os.path.join(part, word, f"{name}_nohash_{take}.wav"), "wb") as file:
                     file.setnchannels(1)
                     file.setsampwidth(2)
@@ -148,6 +148,6 @@ if __name__ == "__main__":
     parser.add_argument("words", nargs="+", help="what is said")
     parser.add_argument("--speakers", type=int, default=60, help="by how many speakers (default: %(default)s)")
     parser.add_argument("--takes", type=int, default=2, help="how often by each (default: %(default)s)")
-    parser.add_argument("--snr", type=float, nargs=2, default=(0.0, 15.0), metavar=("LOW", "HIGH"), help="in dB (default: 0 15)")
+    parser.add_argument("--snr", type=float, nargs=2, default=(0.0, 15.0), help="in dB, from and to (default: 0 15)")
     parser.add_argument("--seed", type=int, default=1234, help="another seed makes another corpus (default: %(default)s)")
     make(**vars(parser.parse_args()))

@@ -12,9 +12,8 @@ import sys
 from pathlib import Path
 
 import soundfile
-from tqdm import tqdm
-
 from speechbrain.utils.logger import get_logger
+from tqdm import tqdm
 
 logger = get_logger(__name__)
 

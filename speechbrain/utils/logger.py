@@ -11,9 +11,7 @@ ORDERS_ABBREV = dict(zip(range(-30, 31, 3), [*"qryzafpnµm", "", *"kMGTPEZYRQ"])
 _LARGE_WORDS = "Thousand Million Billion Trillion Quadrillion Quintillion Sextillion Septillion Octillion Nonillion".split()
 
 # The short scale: lower case below one, upper case above.
-ORDERS_WORDS = dict(
-    zip(range(-30, 31, 3), [*(f"{word.lower()}ths" for word in reversed(_LARGE_WORDS)), "", *_LARGE_WORDS])
-)
+ORDERS_WORDS = dict(zip(range(-30, 31, 3), [*(f"{word.lower()}ths" for word in reversed(_LARGE_WORDS)), "", *_LARGE_WORDS]))
 
 # As upstream computes them, 10**order: ints from one on, floats below.
 _POWERS = [10**order for order in ORDERS_ABBREV]

@@ -10,7 +10,7 @@ import zipfile
 
 import pytest
 
-from composer import Refusal, __main__, base, record, tree
+from composer import Refusal, __main__, backend, base, record, tree
 
 FORK = record.load()
 LOGGER = "speechbrain/utils/logger.py"
@@ -31,12 +31,23 @@ def without(mapping, key):
     [
         pytest.param(FORK, lambda d: {**d, "speechbrain/utils/loger.py": b"X = 1\n"}, "loger.py is new", id="mistyped path"),
         pytest.param(
-            FORK, lambda d: {**d, LOGGER: d[LOGGER] + b"\n\ndef format_ordr(): pass\n"}, "format_ordr in .* is new", id="mistyped name"
+            FORK,
+            lambda d: {**d, LOGGER: d[LOGGER] + b"\n\ndef format_ordr(): pass\n"},
+            "format_ordr in .* is new",
+            id="mistyped name",
         ),
-        pytest.param(FORK, lambda d: {**d, LOGGER: d[LOGGER] + b"\n\n_POWERS = 1\n"}, "_POWERS stands twice", id="stands twice"),
         pytest.param(
-            FORK, lambda d: {**d, LOGGER: d[LOGGER] + b"\n\ndef get_logger(): pass\n"}, "is not recorded: add .*get_logger", id="not recorded"
+            FORK, lambda d: {**d, LOGGER: d[LOGGER] + b"\n\n_POWERS = 1\n"}, "_POWERS stands twice", id="stands twice"
         ),
+        pytest.param(
+            FORK,
+            lambda d: {**d, LOGGER: d[LOGGER].replace(b"def _as", b"def get_logger(): pass\n\n\ndef _as", 1)},
+            "is not recorded: add .*get_logger",
+            id="not recorded",
+        ),
+        pytest.param(FORK, lambda d: {**d, "speechbrain/new.py": b"def ("}, "new.py cannot be read as Python", id="no Python"),
+        pytest.param(FORK, lambda d: {**d, "speechbrain/core.py": b"import os\n"}, "core.py defines nothing", id="nothing"),
+        pytest.param(FORK, lambda d: {**d, "speechbrain/version.txt": b"2"}, "no Python file: it cannot be changed", id="data"),
         pytest.param(FORK, lambda d: without(d, "speechbrain/core.py"), "does not hold it: restore it", id="delta lacks it"),
         pytest.param(
             dataclasses.replace(FORK, replaces={**FORK.replaces, FORMATTER: "0" * 16}),
@@ -97,7 +108,7 @@ def test_no_network_names_the_way_out(monkeypatch):
         monkeypatch.delenv(name)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    with pytest.raises(Refusal, match=f"could not be downloaded .*{base.LOCAL_WHEEL}"):
+    with pytest.raises(Refusal, match=rf"could not be downloaded .*{base.LOCAL_WHEEL}"):
         base.fetch(FORK.base)
 
 
@@ -110,7 +121,7 @@ def test_pip_settings_do_not_change_what_is_fetched(monkeypatch, setting):
 
 def test_another_hash_on_the_index_is_refused(monkeypatch):
     monkeypatch.delenv(base.LOCAL_WHEEL, raising=False)
-    with pytest.raises(Refusal, match="could not be downloaded .*DO NOT MATCH THE HASHES"):
+    with pytest.raises(Refusal, match=r"could not be downloaded .*DO NOT MATCH THE HASHES"):
         base.fetch(dataclasses.replace(FORK.base, sha256="0" * 64))
 
 
@@ -138,7 +149,9 @@ def test_the_revision_goes_up_with_the_delta():
 
 def test_a_definition_belongs_to_one_patch(tmp_path):
     text = (record.ROOT / "pyproject.toml").read_text()
-    again = f'\n[tool.fork.patches."other.md"]\nadds = []\n[tool.fork.patches."other.md".replaces."1.1.2"]\n"{FORMATTER}" = ""\n'
+    again = (
+        f'\n[tool.fork.patches."other.md"]\nadds = []\n[tool.fork.patches."other.md".replaces."1.1.2"]\n"{FORMATTER}" = ""\n'
+    )
     (tmp_path / "pyproject.toml").write_text(text + again)
     with pytest.raises(Refusal, match=r"recorded under PR_2537.md and under other.md"):
         record.load(tmp_path)
@@ -162,6 +175,34 @@ def test_the_diff_turns_the_base_into_the_fork(upstream, stock_wheel, tmp_path):
     subprocess.run(["git", "apply", "-"], cwd=tmp_path, input=diff, check=True)
     package = tree.compose(FORK, upstream, record.delta())
     assert {path: (tmp_path / path).read_bytes() for path in package} == package
+
+
+@pytest.mark.parametrize(
+    "old, new, said",
+    [
+        ('base = "1.1.2"', 'base = "1.1.3"', "pins no base 1.1.3: pinned are 1.1.2"),
+        ('label = "pr2537"', 'label = "PR-2537"', "'PR-2537' must hold lower case letters and digits"),
+    ],
+)
+def test_a_record_that_cannot_be_is_refused(tmp_path, old, new, said):
+    (tmp_path / "pyproject.toml").write_text((record.ROOT / "pyproject.toml").read_text().replace(old, new))
+    with pytest.raises(Refusal, match=said):
+        record.load(tmp_path)
+
+
+@pytest.mark.parametrize("epoch", ["abc", "1.5", "-5", "99999999999", "0"])
+def test_a_date_that_no_archive_can_hold_is_refused(monkeypatch, stock_wheel, tmp_path, epoch):
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", epoch)
+    monkeypatch.setenv(base.LOCAL_WHEEL, str(stock_wheel))
+    for build in (backend.build_wheel, backend.build_sdist):
+        with pytest.raises(Refusal, match=f"SOURCE_DATE_EPOCH={epoch} is no time"):
+            build(str(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_output_that_cannot_be_written_is_refused(stock_wheel):
+    with pytest.raises(Refusal, match=r"cannot be written \(File exists\)"):
+        backend.build_sdist(str(stock_wheel))
 
 
 @pytest.mark.parametrize("arguments, status", [(["check"], 0), (["--help"], 0), ([], 2), (["chek"], 2)])

@@ -21,7 +21,17 @@ PRETRAINED, NEW = ["yes", "no", "up"], ["cat", "dog"]
 
 
 def make(folder, seed=1):
-    command = [sys.executable, RECIPE / "make_spoken_words.py", folder, *PRETRAINED, *NEW, "--speakers", "24", "--seed", str(seed)]
+    command = [
+        sys.executable,
+        RECIPE / "make_spoken_words.py",
+        folder,
+        *PRETRAINED,
+        *NEW,
+        "--speakers",
+        "24",
+        "--seed",
+        str(seed),
+    ]
     subprocess.run(list(map(str, command)), check=True, stderr=subprocess.DEVNULL)
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.wav"))}
 
@@ -70,7 +80,11 @@ def break_clip(folder):
     [
         (break_nothing, ["cat", "cow"], r"cow holds no \.wav file; .* the folders there are: cat, .*Mend data_folder or words"),
         (break_clip, NEW, r"cat/\w+_nohash_\d\.wav cannot be read as audio .*replace or remove it"),
-        (lambda folder: [shutil.rmtree(folder), folder.mkdir(), (folder / "x.txt").touch()], NEW, "the folders there are: none"),
+        (
+            lambda folder: [shutil.rmtree(folder), folder.mkdir(), (folder / "x.txt").touch()],
+            NEW,
+            "the folders there are: none",
+        ),
         (lambda folder: [p.unlink() for p in sorted((folder / "cat").glob("*.wav"))[2:]], ["cat"], "no speaker falls into"),
     ],
     ids=["a word without clips", "a broken clip", "a folder of something else", "too few speakers"],
@@ -88,14 +102,24 @@ def run(script, *arguments, stock=None):
     environment = {**os.environ, "PYTHONPATH": str(stock or ""), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, script, *arguments, "--device=cpu", "--noprogressbar"]
     done = subprocess.run(
-        list(map(str, command)), cwd=RECIPE / "finetuning", env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        list(map(str, command)),
+        cwd=RECIPE / "finetuning",
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     return done.returncode, done.stdout
 
 
 def test_the_recipe_dies_on_the_stock_release_and_trains_on_the_fork(corpus, tmp_path, stock):
     common = [f"--data_folder={corpus}", "--number_of_epochs=5", "--batch_size=8"]
-    pretraining = ["pretrain.py", "hparams/pretrain.yaml", f"--words=[{','.join(PRETRAINED)}]", f"--output_folder={tmp_path / 'pre'}"]
+    pretraining = [
+        "pretrain.py",
+        "hparams/pretrain.yaml",
+        f"--words=[{','.join(PRETRAINED)}]",
+        f"--output_folder={tmp_path / 'pre'}",
+    ]
     # An override of the model must reach the saved folder, or the folder could not be loaded.
     status, said = run(*pretraining, "--model={channels: 24}", *common)
     assert status == 0, said
@@ -122,7 +146,12 @@ def test_the_recipe_dies_on_the_stock_release_and_trains_on_the_fork(corpus, tmp
 
 
 def test_the_inference_folder_tells_words(corpus, tmp_path):
-    common = [f"--words=[{','.join(PRETRAINED)}]", f"--output_folder={tmp_path}", f"--data_folder={corpus}", "--number_of_epochs=1"]
+    common = [
+        f"--words=[{','.join(PRETRAINED)}]",
+        f"--output_folder={tmp_path}",
+        f"--data_folder={corpus}",
+        "--number_of_epochs=1",
+    ]
     status, said = run("pretrain.py", "hparams/pretrain.yaml", *common)
     assert status == 0, said
     from speechbrain.inference.classifiers import EncoderClassifier

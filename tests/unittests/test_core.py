@@ -3,13 +3,12 @@
 import copy
 
 import pytest
-import torch
-from torch.nn import LazyConv1d, LazyLinear, Linear, Sequential
-
 import speechbrain as sb
+import torch
 from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.logger import format_order_of_magnitude
 from speechbrain.utils.parameter_transfer import Pretrainer
+from torch.nn import LazyConv1d, LazyLinear, Linear, Sequential
 
 DATA = torch.utils.data.TensorDataset(torch.randn(8, 10), torch.randint(3, (8,)))
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-
 from speechbrain.utils.logger import ORDERS_ABBREV, ORDERS_WORDS, format_order_of_magnitude
 
 

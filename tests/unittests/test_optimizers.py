@@ -1,9 +1,8 @@
 """Parameter groups."""
 
 import pytest
-from torch import nn
-
 from speechbrain.utils.optimizers import rm_vector_weight_decay
+from torch import nn
 
 
 @pytest.mark.parametrize(

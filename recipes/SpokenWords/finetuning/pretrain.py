@@ -8,14 +8,14 @@ To run it:
 import os
 import sys
 
+import speechbrain as sb
 import torch
 from hyperpyyaml import load_hyperpyyaml, resolve_references
-from spoken_words_prepare import prepare_spoken_words
-from train import KeywordBrain, dataio_prep
-
-import speechbrain as sb
 from speechbrain.utils.distributed import run_on_main
 from speechbrain.utils.logger import get_logger
+
+from spoken_words_prepare import prepare_spoken_words
+from train import KeywordBrain, dataio_prep
 
 logger = get_logger(__name__)
 
@@ -51,7 +51,10 @@ def save_inference_folder(folder, model_file, overrides, loadables):
             torch.save(loadable.state_dict(), path)
         else:
             loadable.save(path)
-    with open(model_file, encoding="utf-8") as source, open(os.path.join(folder, "hyperparams.yaml"), "w", encoding="utf-8") as out:
+    with (
+        open(model_file, encoding="utf-8") as source,
+        open(os.path.join(folder, "hyperparams.yaml"), "w", encoding="utf-8") as out,
+    ):
         out.write(resolve_references(source, overrides).getvalue())
 
 

@@ -9,14 +9,14 @@ With the Speech Commands corpus instead of made speech:
 
 import sys
 
+import speechbrain as sb
 import torch
 from hyperpyyaml import load_hyperpyyaml
-from spoken_words_prepare import prepare_spoken_words
-
-import speechbrain as sb
 from speechbrain.inference.classifiers import EncoderClassifier
 from speechbrain.utils.distributed import run_on_main
 from speechbrain.utils.logger import format_order_of_magnitude, get_logger
+
+from spoken_words_prepare import prepare_spoken_words
 
 logger = get_logger(__name__)
 
