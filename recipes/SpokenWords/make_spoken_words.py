@@ -95,8 +95,13 @@ def clip(speech, source_rate, random, snr):
     return np.round(noise * (peak * 32767 / np.abs(noise).max())).astype("<i2")
 
 
+def holds_anything(folder):
+    """Whether a path exists and is not an empty folder."""
+    return os.path.exists(folder) and not (os.path.isdir(folder) and not os.listdir(folder))
+
+
 def make(folder, words, speakers, takes, snr, seed):
-    """Write the corpus into a folder that does not exist yet; whole, or not at all.
+    """Write the corpus into a folder that does not exist yet, or is empty; whole, or not at all.
 
     Arguments
     ---------
@@ -137,7 +142,12 @@ def make(folder, words, speakers, takes, snr, seed):
                     file.setsampwidth(2)
                     file.setframerate(SAMPLE_RATE)
                     file.writeframes(clip(speech, espeak.sample_rate, random, snr).tobytes())
-        os.rename(part, folder)
+        try:
+            os.rename(part, folder)
+        except OSError:
+            if not holds_anything(folder):
+                raise
+            print(f"Another process has filled {folder} meanwhile; its speech is kept.", file=sys.stderr)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -150,4 +160,10 @@ if __name__ == "__main__":
     parser.add_argument("--takes", type=int, default=2, help="how often by each (default: %(default)s)")
     parser.add_argument("--snr", type=float, nargs=2, default=(0.0, 15.0), help="in dB, from and to (default: 0 15)")
     parser.add_argument("--seed", type=int, default=1234, help="another seed makes another corpus (default: %(default)s)")
-    make(**vars(parser.parse_args()))
+    arguments = parser.parse_args()
+    if holds_anything(arguments.folder):
+        parser.error(f"{arguments.folder} holds something already: name a new folder, or remove that one.")
+    try:
+        make(**vars(arguments))
+    except OSError as error:
+        sys.exit(f"{arguments.folder} could not be made ({error}); nothing was left there.")

@@ -52,7 +52,8 @@ def prepare_spoken_words(data_folder, words, manifests, valid_percent=15, test_p
         logger.warning(f"{folder} holds no speech: making {len(MADE_WORDS)} words there with eSpeak NG.")
         # In a process of its own: eSpeak keeps a state, so what was said before changes what comes out.
         maker = Path(__file__).resolve().with_name("make_spoken_words.py")
-        subprocess.run([sys.executable, str(maker), str(folder), *MADE_WORDS], check=True)
+        if subprocess.run([sys.executable, str(maker), str(folder), *MADE_WORDS]).returncode:
+            raise RuntimeError(f"making speech in {folder} failed, as said above; is extra_requirements.txt installed?")
 
     splits = {split: {} for split in manifests}
     for word in words:

@@ -145,6 +145,29 @@ def test_the_recipe_dies_on_the_stock_release_and_trains_on_the_fork(corpus, tmp
     assert status == 1 and "run again with --emb_dim 64" in said
 
 
+def test_a_source_that_is_not_there_is_named(corpus, tmp_path):
+    status, said = run(
+        "train.py", "hparams/finetune.yaml", f"--output_folder={tmp_path}", f"--data_folder={corpus}", "--words=[cat]"
+    )
+    assert status == 1 and "ValueError: there is no folder results/pretrain/1234/inference: run pretrain.py first" in said
+
+
+def test_speech_is_never_made_over_something(corpus, tmp_path):
+    command = [sys.executable, RECIPE / "make_spoken_words.py", corpus, "cat"]
+    done = subprocess.run(list(map(str, command)), stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2 and f"{corpus} holds something already" in done.stderr
+    command[2] = "/proc/data"
+    done = subprocess.run(list(map(str, command)), stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1 and "/proc/data could not be made" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_two_makers_at_once_leave_one_corpus(tmp_path):
+    command = [sys.executable, str(RECIPE / "make_spoken_words.py"), str(tmp_path / "data"), "cat", "--takes", "10"]
+    makers = [subprocess.Popen(command, stderr=subprocess.DEVNULL) for _ in range(2)]
+    assert [maker.wait() for maker in makers] == [0, 0]
+    assert [path.name for path in tmp_path.iterdir()] == ["data"] and len(list(tmp_path.rglob("*.wav"))) == 600
+
+
 def test_the_inference_folder_tells_words(corpus, tmp_path):
     common = [
         f"--words=[{','.join(PRETRAINED)}]",

@@ -7,6 +7,7 @@ With the Speech Commands corpus instead of made speech:
 > python train.py hparams/finetune.yaml --data_folder /path/to/speech_commands
 """
 
+import os
 import sys
 
 import speechbrain as sb
@@ -117,7 +118,9 @@ def main():
     run_on_main(prepare_spoken_words, kwargs={key: hparams[key] for key in keys})
     datasets = dataio_prep(hparams)
 
-    # A folder or a hub id; from_hparams freezes what it loads.
+    # A folder or a hub id, which has one slash at most; from_hparams freezes what it loads.
+    if not os.path.isdir(hparams["source"]) and hparams["source"].count("/") != 1:
+        raise ValueError(f"there is no folder {hparams['source']}: run pretrain.py first, or name another --source")
     pretrained = EncoderClassifier.from_hparams(hparams["source"], run_opts=run_opts)
     hparams["pretrained"] = pretrained
     emb_dim = pretrained.encode_batch(torch.zeros(1, 16000)).shape[-1]
