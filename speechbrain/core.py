@@ -1,11 +1,17 @@
-"""What a Brain says of its parameters. The rest of this module is upstream's."""
+"""What a Brain says of its parameters, and how it averages losses. The rest of this module is upstream's."""
 
+import speechbrain as sb
+import yaml
 from speechbrain.core import logger  # upstream's own
 from speechbrain.utils.logger import format_order_of_magnitude
+from torch import isfinite
 
 
 class Brain:
-    """Upstream's class with one method replaced."""
+    """Upstream's class with some of its methods replaced."""
+
+    # How many losses of the stage were not finite; its average leaves them out.
+    nonfinite_skipped = 0
 
     def print_trainable_parameters(self):
         """Log how many parameters the modules have, and how many of them are trainable.
@@ -43,3 +49,99 @@ class Brain:
             f"* Total Number of Parameters: {format_order_of_magnitude(total)}\n"
             f"* Trainable Parameters represent {percentage}% of the total size."
         )
+
+    def _fit_train(self, train_set, epoch, enable):
+        # Upstream says nothing of the losses that an average leaves out.
+        if self.step == 0:  # else an epoch goes on from a checkpoint
+            self.nonfinite_skipped = 0
+        self._upstream__fit_train(train_set, epoch, enable)
+        self._say_what_was_skipped(f"training in epoch {epoch}")
+
+    def _fit_valid(self, valid_set, epoch, enable):
+        # As in training.
+        self.nonfinite_skipped = 0
+        self._upstream__fit_valid(valid_set, epoch, enable)
+        self._say_what_was_skipped(f"validation in epoch {epoch}")
+
+    def evaluate(self, test_set, max_key=None, min_key=None, progressbar=None, test_loader_kwargs={}):  # noqa: B006
+        """Evaluate, as upstream's does; of the losses that are not finite it says how many there were.
+
+        Arguments
+        ---------
+        test_set : Dataset or DataLoader
+            What to evaluate on.
+        max_key, min_key : str
+            The key in the checkpoints' meta that tells the best one.
+        progressbar : bool
+            Whether to show the progress.
+        test_loader_kwargs : dict
+            How to load a Dataset. Upstream's writes into it, this one does not.
+
+        Returns
+        -------
+        float
+            The average of the finite losses; nan where none is.
+        """
+        self.nonfinite_skipped = 0
+        average = self._upstream_evaluate(test_set, max_key, min_key, progressbar, dict(test_loader_kwargs))
+        self._say_what_was_skipped("the test")
+        return average
+
+    def _say_what_was_skipped(self, stage):
+        if self.nonfinite_skipped:
+            logger.warning(f"{self.nonfinite_skipped} losses of {stage} were not finite; the average leaves them out.")
+
+    def update_average(self, loss, avg_loss):
+        """Update the running average of a stage's losses.
+
+        Upstream's divided by the number of all batches, those with a loss that
+        is not finite included: nothing but nan averaged to 0.0, which then was
+        the best epoch of all, and 2, nan, 4 to 2.67.
+
+        Arguments
+        ---------
+        loss : torch.Tensor
+            The loss of the batch that is the ``self.step``-th of its stage, a
+            single value.
+        avg_loss : float
+            The average so far.
+
+        Returns
+        -------
+        float
+            The average of the finite losses; nan while there is none.
+
+        Example
+        -------
+        >>> brain, average = Brain(), 0.0
+        >>> for loss in (2.0, float("nan"), 4.0):
+        ...     brain.step += 1
+        ...     average = brain.update_average(torch.tensor(loss), average)
+        >>> average
+        3.0
+        """
+        if self.step <= 1:
+            self.nonfinite_skipped = 0
+        if not isfinite(loss):
+            self.nonfinite_skipped += 1
+            return avg_loss if self.nonfinite_skipped < self.step else float("nan")
+        if self.nonfinite_skipped == 0:
+            return self._upstream_update_average(loss, avg_loss)
+        count = self.step - self.nonfinite_skipped
+        if count == 1:  # the average so far is nan
+            return float(loss)
+        return avg_loss + (float(loss) - avg_loss) / count
+
+    @sb.utils.checkpoints.mark_as_saver
+    def _save(self, path):
+        # An average that goes on from a checkpoint must know what it left out.
+        self._upstream__save(path)
+        with open(path, "a", encoding="utf-8") as file:
+            yaml.dump({"nonfinite_skipped": self.nonfinite_skipped}, file)
+
+    @sb.utils.checkpoints.mark_as_loader
+    def _recover(self, path, end_of_epoch):
+        # Checkpoints of the stock release lack the number.
+        self._upstream__recover(path, end_of_epoch)
+        with open(path, encoding="utf-8") as file:
+            self.nonfinite_skipped = yaml.safe_load(file).get("nonfinite_skipped", 0)
