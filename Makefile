@@ -4,7 +4,7 @@ RECIPE := recipes/SpokenWords
 IN_VENV := .venv/bin/python
 MODULES := $(subst /,.,$(basename $(shell find speechbrain -name '*.py')))
 
-.PHONY: verify test bench diff lint
+.PHONY: verify test bench faults diff lint
 
 verify: .venv/installed    ## the recipe on the stock release and on the fork, side by side
 	$(IN_VENV) $(RECIPE)/verify_fix.py
@@ -15,6 +15,9 @@ test: .venv/installed      ## what CI runs: the tests, then the doctests of the 
 
 bench: .venv/installed     ## time per call over the stock release's
 	OMP_NUM_THREADS=1 $(IN_VENV) tests/benchmarks/against_stock.py
+
+faults: .venv/installed    ## kill runs at random moments, fill the disk; counts what was lost
+	$(IN_VENV) tests/faults/checkpoints.py
 
 diff:                      ## what the fork changes, as a diff against the release
 	@$(PYTHON) -m composer diff

@@ -1,0 +1,293 @@
+"""Checkpoints appear whole or not at all, and a damaged one is passed over."""
+
+import logging
+import os
+import pickle
+import shutil
+
+import pytest
+import torch
+from speechbrain.utils import checkpoints
+from speechbrain.utils.checkpoints import Checkpointer
+from speechbrain.utils.epoch_loop import EpochCounter
+
+regression = pytest.mark.regression
+HIDDEN = (".saving-", ".deleting-", ".replaced-")
+
+
+def build(folder, value=0.0, **options):
+    """A checkpointer of a module that holds a value, a counter and an object saved by pickle."""
+    model = torch.nn.Linear(300, 1)
+    model.weight.data.fill_(value)
+    counter = EpochCounter(9)
+    counter.current = int(value)
+    made = Checkpointer(folder, {"model": model, "counter": counter}, **options)
+    made.add_recoverable("notes", [value] * 99, custom_save_hook=save_pickle, custom_load_hook=load_pickle)
+    return made
+
+
+def save_pickle(obj, path):
+    with open(path, "wb") as file:
+        pickle.dump(obj, file)
+
+
+def load_pickle(obj, path, end_of_epoch):
+    with open(path, "rb") as file:
+        obj[:] = pickle.load(file)
+
+
+def fill(made, value):
+    made.recoverables["model"].weight.data.fill_(value)
+    made.recoverables["counter"].current = int(value)
+    made.recoverables["notes"][:] = [value] * 99
+
+
+def values(made):
+    model, counter, notes = made.recoverables.values()
+    return {*model.weight.data.unique().tolist(), float(counter.current), *notes}
+
+
+def save(folder, *saved, **options):
+    """Save checkpoints, one second apart, with meta["loss"] falling."""
+    made = build(folder)
+    for value in saved:
+        fill(made, value)
+        made.save_checkpoint({"unixtime": value, "loss": -value}, name=f"{value:.0f}", verbosity=logging.DEBUG, **options)
+    return made
+
+
+def hidden(folder):
+    return [path.name for path in folder.iterdir() if path.name.startswith(HIDDEN)]
+
+
+def in_a_process_that_is_killed(run):
+    """Run in a forked process, which is to end itself before `run` returns."""
+    child = os.fork()
+    if not child:
+        try:
+            run()
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9, "it was not killed"
+
+
+def die(*_):
+    os._exit(9)
+
+
+@pytest.mark.parametrize(
+    "victim",
+    [
+        pytest.param("model", marks=regression),
+        pytest.param("counter", marks=regression),
+        pytest.param("notes", marks=regression),
+    ],
+)
+@pytest.mark.parametrize("how", [die, "raise"], ids=["killed", "raised"])
+def test_a_save_that_ends_half_way_leaves_the_last_checkpoint_the_newest(tmp_path, victim, how):
+    made = save(tmp_path, 1.0)
+
+    def full(obj, path):
+        path.write_bytes(b"PK half")
+        die() if how is die else (_ for _ in ()).throw(OSError("No space left on device"))
+
+    made.custom_save_hooks[victim] = full
+    fill(made, 2.0)
+    if how is die:
+        in_a_process_that_is_killed(lambda: made.save_checkpoint(name="2"))
+    else:
+        with pytest.raises(OSError, match="No space left"):
+            made.save_checkpoint(name="2")
+        assert not hidden(tmp_path)
+    resumed = build(tmp_path)
+    assert resumed.recover_if_possible().path.name == "CKPT+1"
+    assert values(resumed) == {1.0}
+    resumed.save_checkpoint()
+    assert not hidden(tmp_path) and len(resumed.list_checkpoints()) == 2
+
+
+@regression
+@pytest.mark.parametrize("renames", [0, 1])
+def test_a_named_checkpoint_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch, renames):
+    made = save(tmp_path, 1.0)
+    fill(made, 2.0)
+    calls = []
+
+    def rename(source, target):
+        die() if len(calls) == renames else calls.append(os.replace(source, target))
+
+    def interrupted():
+        monkeypatch.setattr(os, "rename", rename)
+        made.save_checkpoint(name="1")
+
+    in_a_process_that_is_killed(interrupted)
+    resumed = build(tmp_path)
+    assert resumed.recover_if_possible() and values(resumed) == {1.0}
+    made.save_checkpoint(name="1")
+    assert resumed.recover_if_possible() and values(resumed) == {2.0}
+    assert [path.name for path in tmp_path.iterdir()] == ["CKPT+1"]
+
+
+@regression
+def test_a_deletion_that_is_killed_leaves_no_half_checkpoint(tmp_path, monkeypatch):
+    made = save(tmp_path, 1.0, 2.0)
+    oldest = made.find_checkpoints()[-1]
+
+    def rmtree(path, ignore_errors=False):
+        if os.path.exists(path):
+            os.remove(next(entry.path for entry in os.scandir(path) if entry.name != "CKPT.yaml"))
+            die()
+
+    def interrupted():
+        monkeypatch.setattr(shutil, "rmtree", rmtree)
+        made._delete_checkpoint(oldest)
+
+    in_a_process_that_is_killed(interrupted)
+    assert [c.path.name for c in made.list_checkpoints()] == ["CKPT+2"]
+    made.save_checkpoint(name="3")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["CKPT+2", "CKPT+3"]
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 255
+    path.write_bytes(data)
+
+
+def zero(path):
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def remove(path):
+    path.unlink()
+
+
+def scramble(path):
+    path.write_text("{half a mapping: [")
+
+
+DAMAGES = [
+    *((name, how) for name in ("model", "notes") for how in (cut, zero, empty, remove)),
+    ("model", flip),
+    ("counter", zero),
+    ("counter", empty),
+    ("counter", remove),
+    ("CKPT.yaml", cut),
+    ("CKPT.yaml", empty),
+    ("CKPT.yaml", zero),
+    ("CKPT.yaml", scramble),
+]
+
+
+def damage(folder, name, how):
+    how(folder / (name if name == "CKPT.yaml" else f"{name}.ckpt"))
+
+
+@regression
+@pytest.mark.parametrize("name, how", DAMAGES)
+@pytest.mark.parametrize(
+    "keys", [{}, {"min_key": "loss"}, {"importance_key": lambda c: -c.meta["loss"]}], ids=["newest", "key", "function"]
+)
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, caplog, name, how, keys):
+    save(tmp_path, 1.0, 3.0, 2.0)
+    damage(tmp_path / "CKPT+3", name, how)
+    made = build(tmp_path)
+    assert made.recover_if_possible(**keys).path.name == "CKPT+2"
+    assert values(made) == {2.0}
+    said = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert len(said) == 1 and f"Passing over {tmp_path / 'CKPT+3'}" in said[0] and name in said[0]
+
+
+@regression
+@pytest.mark.parametrize("name, how", [("model", cut), ("notes", cut), ("counter", zero), ("CKPT.yaml", scramble)])
+def test_training_does_not_start_afresh_where_no_checkpoint_can_be_read(tmp_path, name, how):
+    save(tmp_path, 1.0, 2.0)
+    for folder in list(tmp_path.iterdir()):
+        damage(folder, name, how)
+    made = build(tmp_path, 7.0)
+    with pytest.raises(RuntimeError, match=r"None of the 2 checkpoints in .* can be read"):
+        made.recover_if_possible()
+    assert values(made) == {7.0}
+
+
+def test_no_checkpoint_is_no_error(tmp_path):
+    assert build(tmp_path).recover_if_possible() is None
+
+
+def test_a_named_checkpoint_that_is_damaged_still_raises(tmp_path):
+    made = save(tmp_path, 1.0, 2.0)
+    damage(tmp_path / "CKPT+2", "model", cut)
+    with pytest.raises(RuntimeError):
+        made.load_checkpoint(made.find_checkpoint())
+
+
+def test_a_state_that_does_not_fit_the_model_is_still_an_error(tmp_path):
+    save(tmp_path, 1.0, 2.0)
+    made = build(tmp_path)
+    made.recoverables["model"] = torch.nn.Linear(3, 1)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        made.recover_if_possible()
+    made = build(tmp_path)
+    made.add_recoverable("new", torch.nn.Linear(1, 1))
+    with pytest.raises(RuntimeError, match="missing a load path for new"):
+        made.recover_if_possible()
+
+
+@pytest.mark.parametrize("tolerated", ["dataloader-TRAIN", "optional", "partial"])
+def test_what_stock_tolerates_to_be_absent_is_no_damage(tmp_path, tolerated):
+    save(tmp_path, 1.0)
+    both = build(tmp_path, 2.0)
+    both.add_recoverable(tolerated, torch.nn.Linear(1, 1))
+    both.save_checkpoint({"unixtime": 2.0}, name="2")
+    fill(both, 3.0)
+    del both.recoverables[tolerated]
+    both.save_checkpoint({"unixtime": 3.0}, name="3")
+    made = build(tmp_path, allow_partial_load=tolerated == "partial")
+    made.add_recoverable(tolerated, torch.nn.Linear(1, 1), optional_load=tolerated == "optional")
+    with pytest.warns(UserWarning, match="missing a load path") if tolerated != "partial" else _nothing():
+        assert made.recover_if_possible().path.name == "CKPT+3"
+
+
+def _nothing():
+    from contextlib import nullcontext
+
+    return nullcontext()
+
+
+def test_a_file_that_every_checkpoint_has_empty_is_for_its_loader_to_judge(tmp_path):
+    made = save(tmp_path, 1.0)
+    made.add_recoverable("mark", object(), custom_save_hook=lambda o, p: p.touch(), custom_load_hook=lambda o, p, e: None)
+    made.save_checkpoint({"unixtime": 5.0}, name="5")
+    made.save_checkpoint({"unixtime": 6.0}, name="6")
+    assert made.recover_if_possible().path.name == "CKPT+6"
+
+
+@regression
+def test_a_save_searches_no_more_often_than_the_one_before(tmp_path, monkeypatch):
+    made, searches = build(tmp_path), []
+    find = checkpoints.Checkpointer.find_checkpoints
+    monkeypatch.setattr(Checkpointer, "find_checkpoints", lambda self, *a, **k: searches.append(1) or find(self, *a, **k))
+    counts = []
+    for _ in range(4):
+        made.save_and_keep_only(verbosity=logging.DEBUG)
+        counts.append(len(searches))
+        searches.clear()
+    assert set(counts) == {2}
+
+
+def test_what_is_saved_is_where_and_what_stock_saves(tmp_path):
+    made = build(tmp_path, 4.0)
+    done = made.save_checkpoint({"loss": 1.0}, end_of_epoch=False)
+    assert done.path.name.startswith("CKPT+2") and done.path.parent == tmp_path
+    assert sorted(path.name for path in done.path.iterdir()) == ["CKPT.yaml", "counter.ckpt", "model.ckpt", "notes.ckpt"]
+    assert done.meta["loss"] == 1.0 and done.meta["end-of-epoch"] is False and done.meta["unixtime"] > 0
+    assert done.paramfiles == {name: done.path / f"{name}.ckpt" for name in ("model", "counter", "notes")}
+    assert made.list_checkpoints() == [done]
