@@ -1,10 +1,13 @@
-"""What a Brain says of its parameters, and how it averages losses. The rest of this module is upstream's."""
+"""What a Brain says of its parameters, how it averages losses, and torchrun on CPU. The rest of this module is upstream's."""
+
+from types import SimpleNamespace
 
 import speechbrain as sb
+import torch
 import yaml
 from speechbrain.core import logger  # upstream's own
 from speechbrain.utils.logger import format_order_of_magnitude
-from torch import isfinite
+from torch.nn.parallel import DistributedDataParallel as DDP
 
 
 class Brain:
@@ -12,6 +15,9 @@ class Brain:
 
     # How many losses of the stage were not finite; its average leaves them out.
     nonfinite_skipped = 0
+
+    # The parameters that the processes of torchrun keep the same, by id; None without torchrun.
+    _wrapped = None
 
     def print_trainable_parameters(self):
         """Log how many parameters the modules have, and how many of them are trainable.
@@ -50,6 +56,35 @@ class Brain:
             f"* Trainable Parameters represent {percentage}% of the total size."
         )
 
+    def _train_loader_specifics(self, dataset, loader_kwargs):
+        # Upstream's asks for hparams.sorting under torchrun, whether or not the Brain has hparams.
+        if self.distributed_launch and not hasattr(self, "hparams"):
+            self.hparams = SimpleNamespace()
+        return self._upstream__train_loader_specifics(dataset, loader_kwargs)
+
+    def zero_grad(self, set_to_none=False):
+        """Clear the gradients of what the optimizers train.
+
+        Upstream's says nothing where a module was unfrozen after it had been
+        wrapped for torchrun: each process then trains it on its own. As fit()
+        calls this after ``on_stage_start``, it is the place to notice.
+
+        Arguments
+        ---------
+        set_to_none : bool
+            Whether to drop the gradients instead of filling them with zeros.
+        """
+        self._upstream_zero_grad(set_to_none)
+        if self._wrapped is None:
+            return
+        late = [name for name, p in self.modules.named_parameters() if p.requires_grad and id(p) not in self._wrapped]
+        if late:
+            logger.warning(
+                f"Not synchronised between the processes: {', '.join(late)}. They were unfrozen after fit() had wrapped the "
+                "modules for torchrun: unfreeze them before fit(), and freeze again what is not to be trained yet."
+            )
+            self._wrapped.update(id(p) for p in self.modules.parameters())  # said once
+
     def _fit_train(self, train_set, epoch, enable):
         # Upstream says nothing of the losses that an average leaves out.
         if self.step == 0:  # else an epoch goes on from a checkpoint
@@ -62,6 +97,22 @@ class Brain:
         self.nonfinite_skipped = 0
         self._upstream__fit_valid(valid_set, epoch, enable)
         self._say_what_was_skipped(f"validation in epoch {epoch}")
+
+    def _wrap_distributed(self):
+        # Upstream's makes a SyncBatchNorm of every BatchNorm, which refuses to work without a GPU.
+        if self.distributed_launch and self.device_type == "cpu":
+            for name, module in self.modules.items():
+                if any(parameter.requires_grad for parameter in module.parameters()):
+                    if any(isinstance(part, torch.nn.modules.batchnorm._BatchNorm) for part in module.modules()):
+                        logger.warning(
+                            f"{name}: BatchNorm works on each process's own part of the batch, since SyncBatchNorm needs a GPU."
+                        )
+                    unused = self.find_unused_parameters
+                    self.modules[name] = DDP(module, device_ids=None, find_unused_parameters=unused)
+        else:
+            self._upstream__wrap_distributed()
+        if self.distributed_launch:
+            self._wrapped = {id(p) for p in self.modules.parameters() if p.requires_grad}
 
     def evaluate(self, test_set, max_key=None, min_key=None, progressbar=None, test_loader_kwargs={}):  # noqa: B006
         """Evaluate, as upstream's does; of the losses that are not finite it says how many there were.
@@ -122,7 +173,7 @@ class Brain:
         """
         if self.step <= 1:
             self.nonfinite_skipped = 0
-        if not isfinite(loss):
+        if not torch.isfinite(loss):
             self.nonfinite_skipped += 1
             return avg_loss if self.nonfinite_skipped < self.step else float("nan")
         if self.nonfinite_skipped == 0:

@@ -53,4 +53,4 @@ def test_training_is_the_same_bit_for_bit(stock, tmp_path):
         return subprocess.run(command, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, text=True, check=True).stdout
 
     on_stock, on_fork = run("stock", str(stock)), run("fork", os.environ.get("PYTHONPATH", ""))
-    assert on_stock == on_fork and on_stock.count("\n") == 11
+    assert on_stock == on_fork and on_stock.count("\n") == 12
