@@ -9,6 +9,19 @@ from speechbrain.core import logger  # upstream's own
 from speechbrain.utils.logger import format_order_of_magnitude
 from torch.nn.parallel import DistributedDataParallel as DDP
 
+# The names under which normalisations keep what they learn from the batches that they see, and how many these were.
+STATISTICS = ("running_mean", "running_var", "running_std", "glob_mean", "glob_std")
+
+COUNTS = ("num_batches_tracked", "weight", "count")
+
+
+def _on_any_process(flag):
+    """Tell whether a flag is set on any process; one wait for the device."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        flag = flag.to(torch.uint8)
+        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+    return bool(flag)
+
 
 class Brain:
     """Upstream's class with some of its methods replaced."""
@@ -18,6 +31,14 @@ class Brain:
 
     # The parameters that the processes of torchrun keep the same, by id; None without torchrun.
     _wrapped = None
+
+    # False has every step taken, and gradients clipped, as the stock release does.
+    only_finite_steps = True
+
+    # Steps in a row that were not taken, and running statistics as the last one that was taken has left them.
+    _steps_left_out = 0
+
+    _statistics = None
 
     def print_trainable_parameters(self):
         """Log how many parameters the modules have, and how many of them are trainable.
@@ -84,6 +105,143 @@ class Brain:
                 "modules for torchrun: unfreeze them before fit(), and freeze again what is not to be trained yet."
             )
             self._wrapped.update(id(p) for p in self.modules.parameters())  # said once
+
+    def check_loss_isfinite(self, loss):
+        """Count the losses that are not finite, and end the run where there are too many in an epoch.
+
+        Upstream's raised on the process whose loss it was, while the others
+        waited for it, and did not say where to look. Under torchrun this one
+        counts alike on all processes.
+
+        Arguments
+        ---------
+        loss : torch.Tensor
+            The loss of a batch.
+
+        Raises
+        ------
+        ValueError
+            If more than ``nonfinite_patience`` losses of an epoch are not finite.
+        """
+        if _on_any_process(~torch.isfinite(loss).all()):
+            self.nonfinite_count += 1
+            if self.nonfinite_count > self.nonfinite_patience:
+                raise ValueError(
+                    f"Loss is not finite and patience is exhausted: {self.nonfinite_count} of this epoch are not finite, and "
+                    f"nonfinite_patience is {self.nonfinite_patience}. {self._first_nonfinite()}"
+                )
+            logger.warning(
+                f"The loss of batch {self.step} is not finite, {self.nonfinite_count} of {self.nonfinite_patience} that are "
+                "tolerated in an epoch."
+            )
+
+    def optimizers_step(self):
+        """Clip the gradients, and let the optimizers step if all gradients are finite.
+
+        Upstream's took the step with nan too, which destroys the weights, clipped
+        the first group of an optimizer alone, and turned the gradient around
+        where ``max_grad_norm`` is negative. Here one norm is taken over all groups
+        of an optimizer, a negative ``max_grad_norm`` means no clipping, and
+        where a norm is not finite no optimizer steps, on any process. With fp16
+        the GradScaler decides, as on upstream's.
+
+        Raises
+        ------
+        ValueError
+            If more than ``nonfinite_patience`` steps in a row, across epochs,
+            cannot be taken, or if the statistics of a normalisation cannot be
+            put back.
+        """
+        if not self.only_finite_steps:
+            return self._upstream_optimizers_step()
+        if self.optimizers_dict is not None:
+            optimizers = self.freeze_optimizers(self.optimizers_dict)
+        elif self.opt_class is not None:
+            optimizers = {"optimizer": self.optimizer}
+        else:
+            return
+        for optimizer in optimizers.values():
+            self.scaler.unscale_(optimizer)
+        trained = [[p for group in o.param_groups for p in group["params"] if p.grad is not None] for o in optimizers.values()]
+        norms = [torch.nn.utils.get_total_norm([p.grad for p in parameters]) for parameters in trained]
+        if not self.scaler.is_enabled() and norms:
+            finite = torch.stack([torch.isfinite(norm).to(norms[0].device) for norm in norms]).all()
+            if _on_any_process(~finite):
+                self._leave_out_step()
+                return
+        if self.max_grad_norm >= 0:
+            for parameters, norm in zip(trained, norms):
+                torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
+        for optimizer in optimizers.values():
+            self.scaler.step(optimizer)
+        self.scaler.update()
+        for optimizer in optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        self.optimizer_step += 1
+        self._steps_left_out = 0
+        self._remember_statistics()
+
+    def _leave_out_step(self):
+        """Do without a step whose gradients are not finite, and without what its batch did to running statistics."""
+        self._steps_left_out += 1
+        bad = [n for n, p in self.modules.named_parameters() if p.grad is not None and not torch.isfinite(p.grad).all()]
+        which = f"{', '.join(bad[:3])}{f' and {len(bad) - 3} more' if len(bad) > 3 else ''}" or "no parameter here"
+        logger.warning(
+            f"Step {self.optimizer_step + 1} is not taken (batch {self.step}): not finite are the gradients of {which}."
+        )
+        for optimizer in (self.optimizers_dict or {"optimizer": self.optimizer}).values():
+            optimizer.zero_grad(set_to_none=True)
+        self._put_statistics_back()
+        if _on_any_process(torch.tensor(bool(self._spoiled()), device=self.device)):
+            raise ValueError(
+                f"Running statistics are not finite after batch {self.step}, and there are none from before to put back: "
+                f"{', '.join(self._spoiled()) or 'on another process'}. Look at the audio of that batch."
+            )
+        if self._steps_left_out > self.nonfinite_patience:
+            raise ValueError(
+                f"{self._steps_left_out} steps in a row could not be taken, nonfinite_patience is {self.nonfinite_patience}; "
+                f"not finite were the gradients of {which}. {self._first_nonfinite()}"
+            )
+
+    def _holders(self):
+        """The modules with running statistics, and the names of these and of their counts."""
+        for module in self.modules.modules():
+            own = {**module._buffers, **module.__dict__}
+            if any(isinstance(own.get(name), torch.Tensor) for name in STATISTICS):
+                yield module, [name for name in STATISTICS + COUNTS if name in own]
+
+    def _remember_statistics(self):
+        """Keep a copy of the running statistics, which the batch of a step that was taken has left finite."""
+        if self._statistics is None:
+            self._statistics = [(module, dict.fromkeys(names)) for module, names in self._holders()]
+        for module, values in self._statistics:
+            for name in values:
+                value = getattr(module, name)
+                values[name] = value.detach().clone() if isinstance(value, torch.Tensor) else value
+
+    @torch.no_grad()
+    def _put_statistics_back(self):
+        for module, values in self._statistics or []:
+            for name, value in values.items():
+                there = getattr(module, name)
+                if name in module._buffers and value is not None and there.shape == value.shape:
+                    there.copy_(value)  # torchrun's wrapper holds on to the tensor
+                else:
+                    setattr(module, name, value.clone() if isinstance(value, torch.Tensor) else value)
+
+    def _spoiled(self):
+        """The names of running statistics that are not finite."""
+        paths = {module: path for path, module in self.modules.named_modules()}
+        values = ((f"{paths[module]}.{name}", getattr(module, name)) for module, names in self._holders() for name in names)
+        return [path for path, value in values if isinstance(value, torch.Tensor) and not torch.isfinite(value).all()]
+
+    def _first_nonfinite(self):
+        """Say which tensor of the model is the first that is not finite."""
+        state = [*self.modules.named_parameters(), *self.modules.named_buffers()]
+        first = next((name for name, value in state if not torch.isfinite(value).all()), None)
+        if first is not None:
+            return f"The first tensor of the model that is not finite is {first}."
+        return "Parameters and buffers are finite: look at data and learning rate, or use torch.autograd.detect_anomaly()."
 
     def _fit_train(self, train_set, epoch, enable):
         # Upstream says nothing of the losses that an average leaves out.

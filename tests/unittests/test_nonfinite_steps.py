@@ -1,0 +1,176 @@
+"""Steps that are not finite, and clipping."""
+
+import math
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import speechbrain as sb
+import torch
+from speechbrain.processing.features import InputNormalization
+from torch.nn import BatchNorm1d, Linear, Sequential
+
+regression = pytest.mark.regression
+nan = math.nan
+
+
+class Brain(sb.Brain):
+    """Its loss is the mean output, times a second number that comes with the data."""
+
+    def compute_forward(self, batch, stage):
+        x = batch[0]
+        if "norm" in self.modules:
+            x = self.modules.norm(x[:, None], torch.ones(len(x)))[:, 0]
+        return self.modules.model(x)
+
+    def compute_objectives(self, predictions, batch, stage):
+        return predictions.mean() * batch[1].mean()
+
+
+def make(modules, optimizer=torch.optim.SGD, **options):
+    torch.manual_seed(0)
+    return Brain(modules(), lambda p: optimizer(p, lr=0.1), options, {"device": "cpu", "noprogressbar": True})
+
+
+def data(inputs=(), losses=(), length=6):
+    """Batches of two; some with inputs or losses of nan."""
+    torch.manual_seed(1)
+    x, factor = torch.randn(2 * length, 4), torch.ones(2 * length)
+    for place in inputs:
+        x[2 * place, 1] = nan
+    for place in losses:
+        factor[2 * place] = nan
+    return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, factor), batch_size=2)
+
+
+def plain():
+    return {"model": Linear(4, 3)}
+
+
+def normalised():
+    return {"norm": InputNormalization(norm_type="global"), "model": Sequential(Linear(4, 4), BatchNorm1d(4), Linear(4, 3))}
+
+
+def state(brain):
+    tensors = list(brain.modules.state_dict().values())
+    if "norm" in brain.modules:
+        norm = brain.modules.norm
+        tensors += [norm.glob_mean, norm.glob_std, torch.tensor(norm.count)]
+    return [tensor.clone() for tensor in tensors]
+
+
+@regression
+@pytest.mark.parametrize("where", ["inputs", "losses"])
+@pytest.mark.parametrize("modules", [plain, normalised])
+@pytest.mark.parametrize("place", range(1, 6))
+def test_a_batch_of_nan_at_any_place_leaves_no_trace(caplog, modules, where, place):
+    brain, other = make(modules, torch.optim.Adam), make(modules, torch.optim.Adam)
+    brain.fit(range(1), data(**{where: [place]}))
+    clean = list(data())
+    other.fit(range(1), torch.utils.data.DataLoader(clean[:place] + clean[place + 1 :], batch_size=None))
+    assert brain.optimizer_step == other.optimizer_step == 5
+    assert all(torch.equal(one, two) for one, two in zip(state(brain), state(other)))
+    said = [r.getMessage() for r in caplog.records if "is not taken" in r.getMessage()]
+    first = "model.weight" if modules is plain else "model.0.weight"
+    assert len(said) == 1 and said[0].startswith(
+        f"Step {place + 1} is not taken (batch {place + 1}): not finite are the gradients of {first}"
+    )
+
+
+@regression
+def test_statistics_that_cannot_be_put_back_are_named():
+    brain = make(normalised)
+    with pytest.raises(
+        ValueError, match=r"Running statistics are not finite after batch 1, .*norm.glob_mean.*model.1.running_mean"
+    ):
+        brain.fit(range(1), data(inputs=[0]))
+
+
+@regression
+def test_the_switch_brings_stock_back(monkeypatch):
+    monkeypatch.setattr(sb.Brain, "only_finite_steps", False)
+    brain = make(plain, nonfinite_patience=9)
+    brain.fit(range(1), data(losses=[1]))
+    assert all(torch.isnan(p).all() for p in brain.modules.parameters())
+
+
+@regression
+def test_failures_in_a_row_count_on_across_epochs():
+    brain = make(plain, nonfinite_patience=3)
+    with pytest.raises(
+        ValueError, match=r"4 steps in a row could not be taken, nonfinite_patience is 3; .* model.weight, model.bias"
+    ):
+        brain.fit(range(9), data(losses=[0, 1], length=2))
+    assert all(torch.isfinite(p).all() for p in brain.modules.parameters())
+
+
+def test_failures_of_an_epoch_end_the_run_as_on_stock():
+    brain = make(plain, nonfinite_patience=2)
+    with pytest.raises(ValueError, match="Loss is not finite and patience is exhausted"):
+        brain.fit(range(9), data(losses=[0, 2, 4]))
+
+
+@regression
+def test_the_error_names_the_first_tensor_that_is_not_finite():
+    brain = make(plain, nonfinite_patience=0)
+    brain.modules.model.bias.data[1] = nan
+    with pytest.raises(ValueError, match=r"The first tensor of the model that is not finite is model\.bias"):
+        brain.fit(range(1), data())
+
+
+@pytest.mark.parametrize(
+    "largest, separate, norm",
+    [
+        (1.0, False, 1.0),
+        (1000.0, False, 50.0),
+        pytest.param(1.0, True, 1.0, marks=regression),
+        pytest.param(-1.0, False, 50.0, marks=regression),
+        pytest.param(-1.0, True, 50.0, marks=regression),
+    ],
+)
+def test_all_groups_are_clipped_together(largest, separate, norm):
+    brain = make(plain, max_grad_norm=largest, remove_vector_weight_decay=separate)
+    brain.init_optimizers()
+    before = [p.detach().clone() for p in brain.modules.parameters()]
+    brain.modules.model.weight.grad = torch.full((3, 4), 40 / math.sqrt(12))
+    brain.modules.model.bias.grad = torch.full((3,), 30 / math.sqrt(3))
+    brain.optimizers_step()
+    taken = torch.cat([(old - new).flatten() for old, new in zip(before, brain.modules.parameters())]) / 0.1
+    assert taken.norm().item() == pytest.approx(norm, rel=1e-4) and (taken > 0).all()
+
+
+RANKS = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import torch, speechbrain as sb
+from test_nonfinite_steps import Brain, data, plain
+
+options = {"device": "cpu", "distributed_backend": "gloo", "noprogressbar": True}
+sb.utils.distributed.ddp_init_group(options)
+torch.manual_seed(0)
+brain = Brain(plain(), lambda p: torch.optim.SGD(p, lr=0.1), {"nonfinite_patience": int(sys.argv[2])}, options)
+try:
+    brain.fit(range(1), data(losses=[1, 3] if brain.rank else []))
+    print("ended", all(torch.isfinite(p).all().item() for p in brain.modules.parameters()), brain.optimizer_step, flush=True)
+except ValueError as error:
+    print("raised", str(error)[:20], flush=True)
+"""
+
+
+@regression
+@pytest.mark.parametrize("patience, said", [(3, ["ended True 4"] * 2), (1, ["raised Loss is not finite"] * 2)])
+def test_nan_on_one_of_two_processes(tmp_path, patience, said):
+    (tmp_path / "train.py").write_text(RANKS)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py"]
+    done = subprocess.run(
+        [*command, os.path.dirname(os.path.abspath(__file__)), str(patience)],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        timeout=100,
+    )
+    assert re.findall("ended True 4|raised Loss is not finite", done.stdout) == said
