@@ -16,8 +16,9 @@ test: .venv/installed      ## what CI runs: the tests, then the doctests of the 
 bench: .venv/installed     ## time per call over the stock release's
 	OMP_NUM_THREADS=1 $(IN_VENV) tests/benchmarks/against_stock.py
 
-faults: .venv/installed    ## kill runs at random moments, fill the disk; counts what was lost
+faults: .venv/installed    ## kills at random moments, a full disk, nan at every place of an epoch, damaged files, two processes
 	$(IN_VENV) tests/faults/checkpoints.py
+	$(IN_VENV) -m pytest tests/unittests/test_nonfinite_steps.py tests/unittests/test_checkpoints.py tests/unittests/test_torchrun.py
 
 diff:                      ## what the fork changes, as a diff against the release
 	@$(PYTHON) -m composer diff

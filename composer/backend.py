@@ -19,7 +19,7 @@ from pathlib import Path
 from composer import Refusal, base, record, tree
 
 EPOCH = 1711929600  # 2024-04-01: the date of everything in the archives, unless SOURCE_DATE_EPOCH says otherwise
-SOURCES = ("pyproject.toml", "README.md", "PR_2537.md", "LICENSE", "NOTICE")
+SOURCES = ("pyproject.toml", "README.md", "LICENSE", "NOTICE")
 
 
 def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
@@ -84,7 +84,7 @@ def build_sdist(sdist_directory, config_settings=None):
     fork = record.load()
     stem = f"speechbrain-{fork.version}"
     composer = [f"composer/{path.name}" for path in (record.ROOT / "composer").glob("*.py")]
-    files = {**record.delta(), **{name: _read(name) for name in (*SOURCES, *composer)}}
+    files = {**record.delta(), **{name: _read(name) for name in (*SOURCES, *fork.pages.values(), *composer)}}
     # 2.1, since from 2.2 on an installer takes what PKG-INFO does not name for settled, the requirements among it
     files["PKG-INFO"] = f"Metadata-Version: 2.1\nName: speechbrain\nVersion: {fork.version}\n".encode()
     out = io.BytesIO()

@@ -324,7 +324,7 @@ class _Grafting:
                 raise Refusal(f"{where}: neither __future__ nor star imports can be grafted.")
             if module == self.module and not node.level:
                 for alias in node.names:
-                    if alias.asname or not self.theirs.binders(alias.name, top):
+                    if alias.asname or not self.theirs.binders(alias.name.removeprefix(KEPT), top):
                         raise Refusal(
                             f"{where}: {alias.name} is imported from this module itself, where upstream lacks that name."
                         )

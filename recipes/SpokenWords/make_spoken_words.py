@@ -163,6 +163,10 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     if holds_anything(arguments.folder):
         parser.error(f"{arguments.folder} holds something already: name a new folder, or remove that one.")
+    if min(arguments.speakers, arguments.takes) < 1 or arguments.snr[0] > arguments.snr[1]:
+        parser.error("--speakers and --takes must be one or more, and --snr must not fall.")
+    if len(set(arguments.words)) < len(arguments.words) or any(os.path.basename(word) != word for word in arguments.words):
+        parser.error("each word must be given once, and becomes the name of a folder.")
     try:
         make(**vars(arguments))
     except OSError as error:

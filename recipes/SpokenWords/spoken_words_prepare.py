@@ -53,7 +53,7 @@ def prepare_spoken_words(data_folder, words, manifests, valid_percent=15, test_p
         # In a process of its own: eSpeak keeps a state, so what was said before changes what comes out.
         maker = Path(__file__).resolve().with_name("make_spoken_words.py")
         if subprocess.run([sys.executable, str(maker), str(folder), *MADE_WORDS]).returncode:
-            raise RuntimeError(f"making speech in {folder} failed, as said above; is extra_requirements.txt installed?")
+            raise RuntimeError(f"making speech in {folder} failed, as said above")
 
     splits = {split: {} for split in manifests}
     for word in words:
@@ -70,6 +70,9 @@ def prepare_spoken_words(data_folder, words, manifests, valid_percent=15, test_p
                 info = soundfile.info(str(clip))
             except soundfile.SoundFileError as error:
                 raise ValueError(f"{clip} cannot be read as audio ({error}): replace or remove it.") from error
+            fault = fault_of(info)
+            if fault:
+                raise ValueError(f"{clip} {fault}: convert, replace or remove it.")
             splits[split_of(speaker, valid_percent, test_percent)][f"{word}/{clip.stem}"] = {
                 "wav": str(Path("{data_root}", word, clip.name)),
                 "duration": info.duration,
@@ -85,6 +88,60 @@ def prepare_spoken_words(data_folder, words, manifests, valid_percent=15, test_p
             json.dump(splits[split], file, indent=1)
         os.replace(f"{path}.part", path)
         logger.info(f"{path}: {len(splits[split])} clips")
+
+
+def fault_of(info, sample_rate=16000, shortest=0.1):
+    """Say what is wrong with a clip, by its header.
+
+    Arguments
+    ---------
+    info : soundfile._SoundFileInfo
+        What the header says.
+    sample_rate : int
+        The sample rate that it should have, in Hz.
+    shortest : float
+        How long it should be at least, in seconds.
+
+    Returns
+    -------
+    str
+        The fault; None if there is none.
+    """
+    if info.samplerate != sample_rate:
+        return f"has a sample rate of {info.samplerate} Hz, not of {sample_rate}"
+    if info.channels != 1:
+        return f"has {info.channels} channels, not one"
+    return None if info.duration >= shortest else f"is {info.duration:.3f} s long, shorter than {shortest} s"
+
+
+def same_run(folder, **what):
+    """Refuse to go on from the checkpoints of a run on something else.
+
+    Arguments
+    ---------
+    folder : str
+        The output folder; it remembers what its first run was on.
+    **what : object
+        What the run is on.
+
+    Raises
+    ------
+    ValueError
+        If that differs from the first run's.
+    """
+    path = os.path.join(folder, "run_on.json")
+    what = json.loads(json.dumps(what))
+    if not os.path.exists(path):
+        with open(f"{path}.part", "w", encoding="utf-8") as file:
+            json.dump(what, file, indent=1)
+        os.replace(f"{path}.part", path)
+    with open(path, encoding="utf-8") as file:
+        before = json.load(file)
+    for key in what:
+        if before.get(key) != what[key]:
+            raise ValueError(
+                f"{folder} holds a run with {key} {before.get(key)}, not {what[key]}: name another --output_folder, or remove it."
+            )
 
 
 def split_of(speaker, valid_percent, test_percent):

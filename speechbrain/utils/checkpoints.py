@@ -14,6 +14,7 @@ from speechbrain.utils.checkpoints import (  # upstream's own
     METAFNAME,
     PARAMFILE_EXT,
     Checkpoint,
+    _upstream_torch_patched_state_dict_load,
     ckpt_recency,
     get_default_hook,
     logger,
@@ -67,6 +68,37 @@ def _damage(path):
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
         return f"{type(error).__name__}: {error}"
     return None
+
+
+def torch_patched_state_dict_load(path, device="cpu"):
+    """Load the state of a module, with the names of its parameters brought up to date.
+
+    Upstream's advised ``weights_only=False`` for the pointer that git-LFS leaves
+    in place of a file that was not fetched.
+
+    Arguments
+    ---------
+    path : str or pathlib.Path
+        The file.
+    device : str
+        Where the tensors go.
+
+    Returns
+    -------
+    dict
+        The state.
+
+    Raises
+    ------
+    ValueError
+        If the file is a git-LFS pointer.
+    """
+    with open(path, "rb") as file:
+        if file.read(40).startswith(b"version https://git-lfs"):
+            raise ValueError(
+                f"{path} is not the file itself but git-LFS's pointer to it: run `git lfs pull` where it comes from."
+            )
+    return _upstream_torch_patched_state_dict_load(path, device)
 
 
 def _is_nan(value):

@@ -23,7 +23,7 @@ ROUNDS = 15
 
 
 def load(folder=None):
-    """Import speechbrain afresh, from a folder or as it is installed; returns its Brain and its formatter."""
+    """Import speechbrain afresh, from a folder or as it is installed; returns its Brain, formatter and Checkpointer."""
     for name in [name for name in sys.modules if name.partition(".")[0] == "speechbrain"]:
         del sys.modules[name]
     sys.path[:0] = [str(folder)] if folder else []
@@ -32,7 +32,8 @@ def load(folder=None):
     if folder:
         sys.path.remove(str(folder))
     print(f"  {package.__version__}  {Path(package.__file__).parent}")
-    return package.Brain, logger.format_order_of_magnitude
+    checkpoints = importlib.import_module("speechbrain.utils.checkpoints")
+    return package.Brain, logger.format_order_of_magnitude, checkpoints.Checkpointer
 
 
 def compare(name, stock, fork, number):
@@ -53,7 +54,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         base.unpack(base.fetch(record.load().base), folder)
         print("Compared are:")
-        (stock_brain, stock_format), (brain, fork_format) = load(folder), load()
+        (stock_brain, stock_format, stock_checkpointer), (brain, fork_format, checkpointer) = load(folder), load()
     logging.disable(logging.CRITICAL)
     print("\n| | stock | fork | fork / stock: median (quartiles) |\n| --- | --- | --- | --- |")
     compare(
@@ -71,6 +72,21 @@ def main():
             other.print_trainable_parameters,
             max(1, 20_000 // tensors),
         )
+    with tempfile.TemporaryDirectory() as folder:
+        model = torch.nn.Linear(2000, 2000)
+        one, other = (
+            cls(Path(folder, name), {"m": model}) for name, cls in (("stock", stock_checkpointer), ("fork", checkpointer))
+        )
+
+        from speechbrain.utils.checkpoints import _flush, _flush_names  # the fork's, which was loaded last
+
+        def save_and_flush():
+            """Save as the stock release does, then have it written to the disk as the fork has."""
+            one.save_and_keep_only()
+            _flush(one.find_checkpoint().path)
+            _flush_names(one.checkpoints_dir)
+
+        compare("`save_and_keep_only`, 16 MB, against stock and a flush", save_and_flush, other.save_and_keep_only, 5)
 
 
 if __name__ == "__main__":

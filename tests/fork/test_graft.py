@@ -92,6 +92,11 @@ GRAFTS = {
         "class C:\n    def f(self, f): return self._upstream_f(f) + 1\n",
         "class C:\n    @d\n    def _upstream_f(self, f): return f\n\n    def f(self, f): return self._upstream_f(f) + 1\n",
     ),
+    "a function too, which the delta may import": (
+        "def f(): pass\n",
+        "from speechbrain.x import _upstream_f\n\n\ndef f(): _upstream_f()\n",
+        "def _upstream_f(): pass\n\n\ndef f(): _upstream_f()\n",
+    ),
     "a coroutine too": (
         "async  def f(): pass\n",
         "async def f(): await _upstream_f()\n",

@@ -8,7 +8,9 @@ import subprocess
 import sys
 import wave
 
+import numpy
 import pytest
+import soundfile
 
 from composer import record
 
@@ -71,6 +73,13 @@ def break_nothing(folder):
     (folder / "notes").mkdir()
 
 
+def rewrite(samples, rate=16000):
+    def change(folder):
+        soundfile.write(next((folder / "cat").glob("*.wav")), samples, rate)
+
+    return change
+
+
 def break_clip(folder):
     next((folder / "cat").glob("*.wav")).write_bytes(b"RIFF, but no more")
 
@@ -79,6 +88,10 @@ def break_clip(folder):
     "change, words, said",
     [
         (break_nothing, ["cat", "cow"], r"cow holds no \.wav file; .* the folders there are: cat, .*Mend data_folder or words"),
+        (rewrite(numpy.zeros(8000), 8000), NEW, r"has a sample rate of 8000 Hz, not of 16000: convert"),
+        (rewrite(numpy.zeros((16000, 2))), NEW, r"has 2 channels, not one: convert"),
+        (rewrite(numpy.zeros(100)), NEW, r"is 0.006 s long, shorter than 0.1 s: convert, replace or remove it"),
+        (rewrite(numpy.zeros(0)), NEW, r"is 0.000 s long"),
         (break_clip, NEW, r"cat/\w+_nohash_\d\.wav cannot be read as audio .*replace or remove it"),
         (
             lambda folder: [shutil.rmtree(folder), folder.mkdir(), (folder / "x.txt").touch()],
@@ -87,7 +100,16 @@ def break_clip(folder):
         ),
         (lambda folder: [p.unlink() for p in sorted((folder / "cat").glob("*.wav"))[2:]], ["cat"], "no speaker falls into"),
     ],
-    ids=["a word without clips", "a broken clip", "a folder of something else", "too few speakers"],
+    ids=[
+        "a word without clips",
+        "8 kHz",
+        "stereo",
+        "short",
+        "empty",
+        "a broken clip",
+        "a folder of something else",
+        "too few speakers",
+    ],
 )
 def test_bad_data_are_named_and_nothing_is_written(corpus, tmp_path, manifests, change, words, said):
     folder = tmp_path / "data"
@@ -140,6 +162,10 @@ def test_the_recipe_dies_on_the_stock_release_and_trains_on_the_fork(corpus, tmp
     # The same command again has nothing to train, and does not call the trained classifier a new one.
     status, said = run(*fine_tuning, f"--output_folder={tmp_path / 'fork'}")
     assert status == 0 and "before fine-tuning" not in said and f"after fine-tuning: {after}%" in said
+
+    # With other words it is another run, and may not go on from that one's checkpoints.
+    status, said = run(*fine_tuning, f"--output_folder={tmp_path / 'fork'}", "--words=[dog]")
+    assert status == 1 and "holds a run with words ['cat', 'dog'], not ['dog']: name another --output_folder" in said
 
     status, said = run(*fine_tuning, f"--output_folder={tmp_path / 'size'}", "--emb_dim=5")
     assert status == 1 and "run again with --emb_dim 64" in said

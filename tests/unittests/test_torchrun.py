@@ -33,7 +33,9 @@ brain = Brain(modules, lambda p: torch.optim.SGD(p, lr=0.1), hparams, options)
 data = torch.utils.data.TensorDataset(torch.randn(32, 4))
 brain.fit(range(2), data, train_loader_kwargs={"batch_size": 4})
 weights = b"".join(p.detach().numpy().tobytes() for p in brain.modules.parameters())
-print("weights:", hashlib.sha256(weights).hexdigest(), flush=True)
+sys.stdout.write(f"weights: {hashlib.sha256(weights).hexdigest()}\\n")
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
 """
 
 
@@ -62,3 +64,58 @@ def test_two_processes_train_one_model(tmp_path, case, said):
     assert len(weights) == 2 and (len(set(weights)) == 1) is (case != "late")
     warnings = [line for line in done.stdout.splitlines() if "BatchNorm works" in line or "Not synchronised" in line]
     assert len(warnings) == bool(said) and all(said in line for line in warnings)
+
+
+SAVING = """
+import sys, torch, speechbrain as sb
+from speechbrain.utils.checkpoints import Checkpointer
+
+sb.utils.distributed.ddp_init_group({"distributed_backend": "gloo"})
+rank = torch.distributed.get_rank()
+model = torch.nn.Linear(2, 2)
+checkpointer = Checkpointer("save", {"model": model})
+
+def save_on_all(obj, path):
+    path.write_text("one for all")
+    path.with_name(f"{path.name}{rank}").touch()
+
+checkpointer.add_recoverable("own", [rank], custom_save_hook=save_on_all, custom_load_hook=lambda *_: None)
+for value in (1.0, 2.0):
+    model.weight.data.fill_(value)
+    checkpointer.save_and_keep_only({"unixtime": value}, name=f"{value:.0f}", num_to_keep=2)
+checkpointer.save_checkpoint({"unixtime": 2.0}, name="2")
+if rank == 0:
+    with open("save/CKPT+2/model.ckpt", "r+b") as file:
+        file.truncate(99)
+torch.distributed.barrier()
+model.weight.data.fill_(9.0)
+found = checkpointer.recover_if_possible()
+sys.stdout.write(f"found {found.path.name} {model.weight.unique().item()}\\n")
+torch.distributed.barrier()
+if rank == 0:
+    with open("save/CKPT+1/model.ckpt", "r+b") as file:
+        file.truncate(99)
+torch.distributed.barrier()
+try:
+    checkpointer.recover_if_possible()
+except RuntimeError as error:
+    sys.stdout.write(str(error)[:25] + "\\n")
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.regression
+def test_two_processes_save_and_resume_alike(tmp_path):
+    (tmp_path / "train.py").write_text(SAVING)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=100
+    )
+    assert (
+        re.findall(r"found CKPT.1 1.0|None of the 2 checkpoints", done.stdout)
+        == ["found CKPT+1 1.0"] * 2 + ["None of the 2 checkpoints"] * 2
+    )
+    assert {path.name for path in (tmp_path / "save").iterdir()} == {"CKPT+1", "CKPT+2"}
+    assert {"own.ckpt0", "own.ckpt1"} <= {path.name for path in (tmp_path / "save" / "CKPT+2").iterdir()}

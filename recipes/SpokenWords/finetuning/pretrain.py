@@ -6,6 +6,7 @@ To run it:
 """
 
 import os
+import shutil
 import sys
 
 import speechbrain as sb
@@ -14,7 +15,7 @@ from hyperpyyaml import load_hyperpyyaml, resolve_references
 from speechbrain.utils.distributed import run_on_main
 from speechbrain.utils.logger import get_logger
 
-from spoken_words_prepare import prepare_spoken_words
+from spoken_words_prepare import prepare_spoken_words, same_run
 from train import KeywordBrain, dataio_prep
 
 logger = get_logger(__name__)
@@ -44,18 +45,21 @@ def save_inference_folder(folder, model_file, overrides, loadables):
     loadables : dict of str to torch.nn.Module or CategoricalEncoder
         What the YAML's pretrainer loads, each from ``<name>.ckpt``.
     """
-    os.makedirs(folder, exist_ok=True)
+    part = f"{folder}.part"  # renamed when it is whole
+    shutil.rmtree(part, ignore_errors=True)
+    os.makedirs(part)
     for name, loadable in loadables.items():
-        path = os.path.join(folder, f"{name}.ckpt")
+        path = os.path.join(part, f"{name}.ckpt")
         if isinstance(loadable, torch.nn.Module):
             torch.save(loadable.state_dict(), path)
         else:
             loadable.save(path)
-    with (
-        open(model_file, encoding="utf-8") as source,
-        open(os.path.join(folder, "hyperparams.yaml"), "w", encoding="utf-8") as out,
-    ):
-        out.write(resolve_references(source, overrides).getvalue())
+    with open(model_file, encoding="utf-8") as file:
+        text = resolve_references(file, overrides).getvalue()
+    with open(os.path.join(part, "hyperparams.yaml"), "w", encoding="utf-8") as file:
+        file.write(text)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.rename(part, folder)
 
 
 def main():
@@ -66,6 +70,11 @@ def main():
         hparams = load_hyperpyyaml(file, overrides)
     sb.create_experiment_directory(hparams["output_folder"], hparams_file, overrides)
 
+    run_on_main(
+        same_run,
+        [hparams["output_folder"]],
+        {"data_folder": os.path.realpath(hparams["data_folder"]), "words": hparams["words"]},
+    )
     keys = ("data_folder", "words", "manifests", "skip_prep")
     run_on_main(prepare_spoken_words, kwargs={key: hparams[key] for key in keys})
     model = hparams["model"]
@@ -80,11 +89,13 @@ def main():
         checkpointer=hparams["checkpointer"],
     )
     loader = hparams["dataloader_options"]
+    # BatchNorm cannot train on a last batch of one.
+    alone = len(datasets["train"]) % hparams["batch_size"] == 1
     brain.fit(
         hparams["epoch_counter"],
         datasets["train"],
         datasets["valid"],
-        train_loader_kwargs={**loader, "shuffle": True},
+        train_loader_kwargs={**loader, "shuffle": True, "drop_last": alone},
         valid_loader_kwargs=loader,
     )
     brain.evaluate(datasets["test"], min_key="error", test_loader_kwargs=dict(loader))

@@ -17,7 +17,7 @@ from speechbrain.inference.classifiers import EncoderClassifier
 from speechbrain.utils.distributed import run_on_main
 from speechbrain.utils.logger import format_order_of_magnitude, get_logger
 
-from spoken_words_prepare import prepare_spoken_words
+from spoken_words_prepare import prepare_spoken_words, same_run
 
 logger = get_logger(__name__)
 
@@ -114,13 +114,18 @@ def main():
         hparams = load_hyperpyyaml(file, overrides)
     sb.create_experiment_directory(hparams["output_folder"], hparams_file, overrides)
 
+    if not os.path.isdir(hparams["source"]) and hparams["source"].count("/") != 1:  # a hub id has one slash
+        raise ValueError(f"there is no folder {hparams['source']}: run pretrain.py first, or name another --source")
+    run_on_main(
+        same_run,
+        [hparams["output_folder"]],
+        {"data_folder": os.path.realpath(hparams["data_folder"]), "words": hparams["words"], "source": hparams["source"]},
+    )
     keys = ("data_folder", "words", "manifests", "skip_prep")
     run_on_main(prepare_spoken_words, kwargs={key: hparams[key] for key in keys})
     datasets = dataio_prep(hparams)
 
-    # A folder or a hub id, which has one slash at most; from_hparams freezes what it loads.
-    if not os.path.isdir(hparams["source"]) and hparams["source"].count("/") != 1:
-        raise ValueError(f"there is no folder {hparams['source']}: run pretrain.py first, or name another --source")
+    # from_hparams freezes what it loads.
     pretrained = EncoderClassifier.from_hparams(hparams["source"], run_opts=run_opts)
     hparams["pretrained"] = pretrained
     emb_dim = pretrained.encode_batch(torch.zeros(1, 16000)).shape[-1]
@@ -139,11 +144,13 @@ def main():
     if hparams["checkpointer"].find_checkpoint() is None:  # else the classifier is no longer a new one
         brain.evaluate(datasets["test"], test_loader_kwargs=dict(loader))
         before = brain.test_error
+    # BatchNorm cannot train on a last batch of one.
+    alone = len(datasets["train"]) % hparams["batch_size"] == 1
     brain.fit(
         hparams["epoch_counter"],
         datasets["train"],
         datasets["valid"],
-        train_loader_kwargs={**loader, "shuffle": True},
+        train_loader_kwargs={**loader, "shuffle": True, "drop_last": alone},
         valid_loader_kwargs=loader,
     )
     brain.evaluate(datasets["test"], min_key="error", test_loader_kwargs=dict(loader))
