@@ -1,6 +1,8 @@
 """What all tests share: the installed package they run on, and the stock release beside it."""
 
 import os
+import signal
+import subprocess
 import sys
 
 import pytest
@@ -48,3 +50,28 @@ def stock(stock_wheel):
     folder = stock_wheel.parent / "stock"
     base.unpack(stock_wheel.read_bytes(), folder)
     return folder
+
+
+@pytest.fixture
+def torchrun(tmp_path):
+    """callable: Runs a script in two processes on the CPU, in ``tmp_path``; returns the exit status and what was written."""
+
+    def run(script, *arguments, seconds=60):
+        (tmp_path / "train.py").write_text(script)
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py", *arguments]
+        process = subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        try:
+            said = process.communicate(timeout=seconds)[0]
+        except subprocess.TimeoutExpired:  # one process waits for the other
+            process.send_signal(signal.SIGTERM)  # which makes the launcher end both
+            said = process.communicate()[0]
+        return process.returncode, said
+
+    return run

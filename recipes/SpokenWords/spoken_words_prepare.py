@@ -140,7 +140,7 @@ def same_run(folder, **what):
     for key in what:
         if before.get(key) != what[key]:
             raise ValueError(
-                f"{folder} holds a run with {key} {before.get(key)}, not {what[key]}: name another --output_folder, or remove it."
+                f"{folder} holds a run with {key} {before.get(key)}, not {what[key]}: name another --output_folder."
             )
 
 

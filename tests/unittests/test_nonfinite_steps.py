@@ -3,8 +3,6 @@
 import math
 import os
 import re
-import subprocess
-import sys
 
 import pytest
 import speechbrain as sb
@@ -165,16 +163,6 @@ torch.distributed.destroy_process_group()
 
 @regression
 @pytest.mark.parametrize("patience, said", [(3, ["ended True 4"] * 2), (1, ["raised Loss is not finite"] * 2)])
-def test_nan_on_one_of_two_processes(tmp_path, patience, said):
-    (tmp_path / "train.py").write_text(RANKS)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py"]
-    done = subprocess.run(
-        [*command, os.path.dirname(os.path.abspath(__file__)), str(patience)],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        timeout=100,
-    )
-    assert re.findall("ended True 4|raised Loss is not finite", done.stdout) == said
+def test_nan_on_one_of_two_processes(torchrun, patience, said):
+    _, output = torchrun(RANKS, os.path.dirname(os.path.abspath(__file__)), str(patience))
+    assert re.findall("ended True 4|raised Loss is not finite", output) == said, output

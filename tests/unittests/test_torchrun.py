@@ -1,9 +1,6 @@
 """Training by two processes on a CPU."""
 
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 
@@ -48,21 +45,12 @@ torch.distributed.destroy_process_group()
         pytest.param("late", "Not synchronised between the processes: head.weight, head.bias", marks=pytest.mark.regression),
     ],
 )
-def test_two_processes_train_one_model(tmp_path, case, said):
-    (tmp_path / "train.py").write_text(SCRIPT)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py", case]
-    done = subprocess.run(
-        command,
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout
-    weights = re.findall(r"weights: (\w+)", done.stdout)
+def test_two_processes_train_one_model(torchrun, case, said):
+    status, output = torchrun(SCRIPT, case)
+    assert status == 0, output
+    weights = re.findall(r"weights: (\w+)", output)
     assert len(weights) == 2 and (len(set(weights)) == 1) is (case != "late")
-    warnings = [line for line in done.stdout.splitlines() if "BatchNorm works" in line or "Not synchronised" in line]
+    warnings = [line for line in output.splitlines() if "BatchNorm works" in line or "Not synchronised" in line]
     assert len(warnings) == bool(said) and all(said in line for line in warnings)
 
 
@@ -106,16 +94,9 @@ torch.distributed.destroy_process_group()
 
 
 @pytest.mark.regression
-def test_two_processes_save_and_resume_alike(tmp_path):
-    (tmp_path / "train.py").write_text(SAVING)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=100
-    )
-    assert (
-        re.findall(r"found CKPT.1 1.0|None of the 2 checkpoints", done.stdout)
-        == ["found CKPT+1 1.0"] * 2 + ["None of the 2 checkpoints"] * 2
-    )
+def test_two_processes_save_and_resume_alike(torchrun, tmp_path):
+    _, output = torchrun(SAVING)
+    told = re.findall(r"found CKPT.1 1.0|None of the 2 checkpoints", output)
+    assert sorted(told) == ["None of the 2 checkpoints"] * 2 + ["found CKPT+1 1.0"] * 2, output
     assert {path.name for path in (tmp_path / "save").iterdir()} == {"CKPT+1", "CKPT+2"}
     assert {"own.ckpt0", "own.ckpt1"} <= {path.name for path in (tmp_path / "save" / "CKPT+2").iterdir()}
