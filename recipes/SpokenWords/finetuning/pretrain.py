@@ -9,14 +9,12 @@ import os
 import shutil
 import sys
 
-import speechbrain as sb
 import torch
-from hyperpyyaml import load_hyperpyyaml, resolve_references
+from hyperpyyaml import resolve_references
 from speechbrain.utils.distributed import run_on_main
 from speechbrain.utils.logger import get_logger
 
-from spoken_words_prepare import prepare_spoken_words, same_run
-from train import KeywordBrain, dataio_prep
+from train import KeywordBrain, load_hparams, prepare
 
 logger = get_logger(__name__)
 
@@ -64,22 +62,10 @@ def save_inference_folder(folder, model_file, overrides, loadables):
 
 def main():
     """Train, test and save."""
-    hparams_file, run_opts, overrides = sb.parse_arguments(sys.argv[1:])
-    sb.utils.distributed.ddp_init_group(run_opts)
-    with open(hparams_file, encoding="utf-8") as file:
-        hparams = load_hyperpyyaml(file, overrides)
-    sb.create_experiment_directory(hparams["output_folder"], hparams_file, overrides)
-
-    run_on_main(
-        same_run,
-        [hparams["output_folder"]],
-        {"data_folder": os.path.realpath(hparams["data_folder"]), "words": hparams["words"]},
-    )
-    keys = ("data_folder", "words", "manifests", "skip_prep")
-    run_on_main(prepare_spoken_words, kwargs={key: hparams[key] for key in keys})
+    hparams_file, hparams, run_opts = load_hparams(sys.argv[1:])
     model = hparams["model"]
     hparams["label_encoder"] = model["label_encoder"]
-    datasets = dataio_prep(hparams)
+    datasets = prepare(hparams)
 
     brain = PretrainBrain(
         modules=model["modules"],
@@ -88,17 +74,7 @@ def main():
         run_opts=run_opts,
         checkpointer=hparams["checkpointer"],
     )
-    loader = hparams["dataloader_options"]
-    # BatchNorm cannot train on a last batch of one.
-    alone = len(datasets["train"]) % hparams["batch_size"] == 1
-    brain.fit(
-        hparams["epoch_counter"],
-        datasets["train"],
-        datasets["valid"],
-        train_loader_kwargs={**loader, "shuffle": True, "drop_last": alone},
-        valid_loader_kwargs=loader,
-    )
-    brain.evaluate(datasets["test"], min_key="error", test_loader_kwargs=dict(loader))
+    brain.fit_and_test(datasets)
     logger.info(f"Test error on the words of pretraining: {brain.test_error:.1%}")
     run_on_main(
         save_inference_folder,

@@ -74,6 +74,40 @@ class KeywordBrain(sb.Brain):
             self.hparams.train_logger.log_stats({"Epoch loaded": self.hparams.epoch_counter.current}, test_stats=stats)
             self.test_error = stats["error"]
 
+    def fit_and_test(self, datasets):
+        """Train, then test the best epoch."""
+        loader = self.hparams.dataloader_options
+        # BatchNorm cannot train on a last batch of one.
+        alone = len(datasets["train"]) % self.hparams.batch_size == 1
+        self.fit(
+            self.hparams.epoch_counter,
+            datasets["train"],
+            datasets["valid"],
+            train_loader_kwargs={**loader, "shuffle": True, "drop_last": alone},
+            valid_loader_kwargs=loader,
+        )
+        self.evaluate(datasets["test"], min_key="error", test_loader_kwargs=loader)
+
+
+def load_hparams(arguments):
+    """Read the command line and the YAML, and make the output folder."""
+    hparams_file, run_opts, overrides = sb.parse_arguments(arguments)
+    sb.utils.distributed.ddp_init_group(run_opts)
+    with open(hparams_file, encoding="utf-8") as file:
+        hparams = load_hyperpyyaml(file, overrides)
+    sb.create_experiment_directory(hparams["output_folder"], hparams_file, overrides)
+    return hparams_file, hparams, run_opts
+
+
+def prepare(hparams):
+    """Prepare the data, unless the output folder holds a run on something else; returns the datasets."""
+    run_on = {key: hparams[key] for key in ("words", "source") if key in hparams}
+    run_on["data_folder"] = os.path.realpath(hparams["data_folder"])
+    run_on_main(same_run, [hparams["output_folder"]], run_on)
+    keys = ("data_folder", "words", "manifests", "skip_prep")
+    run_on_main(prepare_spoken_words, kwargs={key: hparams[key] for key in keys})
+    return dataio_prep(hparams)
+
 
 def dataio_prep(hparams):
     """Make the datasets of the three splits, and the encoder of their labels."""
@@ -108,22 +142,10 @@ def dataio_prep(hparams):
 
 def main():
     """Fine-tune, and tell the test error before and after."""
-    hparams_file, run_opts, overrides = sb.parse_arguments(sys.argv[1:])
-    sb.utils.distributed.ddp_init_group(run_opts)
-    with open(hparams_file, encoding="utf-8") as file:
-        hparams = load_hyperpyyaml(file, overrides)
-    sb.create_experiment_directory(hparams["output_folder"], hparams_file, overrides)
-
+    _, hparams, run_opts = load_hparams(sys.argv[1:])
     if not os.path.isdir(hparams["source"]) and hparams["source"].count("/") != 1:  # a hub id has one slash
         raise ValueError(f"there is no folder {hparams['source']}: run pretrain.py first, or name another --source")
-    run_on_main(
-        same_run,
-        [hparams["output_folder"]],
-        {"data_folder": os.path.realpath(hparams["data_folder"]), "words": hparams["words"], "source": hparams["source"]},
-    )
-    keys = ("data_folder", "words", "manifests", "skip_prep")
-    run_on_main(prepare_spoken_words, kwargs={key: hparams[key] for key in keys})
-    datasets = dataio_prep(hparams)
+    datasets = prepare(hparams)
 
     # from_hparams freezes what it loads.
     pretrained = EncoderClassifier.from_hparams(hparams["source"], run_opts=run_opts)
@@ -139,21 +161,11 @@ def main():
         run_opts=run_opts,
         checkpointer=hparams["checkpointer"],
     )
-    loader = hparams["dataloader_options"]
     before = None
     if hparams["checkpointer"].find_checkpoint() is None:  # else the classifier is no longer a new one
-        brain.evaluate(datasets["test"], test_loader_kwargs=dict(loader))
+        brain.evaluate(datasets["test"], test_loader_kwargs=hparams["dataloader_options"])
         before = brain.test_error
-    # BatchNorm cannot train on a last batch of one.
-    alone = len(datasets["train"]) % hparams["batch_size"] == 1
-    brain.fit(
-        hparams["epoch_counter"],
-        datasets["train"],
-        datasets["valid"],
-        train_loader_kwargs={**loader, "shuffle": True, "drop_last": alone},
-        valid_loader_kwargs=loader,
-    )
-    brain.evaluate(datasets["test"], min_key="error", test_loader_kwargs=dict(loader))
+    brain.fit_and_test(datasets)
     if before is not None:
         logger.info(f"Test error before fine-tuning: {before:.1%}")
     logger.info(f"Test error after fine-tuning: {brain.test_error:.1%}")
