@@ -192,10 +192,11 @@ class Brain:
         for optimizer in (self.optimizers_dict or {"optimizer": self.optimizer}).values():
             optimizer.zero_grad(set_to_none=True)
         self._put_statistics_back()
-        if _on_any_process(torch.tensor(bool(self._spoiled()), device=self.device)):
+        spoiled = self._spoiled()
+        if _on_any_process(torch.tensor(bool(spoiled), device=self.device)):
             raise ValueError(
                 f"Running statistics are not finite after batch {self.step}, and there are none from before to put back: "
-                f"{', '.join(self._spoiled()) or 'on another process'}. Look at the audio of that batch."
+                f"{', '.join(spoiled) or 'on another process'}. Look at the audio of that batch."
             )
         if self._steps_left_out > self.nonfinite_patience:
             raise ValueError(

@@ -320,13 +320,12 @@ class Checkpointer:
         """Find the best checkpoint that can be read; returns it, and what all processes are to raise instead."""
         try:
             found = self.find_checkpoints(*keys)
-            unlisted = len(self._list_checkpoint_dirs()) - len(self.list_checkpoints())
         except Exception as error:
             return None, error
         incomplete, damaged = [], 0
         for checkpoint in found:
             paths = {name: checkpoint.paramfiles.get(name) for name in self.recoverables}
-            damage = [f"{path} ({_damage(path)})" for path in paths.values() if path and _damage(path)]
+            damage = [f"{path} ({reason})" for path in paths.values() if path and (reason := _damage(path))]
             lacking = sorted(name for name, path in paths.items() if self._lacks(name, path))
             if damage:
                 damaged += 1
@@ -340,6 +339,7 @@ class Checkpointer:
         if incomplete:
             # None is complete, so this may be how they were saved: the best of them, and the judgement of its loaders.
             return incomplete[0][0], None
+        unlisted = len(self._list_checkpoint_dirs()) - len(self.list_checkpoints())
         if damaged + unlisted:
             return None, RuntimeError(
                 f"None of the {damaged + unlisted} checkpoints in {self.checkpoints_dir} can be read, see the warnings above: "

@@ -4,6 +4,7 @@ import logging
 import os
 import pickle
 import shutil
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -252,14 +253,8 @@ def test_what_stock_tolerates_to_be_absent_is_no_damage(tmp_path, tolerated):
     both.save_checkpoint({"unixtime": 3.0}, name="3")
     made = build(tmp_path, allow_partial_load=tolerated == "partial")
     made.add_recoverable(tolerated, torch.nn.Linear(1, 1), optional_load=tolerated == "optional")
-    with pytest.warns(UserWarning, match="missing a load path") if tolerated != "partial" else _nothing():
+    with pytest.warns(UserWarning, match="missing a load path") if tolerated != "partial" else nullcontext():
         assert made.recover_if_possible().path.name == "CKPT+3"
-
-
-def _nothing():
-    from contextlib import nullcontext
-
-    return nullcontext()
 
 
 def test_a_file_that_every_checkpoint_has_empty_is_for_its_loader_to_judge(tmp_path):
