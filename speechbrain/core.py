@@ -1,13 +1,18 @@
 """What a Brain says of its parameters, how it averages losses, and torchrun on CPU. The rest of this module is upstream's."""
 
+from collections.abc import Sized
 from types import SimpleNamespace
 
 import speechbrain as sb
 import torch
 import yaml
 from speechbrain.core import logger  # upstream's own
+from speechbrain.dataio.dataloader import LoopedLoader
+from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import format_order_of_magnitude
 from torch.nn.parallel import DistributedDataParallel as DDP
+from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 # The names under which normalisations keep what they learn from the batches that they see, and how many these were.
 STATISTICS = ("running_mean", "running_var", "running_std", "glob_mean", "glob_std")
@@ -245,17 +250,36 @@ class Brain:
         return "Parameters and buffers are finite: look at data and learning rate, or use torch.autograd.detect_anomaly()."
 
     def _fit_train(self, train_set, epoch, enable):
-        # Upstream says nothing of the losses that an average leaves out.
+        # Upstream's says nothing of the losses that an average leaves out.
         if self.step == 0:  # else an epoch goes on from a checkpoint
             self.nonfinite_skipped = 0
+            if isinstance(train_set, Sized) and len(train_set) == 0:
+                self.avg_train_loss = float("nan")
         self._upstream__fit_train(train_set, epoch, enable)
         self._say_what_was_skipped(f"training in epoch {epoch}")
 
     def _fit_valid(self, valid_set, epoch, enable):
-        # As in training.
-        self.nonfinite_skipped = 0
-        self._upstream__fit_valid(valid_set, epoch, enable)
-        self._say_what_was_skipped(f"validation in epoch {epoch}")
+        # As in training; and 0.0 was the average where there is no batch.
+        if valid_set is not None:
+            self.on_stage_start(sb.Stage.VALID, epoch)
+            average = self._average_of(valid_set, sb.Stage.VALID, enable)
+            self.step = 0
+            with torch.no_grad():
+                self.on_stage_end(sb.Stage.VALID, average, epoch)
+            self._say_what_was_skipped(f"validation in epoch {epoch}")
+
+    @torch.no_grad()
+    def _average_of(self, batches, stage, enable):
+        """Evaluate batches; returns the average of the finite losses, nan where there is none."""
+        self.modules.eval()
+        self.nonfinite_skipped, average = 0, 0.0
+        colour = self.tqdm_barcolor[stage.name.lower()]
+        for batch in tqdm(batches, dynamic_ncols=True, disable=not enable, colour=colour):
+            self.step += 1
+            average = self.update_average(self.evaluate_batch(batch, stage=stage), average)
+            if self.debug and self.step == self.debug_batches:
+                break
+        return average if self.step else float("nan")
 
     def _wrap_distributed(self):
         # Upstream's makes a SyncBatchNorm of every BatchNorm, which refuses to work without a GPU.
@@ -274,7 +298,10 @@ class Brain:
             self._wrapped = {id(p) for p in self.modules.parameters() if p.requires_grad}
 
     def evaluate(self, test_set, max_key=None, min_key=None, progressbar=None, test_loader_kwargs={}):  # noqa: B006
-        """Evaluate, as upstream's does; of the losses that are not finite it says how many there were.
+        """Evaluate, and say how many losses were not finite.
+
+        Upstream's left such losses out of the average without a word, and
+        reported 0.0 where there is no batch.
 
         Arguments
         ---------
@@ -292,8 +319,15 @@ class Brain:
         float
             The average of the finite losses; nan where none is.
         """
-        self.nonfinite_skipped = 0
-        average = self._upstream_evaluate(test_set, max_key, min_key, progressbar, dict(test_loader_kwargs))
+        enable = if_main_process() and (not self.noprogressbar if progressbar is None else progressbar)
+        if not isinstance(test_set, (DataLoader, LoopedLoader)):
+            test_set = self.make_dataloader(test_set, sb.Stage.TEST, **{**test_loader_kwargs, "ckpt_prefix": None})
+        self.on_evaluate_start(max_key=max_key, min_key=min_key)
+        self.on_stage_start(sb.Stage.TEST, epoch=None)
+        average = self._average_of(test_set, sb.Stage.TEST, enable)
+        with torch.no_grad():
+            self.on_stage_end(sb.Stage.TEST, average, None)
+        self.step = 0
         self._say_what_was_skipped("the test")
         return average
 

@@ -46,6 +46,7 @@ def batches(losses):
         pytest.param([nan, 2.0, inf, nan, 4.0], 3.0, 3, marks=regression),
         pytest.param([nan], nan, 1, marks=regression),
         pytest.param([nan, nan, -inf], nan, 3, marks=regression),
+        pytest.param([], nan, 0, marks=regression),
     ],
 )
 def test_a_stage_reports_the_average_of_its_finite_losses(caplog, losses, average, skipped):
@@ -60,6 +61,13 @@ def test_a_stage_reports_the_average_of_its_finite_losses(caplog, losses, averag
             f"{skipped} losses of {s} were not finite; the average leaves them out."
             for s in ("the test", "validation in epoch 1")
         ] * bool(skipped)
+
+
+@regression
+def test_training_without_a_batch_has_no_loss():
+    brain = scripted()
+    brain._fit_train(batches([]), epoch=1, enable=False)
+    assert math.isnan(brain.reported)
 
 
 @regression
