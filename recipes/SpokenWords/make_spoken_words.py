@@ -1,8 +1,9 @@
 """Makes a small corpus of spoken words with eSpeak NG, in the layout of Speech Commands: ``<word>/<speaker>_nohash_<n>.wav``.
 
 Many speakers (voice, speed, pitch) say each word a few times, at random places
-of a one-second clip and in noise of random strength and colour. The same
-arguments give the same files, byte for byte.
+of a one-second clip and in noise of random strength and colour. As in Speech
+Commands there is a folder ``_background_noise_`` too. The same arguments give
+the same files, byte for byte.
 
 To hear it: ``python make_spoken_words.py FOLDER cat dog --speakers 5``
 """
@@ -14,16 +15,17 @@ import itertools
 import os
 import shutil
 import sys
-import tempfile
 import wave
 
 import espeakng_loader
 import numpy as np
+from filelock import FileLock
 from scipy.signal import resample_poly
 from tqdm import tqdm
 
 SAMPLE_RATE = 16000  # Hz, of the corpus; eSpeak speaks at 22050 Hz
 ACCENTS = ["en-us", "en-029", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd"]
+NOISES = "_background_noise_"  # the folder's name in Speech Commands
 # Those whose speech is the same in each process; f2, f3, f5 and Alicia are not among them.
 VARIANTS = ("f1 f4 m1 m2 m3 m4 m5 m6 m7 m8 Andy Annie Denis Gene Hugo Jacky Lee Michael anika belinda linda max steph").split()
 
@@ -80,19 +82,31 @@ def clip(speech, source_rate, random, snr):
     Returns
     -------
     numpy.ndarray
-        16000 samples of 16 bit.
+        16000 samples between -1 and 1.
     """
     speech = resample_poly(speech.astype(np.float64), SAMPLE_RATE, source_rate)
     speech = np.trim_zeros(np.round(speech))[:SAMPLE_RATE]
-    noise = np.fft.rfft(random.standard_normal(SAMPLE_RATE))
-    frequency = np.maximum(np.fft.rfftfreq(SAMPLE_RATE, 1 / SAMPLE_RATE), 50.0)
-    noise = np.fft.irfft(noise * frequency ** -random.uniform(0.0, 1.0))  # from white to pink and redder
+    noise = coloured_noise(SAMPLE_RATE, random.uniform(0.0, 1.0), random)
     ratio = 10 ** (random.uniform(*snr) / 20)
     noise *= np.sqrt(np.mean(speech**2) / np.mean(noise**2)) / ratio
     start = random.integers(0, SAMPLE_RATE - len(speech) + 1)
     noise[start : start + len(speech)] += speech
-    peak = random.uniform(0.3, 0.9)
-    return np.round(noise * (peak * 32767 / np.abs(noise).max())).astype("<i2")
+    return noise * (random.uniform(0.3, 0.9) / np.abs(noise).max())
+
+
+def coloured_noise(count, exponent, random):
+    """Draw noise whose amplitude falls with frequency to that power: 0 is white, 0.5 pink, 1 brown."""
+    frequency = np.maximum(np.fft.rfftfreq(count, 1 / SAMPLE_RATE), 50.0)
+    return np.fft.irfft(np.fft.rfft(random.standard_normal(count)) * frequency**-exponent)
+
+
+def write(path, samples):
+    """Write samples between -1 and 1 as a wav file."""
+    with wave.open(path, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(SAMPLE_RATE)
+        file.writeframes(np.round(samples * 32767).astype("<i2").tobytes())
 
 
 def holds_anything(folder):
@@ -121,35 +135,36 @@ def make(folder, words, speakers, takes, snr, seed):
     random = np.random.default_rng(seed)
     casts = list(itertools.product(ACCENTS, VARIANTS))
     random.shuffle(casts)
-    os.makedirs(os.path.dirname(os.path.abspath(folder)), exist_ok=True)
-    part = tempfile.mkdtemp(prefix=".making-", dir=os.path.dirname(os.path.abspath(folder)))
-    try:
-        os.chmod(part, 0o755)
-        espeak = ESpeak()
-        for word in words:
-            os.mkdir(os.path.join(part, word))
-        # In a log, a line every five seconds is enough.
-        interval = 0.1 if sys.stderr.isatty() else 5
-        for number in tqdm(range(speakers), desc="making speech", unit="speaker", mininterval=interval):
-            accent, variant = casts[number % len(casts)]
-            name = hashlib.sha256(f"{seed} {number}".encode()).hexdigest()[:8]
-            rate, pitch = random.integers(120, 200), random.integers(20, 80)
-            for word, take in itertools.product(words, range(takes)):
-                drift = random.integers(-15, 16), random.integers(-8, 9)
-                speech = espeak.say(word, f"{accent}+{variant}", int(rate + drift[0]), int(pitch + drift[1]))
-                with wave.open(os.path.join(part, word, f"{name}_nohash_{take}.wav"), "wb") as file:
-                    file.setnchannels(1)
-                    file.setsampwidth(2)
-                    file.setframerate(SAMPLE_RATE)
-                    file.writeframes(clip(speech, espeak.sample_rate, random, snr).tobytes())
-        try:
-            os.rename(part, folder)
-        except OSError:
-            if not holds_anything(folder):
-                raise
+    folder = os.path.abspath(folder)
+    os.makedirs(os.path.dirname(folder), exist_ok=True)
+    part = os.path.join(os.path.dirname(folder), f".making-{os.path.basename(folder)}")
+    open(f"{part}.lock", "a").close()  # FileLock would wait forever where no file can be made
+    with FileLock(f"{part}.lock"):
+        if holds_anything(folder):
             print(f"Another process has filled {folder} meanwhile; its speech is kept.", file=sys.stderr)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+            return
+        shutil.rmtree(part, ignore_errors=True)  # of one that was killed
+        try:
+            for name in [*words, NOISES]:
+                os.makedirs(os.path.join(part, name))
+            for colour, exponent in (("white", 0.0), ("pink", 0.5), ("brown", 1.0)):
+                noise = coloured_noise(20 * SAMPLE_RATE, exponent, random)
+                write(os.path.join(part, NOISES, f"{colour}_noise.wav"), 0.5 * noise / np.abs(noise).max())
+            espeak = ESpeak()
+            # In a log, a line every five seconds is enough.
+            interval = 0.1 if sys.stderr.isatty() else 5
+            for number in tqdm(range(speakers), desc="making speech", unit="speaker", mininterval=interval):
+                accent, variant = casts[number % len(casts)]
+                name = hashlib.sha256(f"{seed} {number}".encode()).hexdigest()[:8]
+                rate, pitch = random.integers(120, 200), random.integers(20, 80)
+                for word, take in itertools.product(words, range(takes)):
+                    drift = random.integers(-15, 16), random.integers(-8, 9)
+                    speech = espeak.say(word, f"{accent}+{variant}", int(rate + drift[0]), int(pitch + drift[1]))
+                    path = os.path.join(part, word, f"{name}_nohash_{take}.wav")
+                    write(path, clip(speech, espeak.sample_rate, random, snr))
+            os.rename(part, folder)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
 
 
 if __name__ == "__main__":

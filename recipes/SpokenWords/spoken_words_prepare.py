@@ -1,21 +1,32 @@
-"""Prepares a folder of spoken words, ``<word>/<speaker>_nohash_<n>.wav``, as JSON manifests for training.
+"""Prepares a folder of spoken words as JSON manifests, after a look at every clip.
 
-Where the folder holds no speech yet, a small corpus is made there with eSpeak NG
-(see make_spoken_words.py). With the Speech Commands corpus in it, that is used.
+The folder holds ``<word>/<speaker>_nohash_<n>.wav`` (flac, mp3 and ogg too), as
+the Speech Commands corpus does. Its lists of validation and testing files are
+honoured where they are there; else a hash of the speaker's name decides.
 """
 
 import hashlib
 import json
 import os
+import struct
 import subprocess
 import sys
+from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import soundfile
 from speechbrain.utils.logger import get_logger
 from tqdm import tqdm
 
 logger = get_logger(__name__)
+
+EXTENSIONS = (".wav", ".flac", ".mp3", ".ogg")
+LISTS = {"valid": "validation_list.txt", "test": "testing_list.txt"}  # the names that Speech Commands gives them
+SHORTEST = 0.1  # seconds
+SILENT = -60.0  # dB below full scale, of the loudest sample
+FEW = 10  # clips of a word to learn from
 
 # What the made corpus says: words of Speech Commands, so that the recipe's settings fit both.
 MADE_WORDS = (
@@ -24,94 +35,212 @@ MADE_WORDS = (
 ).split()
 
 
-def prepare_spoken_words(data_folder, words, manifests, valid_percent=15, test_percent=25, skip_prep=False):
-    """Write one manifest for each split; no speaker is in two splits.
+def prepare_spoken_words(
+    data_folder,
+    words,
+    manifests,
+    data_report,
+    bad_clips="leave_out",
+    make_speech=False,
+    valid_percent=15,
+    test_percent=25,
+    skip_prep=False,
+):
+    """Check every clip, and write a manifest for each split and a report of what was found.
 
     Arguments
     ---------
     data_folder : str
-        The folder of the words' folders. Missing or empty: a corpus is made.
+        The folder of the words' folders.
     words : list of str
         The words to use; other folders are left alone.
     manifests : dict of str to str
         Where the manifests of ``train``, ``valid`` and ``test`` go.
+    data_report : str
+        Where the report goes.
+    bad_clips : str
+        What becomes of clips with a fault: ``leave_out`` or ``refuse``.
+    make_speech : bool
+        Whether to make a small corpus with eSpeak NG if the folder is missing.
     valid_percent, test_percent : int
-        The share of speakers in these splits, drawn by a hash of their name.
+        The share of speakers in these splits, where the corpus has no lists.
     skip_prep : bool
         Keep the manifests as they are.
 
     Raises
     ------
+    FileNotFoundError
+        If the folder is missing, and no speech is to be made.
     ValueError
-        If a word has no clip, a split has none, or a clip cannot be read.
+        If a word has no clip or a split has none, or clips are to be refused.
     """
     if skip_prep:
         return
-    folder = Path(data_folder)
+    if bad_clips not in ("leave_out", "refuse"):
+        raise ValueError(f"bad_clips is {bad_clips!r}: it can be leave_out or refuse.")
+    folder, words = Path(data_folder), [str(word) for word in words]
     if not folder.is_dir() or not any(folder.iterdir()):
+        if not make_speech:
+            raise FileNotFoundError(
+                f"{folder} is no folder, or empty: mend data_folder, or have speech made there by --make_speech True."
+            )
         logger.warning(f"{folder} holds no speech: making {len(MADE_WORDS)} words there with eSpeak NG.")
         # In a process of its own: eSpeak keeps a state, so what was said before changes what comes out.
         maker = Path(__file__).resolve().with_name("make_spoken_words.py")
         if subprocess.run([sys.executable, str(maker), str(folder), *MADE_WORDS]).returncode:
             raise RuntimeError(f"making speech in {folder} failed, as said above")
 
+    clips = [clip for word in words for clip in clips_of(folder, word)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # soundfile reads without Python's lock
+        looks = list(tqdm(pool.map(look_at, clips), desc="checking clips", total=len(clips), disable=None, leave=False))
+    faults = {clip: look["fault"] for clip, look in zip(clips, looks) if look["fault"]}
+    split_of = splitter(folder, valid_percent, test_percent)
     splits = {split: {} for split in manifests}
-    for word in words:
-        clips = sorted((folder / word).glob("*.wav"))
-        if not clips:
-            found = sorted(path.name for path in folder.iterdir() if path.is_dir())
-            raise ValueError(
-                f"{folder / word} holds no .wav file; expected is {folder}/<word>/<speaker>_nohash_<n>.wav, "
-                f"and the folders there are: {', '.join(found) or 'none'}. Mend data_folder or words."
-            )
-        for clip in tqdm(clips, desc=word, unit="clip", disable=None, leave=False):
-            speaker = clip.name.split("_nohash_")[0]
-            try:
-                info = soundfile.info(str(clip))
-            except soundfile.SoundFileError as error:
-                raise ValueError(f"{clip} cannot be read as audio ({error}): replace or remove it.") from error
-            fault = fault_of(info)
-            if fault:
-                raise ValueError(f"{clip} {fault}: convert, replace or remove it.")
-            splits[split_of(speaker, valid_percent, test_percent)][f"{word}/{clip.stem}"] = {
+    for clip, look in zip(clips, looks):
+        if clip not in faults:
+            word = clip.parent.name
+            splits[split_of(clip)][f"{word}/{clip.name}"] = {
                 "wav": str(Path("{data_root}", word, clip.name)),
-                "duration": info.duration,
+                "duration": look["duration"],
+                "sample_rate": look["sample_rate"],
+                "channels": look["channels"],
                 "word": word,
-                "speaker": speaker,
+                "speaker": speaker_of(clip),
+                "sha1": look["sha1"],
             }
+    remarks = list(remarks_on(splits, words))
+    write(
+        data_report, "".join(f"{line}\n" for line in [*(f"{c}: {f}" for c, f in faults.items()), *remarks]) or "nothing found\n"
+    )
+    for line in remarks:
+        logger.warning(line)
+    if faults:
+        shown = "; ".join(f"{clip} {fault}" for clip, fault in list(faults.items())[:5])
+        told = f"{len(faults)} of {len(clips)} clips have a fault: {shown}. All are in {data_report}"
+        if bad_clips == "refuse":
+            raise ValueError(f"{told}: replace or remove them, or go on without them by --bad_clips leave_out.")
+        logger.warning(f"{told}; they are left out.")
     empty = [split for split, items in splits.items() if not items]
     if empty:
         raise ValueError(f"{folder}: no speaker falls into {', '.join(empty)}: use more speakers or other percentages.")
     for split, path in manifests.items():
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(f"{path}.part", "w", encoding="utf-8") as file:
-            json.dump(splits[split], file, indent=1)
-        os.replace(f"{path}.part", path)
+        write(path, json.dumps(splits[split], indent=1))
         logger.info(f"{path}: {len(splits[split])} clips")
 
 
-def fault_of(info, sample_rate=16000, shortest=0.1):
-    """Say what is wrong with a clip, by its header.
+def clips_of(folder, word):
+    """List the clips of a word; ValueError if there is none."""
+    clips = sorted(path for path in (folder / word).glob("*") if path.suffix.lower() in EXTENSIONS)
+    if not clips:
+        found = sorted(path.name for path in folder.iterdir() if path.is_dir())
+        raise ValueError(
+            f"{folder / word} holds no {', '.join(EXTENSIONS)} file; expected is {folder}/<word>/<speaker>_nohash_<n>.wav, "
+            f"and the folders there are: {', '.join(found) or 'none'}. Mend data_folder or words."
+        )
+    return clips
+
+
+def look_at(clip):
+    """Read a clip to its end, and say what is in it.
 
     Arguments
     ---------
-    info : soundfile._SoundFileInfo
-        What the header says.
-    sample_rate : int
-        The sample rate that it should have, in Hz.
-    shortest : float
-        How long it should be at least, in seconds.
+    clip : pathlib.Path
+        The audio file.
 
     Returns
     -------
-    str
-        The fault; None if there is none.
+    dict
+        ``fault`` (None if there is none), ``duration`` in seconds,
+        ``sample_rate`` in Hz, ``channels``, and the ``sha1`` of the samples.
     """
-    if info.samplerate != sample_rate:
-        return f"has a sample rate of {info.samplerate} Hz, not of {sample_rate}"
-    if info.channels != 1:
-        return f"has {info.channels} channels, not one"
-    return None if info.duration >= shortest else f"is {info.duration:.3f} s long, shorter than {shortest} s"
+    look = dict.fromkeys(("fault", "duration", "sample_rate", "channels", "sha1"))
+    try:
+        size = clip.stat().st_size
+        if size == 0:
+            return {**look, "fault": "is empty"}
+        with soundfile.SoundFile(str(clip)) as file:
+            expected, look["sample_rate"], look["channels"] = file.frames, file.samplerate, file.channels
+            samples = file.read(dtype="float32", always_2d=True)
+        if clip.suffix.lower() == ".wav":
+            with open(clip, "rb") as file:
+                tag, told = struct.unpack("<4sI", file.read(8))
+            if tag == b"RIFF" and size < told + 8 < 2**32 - 1:  # a stream's header tells the largest number
+                return {**look, "fault": f"is cut off: its header tells {told + 8} bytes, and it has {size}"}
+    except (OSError, soundfile.SoundFileError) as error:
+        return {**look, "fault": f"cannot be read ({error})"}
+    look["duration"] = len(samples) / look["sample_rate"]
+    look["sha1"] = hashlib.sha1(samples.tobytes()).hexdigest()
+    if len(samples) < expected:
+        look["fault"] = f"is cut off: {len(samples)} of {expected} samples can be read"
+    elif look["duration"] < SHORTEST:
+        look["fault"] = f"is {look['duration']:.3f} s long, shorter than {SHORTEST} s"
+    elif not np.isfinite(samples).all():
+        look["fault"] = f"holds {np.count_nonzero(~np.isfinite(samples))} samples that are not finite"
+    else:
+        level = 20 * np.log10(max(np.abs(samples).max(), 1e-10))
+        look["fault"] = f"is silent: its loudest sample is at {level:.0f} dB" if level < SILENT else None
+    return look
+
+
+def speaker_of(clip):
+    """Name the speaker of a clip, or the clip where its name does not tell."""
+    return clip.stem.split("_nohash_")[0]
+
+
+def splitter(folder, valid_percent, test_percent):
+    """Make the function that says which split a clip belongs to.
+
+    By the corpus's own lists, or by a hash of the speaker, so that nobody is in
+    two splits and the answer does not change when clips are added.
+    """
+    listed = {}
+    for split, name in LISTS.items():
+        if (folder / name).is_file():
+            listed.update((line.strip(), split) for line in (folder / name).read_text(encoding="utf-8").splitlines())
+
+    def split_of(clip):
+        if listed:
+            return listed.get(f"{clip.parent.name}/{clip.name}", "train")
+        draw = int(hashlib.sha1(speaker_of(clip).encode()).hexdigest(), 16) % 100
+        if draw < valid_percent:
+            return "valid"
+        return "test" if draw < valid_percent + test_percent else "train"
+
+    return split_of
+
+
+def remarks_on(splits, words):
+    """Say what is odd in the splits: words with few clips, people or recordings on two sides, other sample rates."""
+    count = {split: Counter(item["word"] for item in items.values()) for split, items in splits.items()}
+    for word in words:
+        if count["train"][word] == 0:
+            yield f"{word} has no clip to train on, and {count['valid'][word]} in validation: it cannot be learned"
+        elif count["train"][word] < FEW:
+            yield f"{word} has {count['train'][word]} clips to train on: fewer than {FEW} are hard to learn from"
+    for key, what in (("speaker", "speakers"), ("sha1", "recordings")):
+        where = defaultdict(set)
+        for split, items in splits.items():
+            for item in items.values():
+                where[item[key]].add(split)
+        shared = sorted(name for name, found in where.items() if len(found) > 1)
+        if shared:
+            yield f"{len(shared)} {what} are in more than one split, so the test tells too little: {', '.join(shared[:5])}"
+    items = [item for items in splits.values() for item in items.values()]
+    if items and not any("_nohash_" in item["wav"] for item in items):
+        yield "the file names tell no speaker (<speaker>_nohash_<n>): one person's clips may be in two splits"
+    rates = Counter((item["sample_rate"], item["channels"]) for item in items)
+    if len(rates) > 1:
+        kinds = ", ".join(f"{number} at {rate} Hz with {channels} channels" for (rate, channels), number in rates.most_common())
+        yield f"the clips are not alike: {kinds}; all are resampled and mixed down"
+
+
+def write(path, text):
+    """Write a text file whole or not at all."""
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    with open(f"{path}.part", "w", encoding="utf-8") as file:
+        file.write(text)
+    os.replace(f"{path}.part", path)
 
 
 def same_run(folder, **what):
@@ -132,9 +261,7 @@ def same_run(folder, **what):
     path = os.path.join(folder, "run_on.json")
     what = json.loads(json.dumps(what))
     if not os.path.exists(path):
-        with open(f"{path}.part", "w", encoding="utf-8") as file:
-            json.dump(what, file, indent=1)
-        os.replace(f"{path}.part", path)
+        write(path, json.dumps(what, indent=1))
     with open(path, encoding="utf-8") as file:
         before = json.load(file)
     for key in what:
@@ -142,29 +269,3 @@ def same_run(folder, **what):
             raise ValueError(
                 f"{folder} holds a run with {key} {before.get(key)}, not {what[key]}: name another --output_folder."
             )
-
-
-def split_of(speaker, valid_percent, test_percent):
-    """Say which split a speaker belongs to; the answer does not change when speakers are added.
-
-    Arguments
-    ---------
-    speaker : str
-        Name of the speaker.
-    valid_percent, test_percent : int
-        The share of speakers in these splits.
-
-    Returns
-    -------
-    str
-        ``train``, ``valid`` or ``test``.
-
-    Example
-    -------
-    >>> split_of("0a7c2a8d", valid_percent=0, test_percent=100)
-    'test'
-    """
-    draw = int(hashlib.sha1(speaker.encode()).hexdigest(), 16) % 100
-    if draw < valid_percent:
-        return "valid"
-    return "test" if draw < valid_percent + test_percent else "train"

@@ -101,19 +101,19 @@ def main():
         for name, said in zip(CALLS, told[1:]):
             table[name].append(said)
 
-    common = ["--device=cpu", "--noprogressbar", f"--data_folder={work / 'data'}", "--number_of_epochs=6"]
+    common = ["--device=cpu", "--noprogressbar", f"--data_folder={work / 'data'}", "--make_speech=True"]
     step("the recipe: making speech and pretraining an encoder")
-    status, lines = run(
-        ["pretrain.py", "hparams/pretrain.yaml", f"--output_folder={work / 'pretrain'}", *common], work / "pretrain.log"
-    )
+    arguments = ["pretrain.py", "hparams/pretrain.yaml", f"--output_folder={work / 'pretrain'}", "--number_of_epochs=6"]
+    status, lines = run([*arguments, *common], work / "pretrain.log")
     if status:
         sys.exit(f"pretraining failed: {last(lines)}; the whole log is {work / 'pretrain.log'}")
     table["the recipe, train.py"] = row = []
     complaints = []
     for label, package, _ in packages:
         step(f"the recipe: fine-tuning on the {label} package")
-        arguments = ["train.py", "hparams/finetune.yaml", f"--source={work / 'pretrain' / 'inference'}", *common]
-        status, lines = run([*arguments, f"--output_folder={work / label}"], work / f"train_{label}.log", package)
+        arguments = ["train.py", "hparams/finetune.yaml", f"--source={work / 'pretrain' / 'inference'}", "--full_epochs=4"]
+        folders = [f"--output_folder={work / label}", f"--cache_folder={work / 'embeddings'}"]
+        status, lines = run([*arguments, *folders, *common], work / f"train_{label}.log", package)
         errors = [float(error) for error in re.findall(r"Test error \w+ fine-tuning: ([\d.]+)%", "\n".join(lines))]
         trained = status == 0 and len(errors) == 2
         row.append(f"test error {errors[0]} % -> {errors[1]} %" if trained else last(lines))

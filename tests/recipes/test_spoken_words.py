@@ -1,214 +1,340 @@
-"""The recipe SpokenWords: its data, and its run on the stock release and on the fork."""
+"""The recipe SpokenWords: its training, on the stock release and on the fork, and what it leaves behind."""
 
+import csv
+import errno
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
-import sys
-import wave
+import time
+from pathlib import Path
 
-import numpy
 import pytest
-import soundfile
+import speechbrain as sb
+import torch
+from speechbrain.inference.classifiers import EncoderClassifier
 
 from composer import record
-
-RECIPE = record.ROOT / "recipes" / "SpokenWords"
-sys.path.insert(0, str(RECIPE))
-
-from spoken_words_prepare import prepare_spoken_words  # noqa: E402  the path above leads to it
-
-PRETRAINED, NEW = ["yes", "no", "up"], ["cat", "dog"]
+from embeddings import Embeddings, keep, key_of
+from results import advice_on_storage
+from scripts import RECIPE, command, environment, run
+from train import KeywordBrain
 
 
-def make(folder, seed=1):
-    command = [
-        sys.executable,
-        RECIPE / "make_spoken_words.py",
-        folder,
-        *PRETRAINED,
-        *NEW,
-        "--speakers",
-        "24",
-        "--seed",
-        str(seed),
-    ]
-    subprocess.run(list(map(str, command)), check=True, stderr=subprocess.DEVNULL)
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.wav"))}
+def weights(folder):
+    """All tensors of the saved model."""
+    states = [torch.load(path) for path in sorted((folder / "inference").glob("[ce]*.ckpt"))]
+    return [value for state in states for value in state.values()]
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    """pathlib.Path: A small made corpus."""
-    folder = tmp_path_factory.mktemp("corpus") / "data"
-    make(folder)
-    return folder
+def same(one, other):
+    return len(one) == len(other) > 0 and all(map(torch.equal, one, other))
 
 
-@pytest.fixture
-def manifests(tmp_path):
-    return {split: str(tmp_path / f"{split}.json") for split in ("train", "valid", "test")}
-
-
-def test_the_same_seed_makes_the_same_files(corpus, tmp_path):
-    clips = {str(path.relative_to(corpus)): path.read_bytes() for path in corpus.rglob("*.wav")}
-    assert len(clips) == 5 * 24 * 2
-    assert make(tmp_path / "again") == clips
-    assert make(tmp_path / "other", seed=2) != clips
-    assert not list(corpus.parent.glob(".making-*"))
-    with wave.open(str(corpus / min(clips))) as clip:
-        assert (clip.getframerate(), clip.getnchannels(), clip.getsampwidth(), clip.getnframes()) == (16000, 1, 2, 16000)
-
-
-def test_no_speaker_is_in_two_splits(corpus, manifests):
-    prepare_spoken_words(str(corpus), NEW, manifests)
-    splits = {split: json.load(open(path)).values() for split, path in manifests.items()}
-    speakers = [{item["speaker"] for item in items} for items in splits.values()]
-    assert all(speakers) and len(set.union(*speakers)) == sum(map(len, speakers)) == 24
-    assert {item["word"] for items in splits.values() for item in items} == set(NEW)
-
-
-def break_nothing(folder):
-    (folder / "notes").mkdir()
-
-
-def rewrite(samples, rate=16000):
-    def change(folder):
-        soundfile.write(next((folder / "cat").glob("*.wav")), samples, rate)
-
-    return change
-
-
-def break_clip(folder):
-    next((folder / "cat").glob("*.wav")).write_bytes(b"RIFF, but no more")
-
-
-@pytest.mark.parametrize(
-    "change, words, said",
-    [
-        (break_nothing, ["cat", "cow"], r"cow holds no \.wav file; .* the folders there are: cat, .*Mend data_folder or words"),
-        (rewrite(numpy.zeros(8000), 8000), NEW, r"has a sample rate of 8000 Hz, not of 16000: convert"),
-        (rewrite(numpy.zeros((16000, 2))), NEW, r"has 2 channels, not one: convert"),
-        (rewrite(numpy.zeros(100)), NEW, r"is 0.006 s long, shorter than 0.1 s: convert, replace or remove it"),
-        (rewrite(numpy.zeros(0)), NEW, r"is 0.000 s long"),
-        (break_clip, NEW, r"cat/\w+_nohash_\d\.wav cannot be read as audio .*replace or remove it"),
-        (
-            lambda folder: [shutil.rmtree(folder), folder.mkdir(), (folder / "x.txt").touch()],
-            NEW,
-            "the folders there are: none",
-        ),
-        (lambda folder: [p.unlink() for p in sorted((folder / "cat").glob("*.wav"))[2:]], ["cat"], "no speaker falls into"),
-    ],
-    ids=[
-        "a word without clips",
-        "8 kHz",
-        "stereo",
-        "short",
-        "empty",
-        "a broken clip",
-        "a folder of something else",
-        "too few speakers",
-    ],
-)
-def test_bad_data_are_named_and_nothing_is_written(corpus, tmp_path, manifests, change, words, said):
-    folder = tmp_path / "data"
-    shutil.copytree(corpus, folder)
-    change(folder)
-    with pytest.raises(ValueError, match=said):
-        prepare_spoken_words(str(folder), words, manifests)
-    assert not any(os.path.exists(path) for path in manifests.values())
-
-
-def run(script, *arguments, stock=None):
-    environment = {**os.environ, "PYTHONPATH": str(stock or ""), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, script, *arguments, "--device=cpu", "--noprogressbar"]
-    done = subprocess.run(
-        list(map(str, command)),
-        cwd=RECIPE / "finetuning",
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    return done.returncode, done.stdout
-
-
-def test_the_recipe_dies_on_the_stock_release_and_trains_on_the_fork(corpus, tmp_path, stock):
-    common = [f"--data_folder={corpus}", "--number_of_epochs=5", "--batch_size=8"]
-    pretraining = [
-        "pretrain.py",
-        "hparams/pretrain.yaml",
-        f"--words=[{','.join(PRETRAINED)}]",
-        f"--output_folder={tmp_path / 'pre'}",
-    ]
-    # An override of the model must reach the saved folder, or the folder could not be loaded.
-    status, said = run(*pretraining, "--model={channels: 24}", *common)
-    assert status == 0, said
-    (tmp_path / "pre" / "inference").rename(tmp_path / "moved")
-    shutil.rmtree(tmp_path / "pre")
-
-    fine_tuning = ["train.py", "hparams/finetune.yaml", f"--words=[{','.join(NEW)}]", f"--source={tmp_path / 'moved'}", *common]
-    status, said = run(*fine_tuning, f"--output_folder={tmp_path / 'stock'}", stock=stock)
+def test_the_recipe_dies_on_the_stock_release(fine_tuning, tmp_path, stock):
+    status, said = run("train.py", *fine_tuning(tmp_path), stock=stock)
     assert status == 1 and said.strip().endswith("ValueError: math domain error")
     assert re.search(r"(?s)in __init__\n.*in print_trainable_parameters\n.*in format_order_of_magnitude\n", said)
 
-    status, said = run(*fine_tuning, f"--output_folder={tmp_path / 'fork'}")
-    assert status == 0, said
-    assert re.search(r"encoder: 0 trainable of [\d.]+k parameters", said)
+
+def test_the_recipe_trains_on_the_fork(finetuned):
+    folder, said = finetuned
+    assert re.search(r"head: embedding_model: 0 trainable of [\d.]+k parameters", said)
+    assert re.search(r"full: embedding_model: ([\d.]+k) trainable of \1 parameters", said)
     before, after = (float(e) for e in re.findall(r"Test error \w+ fine-tuning: ([\d.]+)%", said))
     assert after < before
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert f"{metrics['full']['test_error']:.1%}" == f"{after}%"
+    assert [len(metrics[stage]["epochs"]) for stage in ("head", "full")] == [15, 3]
+    for picture in ("curves.png", "confusion.png"):
+        assert (folder / picture).read_bytes().startswith(b"\x89PNG")
+    worst = [float(row["probability"]) for row in csv.DictReader(open(folder / "worst_clips.csv"))]
+    assert worst == sorted(worst) and len(worst) > 10
+    assert not list(folder.rglob("*.part"))
 
-    # The same command again has nothing to train, and does not call the trained classifier a new one.
-    status, said = run(*fine_tuning, f"--output_folder={tmp_path / 'fork'}")
-    assert status == 0 and "before fine-tuning" not in said and f"after fine-tuning: {after}%" in said
 
-    # With other words it is another run, and may not go on from that one's checkpoints.
-    others = [argument.replace("--words=[cat,dog]", "--words=[dog]") for argument in fine_tuning]
-    status, said = run(*others, f"--output_folder={tmp_path / 'fork'}")
+def test_the_frozen_encoder_is_not_touched_by_the_first_stage(fine_tuning, pretrained, tmp_path):
+    status, said = run("train.py", *fine_tuning(tmp_path, unfreeze=False, cache_embeddings=False, head_epochs=1))
+    assert status == 0, said
+    before, after = (torch.load(folder / "embedding_model.ckpt") for folder in (pretrained, tmp_path / "inference"))
+    assert same(list(before.values()), list(after.values()))  # its BatchNorm statistics too
+
+
+def test_two_seeded_runs_agree_exactly_and_so_do_cached_and_uncached_training(fine_tuning, finetuned, tmp_path):
+    status, said = run("train.py", *fine_tuning(tmp_path, cache_embeddings=False))
+    assert status == 0, said
+    assert same(weights(tmp_path), weights(finetuned[0]))
+    assert (tmp_path / "worst_clips.csv").read_text() == (finetuned[0] / "worst_clips.csv").read_text()
+
+
+def test_the_same_command_again_trains_nothing_and_another_run_is_refused(fine_tuning, finetuned, tmp_path):
+    folder, said = finetuned
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    status, again = run("train.py", *fine_tuning(copy))
+    errors = r"Test error \w+ fine-tuning: [\d.]+%"
+    assert status == 0 and "Going into epoch" not in again and re.findall(errors, again) == re.findall(errors, said)
+    assert same(weights(copy), weights(folder))
+    status, said = run("train.py", *fine_tuning(copy, words="[dog]"))
     assert status == 1 and "holds a run with words ['cat', 'dog'], not ['dog']: name another --output_folder" in said
 
-    status, said = run(*fine_tuning, f"--output_folder={tmp_path / 'size'}", "--emb_dim=5")
-    assert status == 1 and "run again with --emb_dim 64" in said
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({"source": "no_such_folder"}, "there is no folder no_such_folder: run pretrain.py first"),
+        ({"emb_dim": "5"}, "has emb_dim 64: run again with --emb_dim 64"),
+        ({"sample_rate": "8000"}, "has sample_rate 16000: run again with --sample_rate 16000"),
+        ({"data_folder": "no_such_folder"}, "no_such_folder is no folder, or empty: mend data_folder"),
+    ],
+)
+def test_a_wrong_option_is_named_with_the_remedy(fine_tuning, tmp_path, options, said):
+    status, output = run("train.py", *fine_tuning(tmp_path, **options))
+    assert status == 1 and said in output
 
 
-def test_a_source_that_is_not_there_is_named(corpus, tmp_path):
-    status, said = run(
-        "train.py", "hparams/finetune.yaml", f"--output_folder={tmp_path}", f"--data_folder={corpus}", "--words=[cat]"
+def killed(options, when, folder):
+    """Start train.py, kill it once something is there, and run it again."""
+    process = subprocess.Popen(
+        command("train.py", *options),
+        cwd=RECIPE / "finetuning",
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
-    assert status == 1 and "ValueError: there is no folder results/pretrain/1234/inference: run pretrain.py first" in said
+    while process.poll() is None and not when(folder):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    return run("train.py", *options)
 
 
-def test_speech_is_never_made_over_something(corpus, tmp_path):
-    command = [sys.executable, RECIPE / "make_spoken_words.py", corpus, "cat"]
-    done = subprocess.run(list(map(str, command)), stderr=subprocess.PIPE, text=True)
-    assert done.returncode == 2 and f"{corpus} holds something already" in done.stderr
-    command[2] = "/proc/data"
-    done = subprocess.run(list(map(str, command)), stderr=subprocess.PIPE, text=True)
-    assert done.returncode == 1 and "/proc/data could not be made" in done.stderr and "Traceback" not in done.stderr
+def epochs(folder, stage):
+    try:
+        return len(json.loads((folder / "metrics.json").read_text())[stage]["epochs"])
+    except (FileNotFoundError, KeyError):
+        return 0
 
 
-def test_two_makers_at_once_leave_one_corpus(tmp_path):
-    command = [sys.executable, str(RECIPE / "make_spoken_words.py"), str(tmp_path / "data"), "cat", "--takes", "10"]
-    makers = [subprocess.Popen(command, stderr=subprocess.DEVNULL) for _ in range(2)]
-    assert [maker.wait() for maker in makers] == [0, 0]
-    assert [path.name for path in tmp_path.iterdir()] == ["data"] and len(list(tmp_path.rglob("*.wav"))) == 600
-
-
-def test_the_inference_folder_tells_words(corpus, tmp_path):
-    common = [
-        f"--words=[{','.join(PRETRAINED)}]",
-        f"--output_folder={tmp_path}",
-        f"--data_folder={corpus}",
-        "--number_of_epochs=1",
-    ]
-    status, said = run("pretrain.py", "hparams/pretrain.yaml", *common)
+@pytest.mark.parametrize("stage, number", [("head", 7), ("full", 1)])
+def test_a_killed_run_goes_on_to_the_same_weights(fine_tuning, finetuned, tmp_path, stage, number):
+    status, said = killed(fine_tuning(tmp_path), lambda folder: epochs(folder, stage) >= number, tmp_path)
     assert status == 0, said
-    from speechbrain.inference.classifiers import EncoderClassifier
+    assert same(weights(tmp_path), weights(finetuned[0]))
+    assert (tmp_path / "worst_clips.csv").read_text() == (finetuned[0] / "worst_clips.csv").read_text()
 
-    model = EncoderClassifier.from_hparams(str(tmp_path / "inference"), run_opts={"device": "cpu"})
-    items = list(json.load(open(tmp_path / "test.json")).values())
+
+def test_two_runs_may_not_write_to_one_folder(fine_tuning, finetuned):
+    from filelock import FileLock
+
+    with FileLock(finetuned[0] / ".lock"):
+        status, said = run("train.py", *fine_tuning(finetuned[0]))
+    assert status == 1 and f"another run is writing to {finetuned[0]}: name another --output_folder" in said
+
+
+IN_TWO = """
+import sys
+sys.path.insert(0, sys.argv.pop(1))
+import hashlib, torch, train
+state = train.main().modules.state_dict()
+digest = hashlib.sha256(b"".join(value.numpy().tobytes() for value in state.values())).hexdigest()
+digests = [None, None]
+torch.distributed.all_gather_object(digests, digest)
+assert len(state) > 100
+if torch.distributed.get_rank() == 0:
+    print("same on both:", digests[0] == digests[1])
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_two_processes_end_with_the_same_weights_and_learn_as_one_does(fine_tuning, finetuned, tmp_path, torchrun):
+    options = command("train.py", *fine_tuning(tmp_path / "out"))[2:]
+    status, said = torchrun(IN_TWO, RECIPE / "finetuning", *options, "--distributed_backend=gloo", seconds=300)
+    assert status == 0, said
+    assert "same on both: True" in said
+    one, two = (json.loads((folder / "metrics.json").read_text()) for folder in (finetuned[0], tmp_path / "out"))
+    for stage in ("head", "full"):
+        assert two[stage]["test_error"] == pytest.approx(one[stage]["test_error"], abs=0.25)  # of 28 clips
+
+
+def test_the_inference_folder_scores_the_same_error(finetuned, corpus):
+    folder, _ = finetuned
+    model = EncoderClassifier.from_hparams(str(folder / "inference"), run_opts={"device": "cpu"})
+    items = list(json.load(open(folder / "test.json")).values())
     told = [model.classify_file(item["wav"].format(data_root=corpus))[3][0] for item in items]
     error = sum(word != item["word"] for word, item in zip(told, items)) / len(items)
-    reported = float(re.search(r"on the words of pretraining: ([\d.]+)%", said).group(1))
-    assert f"{error:.1%}" == f"{reported}%"
+    assert error == json.loads((folder / "metrics.json").read_text())["full"]["test_error"]
+
+    clips = [item["wav"].format(data_root=corpus) for item in items][:3]
+    status, said = run("infer.py", "--model", folder / "inference", *clips, "no_such.wav")
+    assert status == 1 and "no_such.wav cannot be read" in said and "expect_len" not in said
+    assert re.findall(r"(?m)^(\w+) +[\d.]+%  \S+wav$", said) == told[:3]
+
+
+@pytest.fixture
+def brain(pretrained, tmp_path):
+    """A Brain of the first stage, on random data, and its batches."""
+    source = EncoderClassifier.from_hparams(str(pretrained))
+    modules = {name: source.mods[name] for name in ("compute_features", "mean_var_norm", "embedding_model", "classifier")}
+    checkpointer = sb.utils.checkpoints.Checkpointer(tmp_path / "save")
+    counter = sb.utils.epoch_loop.EpochCounter(40)
+
+    def make(*trained, lr=0.01):
+        stage = {"name": "test", "trained": trained, "opt_class": lambda p: torch.optim.Adam(p, lr=lr)}
+        stage.update(counter=counter, checkpointer=checkpointer)
+        return KeywordBrain(stage, modules, None, {"seed": 1, "batch_size": 8}, {"device": "cpu", "noprogressbar": True})
+
+    return make
+
+
+def batch_of(sigs, labels):
+    items = [
+        {"id": f"clip{i}", "sig": sig, "word_encoded": torch.tensor([label])}
+        for i, (sig, label) in enumerate(zip(sigs, labels))
+    ]
+    return sb.dataio.batch.PaddedBatch(items)
+
+
+def test_a_handful_of_clips_is_learned_to_zero_error(brain):
+    brain = brain("embedding_model", "classifier")
+    torch.manual_seed(1)
+    batch = batch_of(torch.randn(6, 16000) * torch.linspace(0.1, 1, 6)[:, None], [0, 1, 2, 0, 1, 2])
+    brain.on_fit_start()
+    for brain.step in range(1, 41):
+        brain.modules.train()
+        loss = brain.fit_batch(batch)
+    brain.modules.eval()
+    brain.on_stage_start(sb.Stage.VALID)
+    with torch.no_grad():
+        brain.evaluate_batch(batch, sb.Stage.VALID)
+    assert [max(range(3), key=p.__getitem__) for _, _, p in brain.predictions] == [0, 1, 2, 0, 1, 2] and loss < 0.1
+
+
+@pytest.mark.parametrize("stage", ["fit_batch", "evaluate_batch"])
+def test_an_error_says_which_utterances_it_happened_with(brain, stage, caplog):
+    brain = brain("classifier")
+    brain.on_fit_start()
+    brain.on_stage_start(sb.Stage.VALID)
+    broken = batch_of(torch.zeros(2, 16000), [0, 99])
+    with pytest.raises(IndexError) as raised:
+        brain.fit_batch(broken) if stage == "fit_batch" else brain.evaluate_batch(broken, sb.Stage.VALID)
+    said = "".join(getattr(raised.value, "__notes__", [])) or caplog.text
+    assert f"in test, {'train' if stage == 'fit_batch' else 'valid'}, epoch 0, step 0, with clip0, clip1" in said
+
+
+def test_a_loss_that_is_not_finite_is_named_with_its_utterances(brain, caplog):
+    brain = brain("classifier")
+    brain.on_fit_start()
+    brain.nonfinite_count = 0
+    brain.modules.train()
+    brain.fit_batch(batch_of(torch.rand(2, 16000), [0, 1]))
+    brain.fit_batch(batch_of(torch.full((2, 16000), float("nan")), [0, 1]))
+    assert "the loss is nan in test, train, epoch 0, step 0, with clip0, clip1" in caplog.text
+
+
+def test_a_pretrained_parameter_that_is_not_finite_ends_the_run_before_the_first_step(brain):
+    brain = brain("classifier")
+    next(brain.modules.embedding_model.parameters()).view(-1)[0] = float("nan")
+    with pytest.raises(ValueError, match=r"not finite before the first step of test: embedding_model\.\S+weight: get the enc"):
+        brain.on_fit_start()
+
+
+def linear(value=1.0, **attributes):
+    module = torch.nn.Linear(2, 2)
+    module.load_state_dict({name: torch.full_like(tensor, value) for name, tensor in module.state_dict().items()})
+    vars(module).update(attributes)
+    return {"encoder": module}
+
+
+def dataset(**sha1s):
+    return sb.dataio.dataset.DynamicItemDataset({name: {"sha1": sha1} for name, sha1 in sha1s.items()})
+
+
+def test_the_key_of_the_cache_changes_with_all_that_it_depends_on():
+    same = [key_of(linear(), dataset(a="1", b="2"), sample_rate=16000) for _ in range(2)]
+    others = [
+        key_of(linear(2.0), dataset(a="1", b="2"), sample_rate=16000),
+        key_of(linear(n_mels=80), dataset(a="1", b="2"), sample_rate=16000),
+        key_of(linear(), dataset(a="1", b="3"), sample_rate=16000),
+        key_of(linear(), dataset(a="1", c="2"), sample_rate=16000),
+        key_of(linear(), dataset(a="1"), sample_rate=16000),
+        key_of(linear(), dataset(a="1", b="2"), sample_rate=8000),
+    ]
+    assert same[0] == same[1] and len({same[0], *others}) == 7
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:-1] + b"x"),
+        lambda path: path.write_bytes(path.read_bytes()[:40]),
+        lambda path: path.unlink(),
+        lambda path: Path(f"{path}.sha256").unlink(),
+        lambda path: Path(f"{path}.sha256").write_text(""),
+    ],
+    ids=["a byte", "cut off", "gone", "no checksum", "an empty checksum"],
+)
+def test_a_damaged_cache_is_computed_again(tmp_path, damage):
+    data = dataset(**{name: name for name in "abcde"})
+    data.set_output_keys(["id"])
+    path = tmp_path / "cache" / "e.npy"
+    seen = []
+
+    def embed(batch):
+        seen.extend(batch)
+        return torch.tensor([[[float(ord(name)), 0.5]] for name in batch])
+
+    def cached():
+        keep(str(path), [["a", "b"], ["c", "d"], ["e"]], 5, embed)
+        return Embeddings({"train": data}, {"train": str(path)})(["e", "b"])
+
+    assert cached().tolist() == [[[101.0, 0.5]], [[98.0, 0.5]]] and cached().shape == (2, 1, 2) and len(seen) == 5
+    damage(path)
+    assert cached().tolist() == [[[101.0, 0.5]], [[98.0, 0.5]]] and len(seen) == 10
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def fail(error):
+    raise error
+
+
+@pytest.mark.parametrize(
+    "write, said",
+    [
+        (lambda: fail(OSError(errno.ENOSPC, "No space left on device", "x")), "free some space"),
+        (lambda: torch.save(torch.zeros(10**6), "/dev/full"), "free some space"),
+        (lambda: fail(OSError(errno.EROFS, "Read-only file system", "x")), "mend its permissions, or name another folder"),
+        (lambda: os.mkdir("/sys/x"), "mend its permissions, or name another folder"),
+    ],
+)
+def test_a_disk_that_cannot_be_written_to_is_a_sentence(write, said):
+    told = f"Could not write: .*Checkpoints are as they were: {said}, and the same command"
+    with pytest.raises(SystemExit, match=told), advice_on_storage():
+        write()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("size mismatch"), FileNotFoundError(2, "No such file", "x"), ValueError("x")])
+def test_any_other_error_keeps_its_traceback(error):
+    with pytest.raises(type(error)), advice_on_storage():
+        raise error
+
+
+def test_every_row_of_the_table_of_recipes_runs(corpus, tmp_path):
+    (tmp_path / "made_speech").symlink_to(corpus)
+    rows = list(csv.DictReader(open(Path(__file__).with_name("SpokenWords.csv"))))
+    assert {row["Script_file"] for row in rows} == {f"recipes/SpokenWords/finetuning/{n}.py" for n in ("train", "pretrain")}
+    for row in rows:
+        for column in ("Script_file", "Hparam_file", "Data_prep_file", "Readme_file"):
+            assert (record.ROOT / row[column]).is_file(), row[column]
+        flags = row["test_debug_flags"].split()
+        status, said = run(Path(row["Script_file"]).name, *flags, cwd=tmp_path)
+        assert status == 0, said
+        output = tmp_path / re.search(r"--output_folder=(\S+)", row["test_debug_flags"])[1]
+        checks = re.fullmatch(r"file_exists=\[(.*?)\] performance_check=\[(.*?)\]", row["test_debug_checks"])
+        for name in checks[1].split(","):
+            assert (output / name).is_file(), name
+        log, key, bound, where = (part.strip() for part in checks[2].split(","))
+        line = next(line for line in (output / log).read_text().splitlines() if re.search(rf"{where}\b", line))
+        assert float(re.search(rf"{key}: (\S+)", line)[1].rstrip(",")) < float(bound.removeprefix("<"))

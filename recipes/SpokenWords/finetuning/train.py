@@ -1,29 +1,68 @@
 #!/usr/bin/env python3
-"""Fine-tunes a pretrained, frozen encoder to spot new words: a new classifier is trained on its embeddings.
+"""Fine-tunes a pretrained encoder to spot new words, in two stages.
+
+First a new classifier is trained on the embeddings of the frozen encoder, which
+are computed once; then encoder and classifier together, on augmented audio.
 
 To run it, after pretrain.py has made the encoder:
 > python train.py hparams/finetune.yaml
+The first stage alone:
+> python train.py hparams/finetune.yaml --unfreeze False
 With the Speech Commands corpus instead of made speech:
 > python train.py hparams/finetune.yaml --data_folder /path/to/speech_commands
 """
 
+import contextlib
+import hashlib
 import os
+import random
 import sys
+import time
 
+import numpy as np
 import speechbrain as sb
 import torch
+from filelock import FileLock, Timeout
 from hyperpyyaml import load_hyperpyyaml
+from speechbrain.dataio import audio_io
 from speechbrain.inference.classifiers import EncoderClassifier
-from speechbrain.utils.distributed import run_on_main
+from speechbrain.utils.distributed import if_main_process, run_on_main
 from speechbrain.utils.logger import format_order_of_magnitude, get_logger
+from tqdm import tqdm
 
+import embeddings
+import results
 from spoken_words_prepare import prepare_spoken_words, same_run
 
+STARTED = time.perf_counter()
 logger = get_logger(__name__)
 
 
 class KeywordBrain(sb.Brain):
-    """Trains a classifier of words on the embeddings of a frozen encoder."""
+    """Trains the modules that a stage names; the others are frozen.
+
+    Arguments
+    ---------
+    stage : dict
+        From the YAML: ``name``, ``trained`` (names of modules), ``opt_class``,
+        ``counter``, ``checkpointer``, and ``augment`` where there is one.
+    modules : dict of str to torch.nn.Module
+        ``compute_features``, ``mean_var_norm``, ``embedding_model`` and ``classifier``.
+    metrics : results.Metrics
+        Takes the numbers of each epoch.
+    hparams, run_opts : dict
+        As ever.
+    """
+
+    def __init__(self, stage, modules, metrics, hparams, run_opts):
+        self.name, self.metrics, self.counter = stage["name"], metrics, stage["counter"]
+        self.augment, self.cached = stage.get("augment"), None
+        self.frozen = [name for name in modules if name not in stage["trained"]]
+        for name, module in modules.items():
+            module.requires_grad_(name in stage["trained"])
+        stage["checkpointer"].add_recoverables({name: modules[name] for name in stage["trained"]})
+        stage["checkpointer"].add_recoverable("counter", stage["counter"])
+        super().__init__(modules, stage["opt_class"], hparams, run_opts, stage["checkpointer"])
 
     def print_trainable_parameters(self):
         """Say of each module how much of it is trained: the first thing to check when modules are frozen."""
@@ -33,60 +72,130 @@ class KeywordBrain(sb.Brain):
             total = format_order_of_magnitude(sum(size for size, _ in sizes))
             # The frozen encoder has 0 trainable parameters; formatting that 0 is where the stock release dies.
             trainable = format_order_of_magnitude(sum(size for size, trained in sizes if trained))
-            logger.info(f"{name}: {trainable} trainable of {total} parameters")
+            logger.info(f"{self.name}: {name}: {trainable} trainable of {total} parameters")
 
-    def embed(self, batch, stage):
+    def on_fit_start(self):
+        """Check the parameters before the first step, pretrained ones above all."""
+        super().on_fit_start()
+        bad = [name for name, value in self.modules.state_dict().items() if not torch.isfinite(value).all()]
+        if bad:
+            raise ValueError(f"not finite before the first step of {self.name}: {', '.join(bad)}: get the encoder anew.")
+
+    def embed(self, batch):
         """Compute the embeddings of a batch, [batch, 1, emb_dim]."""
-        # fit() puts every module into training mode, which would move the BatchNorm statistics of a frozen one.
-        self.modules.encoder.eval()
+        if self.cached is not None:
+            return self.cached(batch.id).to(self.device)
         wavs, lens = batch.sig
-        with torch.no_grad():
-            return self.hparams.pretrained.encode_batch(wavs, lens)
+        if self.augment is not None and self.modules.training:
+            wavs, lens = self.augment(wavs, lens)
+        count = len(wavs)
+        if "embedding_model" in self.frozen:
+            # The last bit of an embedding depends on the size of the batch: always a full one, so that it is the same
+            # in the cache, in training and in testing.
+            missing = max(0, self.hparams.batch_size - count)
+            wavs, lens = torch.cat([wavs, wavs.new_zeros(missing, wavs.shape[1])]), torch.cat([lens, lens.new_ones(missing)])
+        feats = self.modules.mean_var_norm(self.modules.compute_features(wavs), lens)
+        return self.modules.embedding_model(feats, lens)[:count]
 
     def compute_forward(self, batch, stage):
         """Compute the log-probabilities of the words, [batch, 1, n_words]."""
         batch = batch.to(self.device)
-        return self.modules.classifier(self.embed(batch, stage))
+        return self.modules.classifier(self.embed(batch))
 
     def compute_objectives(self, predictions, batch, stage):
-        """Compute the loss, and collect the errors where the model is evaluated."""
+        """Compute the loss, and remember the predictions where the model is evaluated."""
         targets = batch.word_encoded.data
-        loss = sb.nnet.losses.nll_loss(predictions, targets)
         if stage != sb.Stage.TRAIN:
-            self.errors.append(batch.id, predictions, targets)
-        return loss
+            self.predictions += zip(batch.id, targets.squeeze(-1).tolist(), predictions.squeeze(1).exp().tolist())
+        return sb.nnet.losses.nll_loss(predictions, targets)
+
+    def fit_batch(self, batch):
+        """Train on a batch; a run that was stopped draws the same random numbers here when it goes on."""
+        seed_with(self.hparams.seed, self.name, self.counter.current, self.step, os.environ.get("RANK", 0))
+        # fit() puts every module into training mode, which would move the BatchNorm statistics of a frozen one.
+        for name in self.frozen:
+            self.modules[name].eval()
+        with self.naming(batch, sb.Stage.TRAIN):
+            return super().fit_batch(batch)
+
+    def evaluate_batch(self, batch, stage):
+        """Evaluate a batch."""
+        with self.naming(batch, stage):
+            loss = super().evaluate_batch(batch, stage)
+            self.tell_if_not_finite(loss)
+            return loss
+
+    def check_loss_isfinite(self, loss):
+        """Say which utterances gave a loss that is not finite; whether to go on is upstream's to decide."""
+        self.tell_if_not_finite(loss)
+        super().check_loss_isfinite(loss)
+
+    def tell_if_not_finite(self, loss):
+        """Warn of a loss that is not finite."""
+        if not torch.isfinite(loss).all():
+            logger.warning(f"the loss is {loss.item()} in {self.at_work_on}")
+
+    @contextlib.contextmanager
+    def naming(self, batch, stage):
+        """Have an error say what was being worked on."""
+        where = f"{self.name}, {stage.name.lower()}, epoch {self.counter.current}, step {self.step}"
+        self.at_work_on = f"{where}, with {', '.join(batch.id)}"
+        try:
+            yield
+        except Exception as error:
+            if hasattr(error, "add_note"):
+                error.add_note(f"This happened in {self.at_work_on}")
+            else:  # Python 3.10
+                logger.error(f"{error!r} happened in {self.at_work_on}")
+            raise
 
     def on_stage_start(self, stage, epoch=None):
-        """Start to collect errors."""
-        if stage != sb.Stage.TRAIN:
-            self.errors = self.hparams.error_stats()
+        """Start to collect predictions."""
+        self.predictions = []
+        if stage == sb.Stage.TRAIN:
+            self.epoch_started = time.perf_counter()
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
         """Log the stage; after validation keep the best checkpoint."""
         if stage == sb.Stage.TRAIN:
             self.train_stats = {"loss": stage_loss}
             return
-        stats = {"loss": stage_loss, "error": self.errors.summarize("average")}
-        if stage == sb.Stage.VALID:
-            self.hparams.train_logger.log_stats({"epoch": epoch}, self.train_stats, stats)
-            self.checkpointer.save_and_keep_only(meta=stats, min_keys=["error"])
-        else:
-            self.hparams.train_logger.log_stats({"Epoch loaded": self.hparams.epoch_counter.current}, test_stats=stats)
-            self.test_error = stats["error"]
+        stats = {"loss": stage_loss, "error": results.error_of(self.predictions)}
+        if stage == sb.Stage.TEST:
+            self.test_stats = stats
+            return
+        seconds = time.perf_counter() - self.epoch_started
+        self.hparams.train_logger.log_stats({"stage": self.name, "epoch": epoch}, self.train_stats, stats)
+        self.metrics.add_epoch(self.name, epoch, self.train_stats, stats, seconds)
+        self.checkpointer.save_and_keep_only(meta={"epoch": epoch, **stats}, min_keys=["error"])
 
     def fit_and_test(self, datasets):
         """Train, then test the best epoch."""
         loader = self.hparams.dataloader_options
         # BatchNorm cannot train on a last batch of one.
-        alone = len(datasets["train"]) % self.hparams.batch_size == 1
+        alone = len(datasets["train"]) % loader["batch_size"] == 1
         self.fit(
-            self.hparams.epoch_counter,
+            self.counter,
             datasets["train"],
             datasets["valid"],
             train_loader_kwargs={**loader, "shuffle": True, "drop_last": alone},
             valid_loader_kwargs=loader,
         )
         self.evaluate(datasets["test"], min_key="error", test_loader_kwargs=loader)
+        self.hparams.train_logger.log_stats(
+            {"stage": self.name, "Epoch loaded": self.counter.current}, test_stats=self.test_stats
+        )
+        self.metrics.add_test(self.name, self.counter.current, self.test_stats)
+
+
+def seed_with(*what):
+    """Seed all random numbers of this process with a digest of something."""
+    seed = int(hashlib.sha256(repr(what).encode()).hexdigest()[:8], 16)
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():  # else each call of torch.manual_seed would put a note for later into a list
+        torch.cuda.manual_seed_all(seed)
 
 
 def load_hparams(arguments):
@@ -96,36 +205,51 @@ def load_hparams(arguments):
     with open(hparams_file, encoding="utf-8") as file:
         hparams = load_hyperpyyaml(file, overrides)
     sb.create_experiment_directory(hparams["output_folder"], hparams_file, overrides)
-    return hparams_file, hparams, run_opts
+    hparams["lock"] = FileLock(os.path.join(hparams["output_folder"], ".lock"))
+    if if_main_process():
+        try:
+            hparams["lock"].acquire(timeout=0)
+        except Timeout:
+            raise RuntimeError(f"another run is writing to {hparams['output_folder']}: name another --output_folder.") from None
+    return hparams_file, overrides, hparams, run_opts
 
 
 def prepare(hparams):
-    """Prepare the data, unless the output folder holds a run on something else; returns the datasets."""
+    """Check and prepare the data, unless the output folder holds a run on something else."""
     run_on = {key: hparams[key] for key in ("words", "source") if key in hparams}
     run_on["data_folder"] = os.path.realpath(hparams["data_folder"])
     run_on_main(same_run, [hparams["output_folder"]], run_on)
-    keys = ("data_folder", "words", "manifests", "skip_prep")
+    keys = ("data_folder", "words", "manifests", "data_report", "bad_clips", "make_speech", "skip_prep")
     run_on_main(prepare_spoken_words, kwargs={key: hparams[key] for key in keys})
-    return dataio_prep(hparams)
 
 
-def dataio_prep(hparams):
+def read_clip(path, normalizer, seconds):
+    """Read a clip as mono at the normalizer's sample rate, padded or cut on both sides to a fixed length, [time]."""
+    sig = normalizer(*audio_io.load(str(path), channels_first=False))
+    missing = round(seconds * normalizer.sample_rate) - len(sig)
+    return torch.nn.functional.pad(sig, (missing // 2, missing - missing // 2))
+
+
+def dataio_prep(hparams, sample_rate, clip_seconds):
     """Make the datasets of the three splits, and the encoder of their labels."""
+    normalizer = sb.dataio.preprocess.AudioNormalizer(sample_rate)
 
     @sb.utils.data_pipeline.takes("wav")
     @sb.utils.data_pipeline.provides("sig")
     def audio_pipeline(wav):
-        return sb.dataio.dataio.read_audio(wav)
+        return read_clip(wav, normalizer, clip_seconds)
 
     label_encoder = hparams["label_encoder"]
 
     @sb.utils.data_pipeline.takes("word")
-    @sb.utils.data_pipeline.provides("word", "word_encoded")
+    @sb.utils.data_pipeline.provides("word_encoded")
     def label_pipeline(word):
-        yield word
-        yield label_encoder.encode_label_torch(word)
+        return label_encoder.encode_label_torch(word)
 
-    datasets = {
+    # The words themselves, in the YAML's order: the same labels whatever the data are.
+    label_encoder.update_from_iterable(map(str, hparams["words"]))
+    label_encoder.expect_len(len(hparams["words"]))
+    return {
         split: sb.dataio.dataset.DynamicItemDataset.from_json(
             path,
             replacements={"data_root": hparams["data_folder"]},
@@ -134,42 +258,67 @@ def dataio_prep(hparams):
         )
         for split, path in hparams["manifests"].items()
     }
-    # The words themselves, in the YAML's order: the same labels whatever the data are.
-    label_encoder.update_from_iterable(hparams["words"])
-    label_encoder.expect_len(len(hparams["words"]))
-    return datasets
+
+
+def cache_embeddings(brain, datasets, hparams):
+    """Have the brain find embeddings on disk instead of computing them from audio."""
+    brain.modules.eval()
+    encoder = {name: brain.modules[name] for name in brain.frozen}
+    settings = {key: hparams[key] for key in ("sample_rate", "clip_seconds")}
+    paths = {}
+    for split, dataset in datasets.items():
+        key = embeddings.key_of(encoder, dataset, **settings)
+        paths[split] = os.path.join(hparams["cache_folder"], f"{split}-{key}.npy")
+        loader = brain.make_dataloader(dataset, sb.Stage.TEST, ckpt_prefix=None, **hparams["dataloader_options"])
+        batches = tqdm(loader, desc=f"embedding {split}", disable=brain.noprogressbar, leave=False)
+        run_on_main(embeddings.keep, [paths[split], batches, len(dataset), lambda batch: brain.embed(batch.to(brain.device))])
+        dataset.set_output_keys(["id", "word_encoded"])
+    brain.cached = embeddings.Embeddings(datasets, paths)
 
 
 def main():
-    """Fine-tune, and tell the test error before and after."""
-    _, hparams, run_opts = load_hparams(sys.argv[1:])
+    """Fine-tune, and tell the test error before and after; returns the Brain of the last stage."""
+    hparams_file, overrides, hparams, run_opts = load_hparams(sys.argv[1:])
     if not os.path.isdir(hparams["source"]) and hparams["source"].count("/") != 1:  # a hub id has one slash
         raise ValueError(f"there is no folder {hparams['source']}: run pretrain.py first, or name another --source")
-    datasets = prepare(hparams)
+    prepare(hparams)
 
     # from_hparams freezes what it loads.
     pretrained = EncoderClassifier.from_hparams(hparams["source"], run_opts=run_opts)
-    hparams["pretrained"] = pretrained
-    emb_dim = pretrained.encode_batch(torch.zeros(1, 16000)).shape[-1]
-    if emb_dim != hparams["emb_dim"]:
-        raise ValueError(f"{hparams['source']} gives embeddings of size {emb_dim}: run again with --emb_dim {emb_dim}")
+    clip_settings = {key: hparams[key] for key in ("sample_rate", "clip_seconds")}
+    found = {
+        "emb_dim": pretrained.encode_batch(torch.zeros(1, round(hparams["sample_rate"] * hparams["clip_seconds"]))).shape[-1],
+        "sample_rate": pretrained.audio_normalizer.sample_rate,
+    }
+    for key, value in found.items():
+        if value != hparams[key]:
+            raise ValueError(f"{hparams['source']} has {key} {value}: run again with --{key} {value}")
+    modules = {name: pretrained.mods[name] for name in ("compute_features", "mean_var_norm", "embedding_model")}
+    modules["classifier"] = hparams["classifier"]
+    metrics = results.Metrics(os.path.join(hparams["output_folder"], "metrics.json"))
 
-    brain = KeywordBrain(
-        modules={"encoder": pretrained.mods.embedding_model, **hparams["modules"]},
-        opt_class=hparams["opt_class"],
-        hparams=hparams,
-        run_opts=run_opts,
-        checkpointer=hparams["checkpointer"],
-    )
-    before = None
-    if hparams["checkpointer"].find_checkpoint() is None:  # else the classifier is no longer a new one
+    # Stage 1: the classifier alone.
+    brain = KeywordBrain(hparams["head"], modules, metrics, hparams, run_opts)
+    datasets = dataio_prep(hparams, **clip_settings)
+    if hparams["cache_embeddings"]:
+        cache_embeddings(brain, datasets, hparams)
+    if hparams["head"]["checkpointer"].find_checkpoint() is None:  # else the classifier is no longer a new one
         brain.evaluate(datasets["test"], test_loader_kwargs=hparams["dataloader_options"])
-        before = brain.test_error
+        metrics.add("before", brain.test_stats)
     brain.fit_and_test(datasets)
-    if before is not None:
-        logger.info(f"Test error before fine-tuning: {before:.1%}")
-    logger.info(f"Test error after fine-tuning: {brain.test_error:.1%}")
+
+    # Stage 2: the encoder as well.
+    if hparams["unfreeze"]:
+        brain = KeywordBrain(hparams["full"], modules, metrics, hparams, run_opts)
+        brain.fit_and_test(dataio_prep(hparams, **clip_settings))
+
+    metrics.add("seconds", time.perf_counter() - STARTED)
+    logger.info(f"Test error before fine-tuning: {metrics['before']['error']:.1%}")
+    logger.info(f"Test error after fine-tuning: {brain.test_stats['error']:.1%}")
+    run_on_main(results.write, [hparams_file, overrides, hparams, brain, pretrained, metrics])
+    return brain
 
 
 if __name__ == "__main__":
-    main()
+    with results.advice_on_storage():
+        main()

@@ -1,0 +1,114 @@
+"""Keeps on disk what a frozen encoder makes of each clip, so that a classifier can be trained without running it again.
+
+A file is named after all that its content depends on: another encoder, other
+features, audio or clip length give another file, and an old one is never read.
+"""
+
+import hashlib
+import json
+import os
+
+import numpy as np
+import torch
+from speechbrain.utils.logger import get_logger
+
+logger = get_logger(__name__)
+
+
+def key_of(modules, dataset, **settings):
+    """Digest all that embeddings depend on.
+
+    Arguments
+    ---------
+    modules : dict of str to torch.nn.Module
+        What turns audio into embeddings: features, normalisation, encoder.
+    dataset : DynamicItemDataset
+        Of its items, ``sha1`` tells the audio.
+    **settings : object
+        How the audio is brought to the encoder.
+
+    Returns
+    -------
+    str
+        16 hexadecimal digits.
+    """
+    sha = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    for path, part in torch.nn.ModuleDict(modules).named_modules():
+        options = {name: value for name, value in vars(part).items() if isinstance(value, (int, float, str))}
+        options.pop("training", None)
+        sha.update(f"{path} {type(part).__qualname__} {sorted(options.items())}".encode())
+    for name, value in torch.nn.ModuleDict(modules).state_dict().items():
+        sha.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    for name, item in dataset.data.items():
+        sha.update(f"{name} {item['sha1']}".encode())
+    return sha.hexdigest()[:16]
+
+
+def keep(path, batches, count, embed):
+    """Write the embeddings of a dataset, unless they are there and whole.
+
+    Arguments
+    ---------
+    path : str
+        The file, in NumPy's format; its checksum goes into ``path.sha256``,
+        which ``sha256sum --check`` understands.
+    batches : iterable of PaddedBatch
+        The dataset, in order, with a progress bar around it.
+    count : int
+        How many items it has.
+    embed : callable
+        Gives the embeddings of a batch, [batch, 1, emb_dim].
+    """
+    checksum, part = f"{path}.sha256", f"{path}.part"
+    try:
+        with open(checksum, encoding="utf-8") as file:
+            if file.read().split()[0] == _sha256(path):
+                return
+        logger.warning(f"{path} is damaged: its embeddings are computed again.")
+    except (FileNotFoundError, IndexError):
+        pass  # none yet, or a run was killed before the checksum
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    rows = 0
+    with open(part, "wb") as file, torch.no_grad():  # written row by row: only a batch is in memory
+        for batch in batches:
+            found = embed(batch).squeeze(1).float().cpu().numpy()
+            if rows == 0:
+                header = {"descr": "<f4", "fortran_order": False, "shape": (count, found.shape[1])}
+                np.lib.format.write_array_header_1_0(file, header)
+            file.write(found.astype("<f4").tobytes())
+            rows += len(found)
+    os.replace(part, path)
+    with open(f"{checksum}.part", "w", encoding="utf-8") as file:
+        file.write(f"{_sha256(path)}  {os.path.basename(path)}\n")
+    os.replace(f"{checksum}.part", checksum)
+
+
+class Embeddings:
+    """Finds the embeddings of utterances by their names; only those that are asked for are read into memory.
+
+    Arguments
+    ---------
+    datasets : dict of str to DynamicItemDataset
+        The splits.
+    paths : dict of str to str
+        The file of each split.
+    """
+
+    def __init__(self, datasets, paths):
+        self.row = {}
+        for split, path in paths.items():
+            array = np.load(path, mmap_mode="r")
+            self.row.update((name, (array, number)) for number, name in enumerate(datasets[split].data_ids))
+
+    def __call__(self, names):
+        """Give the embeddings of some utterances, [batch, 1, emb_dim]."""
+        return torch.from_numpy(np.stack([array[number] for array, number in map(self.row.get, names)]))[:, None]
+
+
+def _sha256(path):
+    """Digest a file, a piece at a time."""
+    sha = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            sha.update(piece)
+    return sha.hexdigest()

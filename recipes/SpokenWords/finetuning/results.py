@@ -1,0 +1,215 @@
+"""What a run leaves behind: metrics, pictures, the worst clips, and an inference folder."""
+
+import contextlib
+import csv
+import errno
+import io
+import json
+import os
+import re
+import shutil
+import statistics
+import sys
+
+import matplotlib
+import numpy as np
+import ruamel.yaml
+from hyperpyyaml import resolve_references
+from matplotlib import pyplot
+from speechbrain.utils.checkpoints import DEFAULT_SAVE_HOOKS, get_default_hook
+from speechbrain.utils.distributed import if_main_process
+from speechbrain.utils.fetching import fetch
+from speechbrain.utils.logger import get_logger
+
+from spoken_words_prepare import write as write_text
+
+matplotlib.use("Agg")  # pictures go to files, also where there is no screen
+logger = get_logger(__name__)
+
+
+class Metrics(dict):
+    """The numbers of a run; each one that is added is on disk at once, and a run that goes on finds them.
+
+    Arguments
+    ---------
+    path : str
+        The JSON file.
+    """
+
+    def __init__(self, path):
+        self.path = path
+        if os.path.exists(path):
+            with open(path, encoding="utf-8") as file:
+                self.update(json.load(file))
+
+    def add(self, key, value):
+        """Set a value."""
+        self[key] = value
+        if if_main_process():
+            write_text(self.path, json.dumps(self, indent=1))
+
+    def add_epoch(self, stage, epoch, train, valid, seconds):
+        """Set the numbers of an epoch; one that is trained again replaces what a killed run had left."""
+        told = {"train_loss": train["loss"], "valid_loss": valid["loss"], "valid_error": valid["error"], "seconds": seconds}
+        self.add(stage, {**self.get(stage, {}), "epochs": {**self.get(stage, {}).get("epochs", {}), str(epoch): told}})
+
+    def add_test(self, stage, best_epoch, test):
+        """Set the result of a stage."""
+        epochs = self.get(stage, {}).get("epochs", {})
+        seconds = statistics.median([told["seconds"] for told in epochs.values()] or [0.0])
+        told = {"best_epoch": best_epoch, "test_loss": test["loss"], "test_error": test["error"], "seconds_per_epoch": seconds}
+        self.add(stage, {**self.get(stage, {}), **told})
+
+
+def error_of(predictions):
+    """Compute the share of clips that were taken for another word.
+
+    Arguments
+    ---------
+    predictions : list of (str, int, list of float)
+        Name, label and probabilities of each clip.
+
+    Returns
+    -------
+    float
+        The error; nan where there is no clip.
+
+    Example
+    -------
+    >>> error_of([("a", 0, [0.9, 0.1]), ("b", 0, [0.2, 0.8])])
+    0.5
+    """
+    wrong = [int(np.argmax(probabilities)) != label for _, label, probabilities in predictions]
+    return sum(wrong) / len(wrong) if wrong else float("nan")
+
+
+def write(hparams_file, overrides, hparams, brain, pretrained, metrics):
+    """Write pictures, the worst clips and the inference folder.
+
+    Arguments
+    ---------
+    hparams_file, overrides, hparams : str, str, dict
+        What the run was started with.
+    brain : KeywordBrain
+        The last stage, tested.
+    pretrained : EncoderClassifier
+        What was fine-tuned.
+    metrics : Metrics
+        The numbers.
+    """
+    folder, words = hparams["output_folder"], [str(word) for word in hparams["words"]]
+    plot_curves(os.path.join(folder, "curves.png"), metrics, [s for s in ("head", "full") if s in metrics])
+    plot_confusion(os.path.join(folder, "confusion.png"), brain.predictions, words)
+    write_worst(os.path.join(folder, "worst_clips.csv"), brain.predictions, words, hparams["data_folder"])
+    with open(hparams_file, encoding="utf-8") as file:
+        classifier = yaml().load(resolve_references(file, overrides).getvalue())["classifier"]
+    with open(fetch("hyperparams.yaml", hparams["source"]), encoding="utf-8") as file:
+        tree = yaml().load(file)
+    tree["classifier"] = classifier
+    tree["modules"]["classifier"] = yaml().load("!ref <classifier>")
+    tree.update({key: hparams[key] for key in ("n_words", "sample_rate", "clip_seconds")})
+    loadables = dict(pretrained.hparams.pretrainer.loadables)
+    loadables.update(classifier=brain.hparams.classifier, label_encoder=hparams["label_encoder"])
+    save_inference_folder(hparams["inference_folder"], tree, loadables)
+    logger.info(f"Metrics, pictures, the worst clips and the model for inference are in {folder}")
+
+
+def plot_curves(path, metrics, stages):
+    """Draw losses and error by epoch, the stages side by side."""
+    figure, axes = pyplot.subplots(1, len(stages), figsize=(5 * len(stages), 4), squeeze=False, sharey=True)
+    for axis, stage in zip(axes[0], stages):
+        epochs = {int(epoch): told for epoch, told in metrics[stage].get("epochs", {}).items()}
+        for key, style in (("train_loss", "--"), ("valid_loss", "-"), ("valid_error", "-")):
+            axis.plot(list(epochs), [told[key] for told in epochs.values()], style, label=key.replace("_", " "))
+        axis.axvline(metrics[stage]["best_epoch"], color="0.8", zorder=0, label="best epoch")
+        axis.set(title=f"{stage}: test error {metrics[stage]['test_error']:.1%}", xlabel="epoch")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    axes[0][0].set_ylim(bottom=0)
+    axes[0][0].legend()
+    save_picture(figure, path)
+
+
+def plot_confusion(path, predictions, words):
+    """Draw how often each word was taken for which."""
+    counts = np.zeros((len(words), len(words)), dtype=int)
+    for _, label, probabilities in predictions:
+        counts[label, int(np.argmax(probabilities))] += 1
+    side = max(4.0, 0.5 * len(words))
+    figure, axis = pyplot.subplots(figsize=(side, side))
+    axis.imshow(counts, cmap="Blues")
+    axis.set(xlabel="told", ylabel="said")
+    axis.set_xticks(range(len(words)), words, rotation=60, ha="right")
+    axis.set_yticks(range(len(words)), words)
+    for (said, told), count in np.ndenumerate(counts):
+        if count:
+            axis.text(told, said, count, ha="center", va="center", color="white" if count > counts.max() / 2 else "black")
+    save_picture(figure, path)
+
+
+def save_picture(figure, path):
+    """Write a picture whole or not at all."""
+    figure.savefig(f"{path}.part", format="png", dpi=120, bbox_inches="tight")
+    pyplot.close(figure)
+    os.replace(f"{path}.part", path)
+
+
+def write_worst(path, predictions, words, data_folder, count=50):
+    """List the clips whose own word got the least probability: what to listen to first."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["probability", "said", "told", "clip"])
+    for name, label, probabilities in sorted(predictions, key=lambda p: p[2][p[1]])[:count]:
+        told = words[int(np.argmax(probabilities))]
+        table.writerow([f"{probabilities[label]:.4f}", words[label], told, os.path.join(data_folder, name)])
+    write_text(path, text.getvalue())
+
+
+def yaml():
+    """Make a reader and writer of YAML that keeps tags and comments."""
+    found = ruamel.yaml.YAML()
+    found.width = 1000
+    return found
+
+
+def save_inference_folder(folder, tree, loadables):
+    """Write a folder that ``EncoderClassifier.from_hparams(source=folder)`` loads, wherever it is moved.
+
+    Arguments
+    ---------
+    folder : str
+        Where it goes.
+    tree : ruamel.yaml.CommentedMap
+        What becomes its hyperparams.yaml.
+    loadables : dict of str to object
+        What the pretrainer in it loads, each from ``<name>.ckpt``.
+    """
+    tree = {**tree, "pretrainer": yaml().load("!new:speechbrain.utils.parameter_transfer.Pretrainer {loadables: {}}")}
+    tree["pretrainer"]["loadables"].update({name: yaml().load(f"!ref <{name}>") for name in loadables})
+    # Else the encoder of labels warns at the first prediction that nobody said how many to expect.
+    expect = "!apply:speechbrain.dataio.encoder.CategoricalEncoder.expect_len [!ref <label_encoder>, %d]"
+    tree["__expect_len"] = yaml().load(expect % len(loadables["label_encoder"]))
+    part = f"{folder}.part"  # renamed when it is whole
+    shutil.rmtree(part, ignore_errors=True)
+    os.makedirs(part)
+    for name, loadable in loadables.items():
+        get_default_hook(loadable, DEFAULT_SAVE_HOOKS)(loadable, os.path.join(part, f"{name}.ckpt"))
+    with open(os.path.join(part, "hyperparams.yaml"), "w", encoding="utf-8") as file:
+        yaml().dump(tree, file)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.rename(part, folder)
+
+
+@contextlib.contextmanager
+def advice_on_storage():
+    """Turn the errors of a full or write-protected disk into a sentence."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        full = re.search("PytorchStreamWriter|inline_container", str(error)) or getattr(error, "errno", None) in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+        )
+        if not full and getattr(error, "errno", None) not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        remedy = "free some space" if full else "mend its permissions, or name another folder"
+        sys.exit(f"Could not write: {error}. Checkpoints are as they were: {remedy}, and the same command goes on from them.")

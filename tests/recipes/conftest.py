@@ -1,0 +1,54 @@
+"""What the tests of the recipe SpokenWords share: a small corpus, and one run of each script."""
+
+import pytest
+
+from scripts import NEW, PRETRAINED, make, run
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """pathlib.Path: A small made corpus."""
+    folder = tmp_path_factory.mktemp("corpus") / "data"
+    make(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pretrained(corpus, tmp_path_factory):
+    """pathlib.Path: The inference folder that pretrain.py made of a tiny model, moved away from where it was made."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    # An override of the model must reach the saved folder, or the folder could not be loaded.
+    options = ["--model={channels: 16}", "--number_of_epochs=8", "--batch_size=8", f"--words=[{','.join(PRETRAINED)}]"]
+    status, said = run("pretrain.py", *options, f"--data_folder={corpus}", f"--output_folder={folder / 'out'}")
+    assert status == 0, said
+    (folder / "out/inference").rename(folder / "moved")
+    return folder / "moved"
+
+
+@pytest.fixture(scope="session")
+def fine_tuning(corpus, pretrained):
+    """callable: Gives the options of train.py for an output folder, with others than the usual ones by name."""
+
+    def options(folder, **others):
+        usual = {
+            "data_folder": corpus,
+            "source": pretrained,
+            "words": f"[{','.join(NEW)}]",
+            "output_folder": folder,
+            "cache_folder": f"{folder}/embeddings",
+            "batch_size": 8,
+            "head_epochs": 15,
+            "full_epochs": 3,
+        }
+        return [f"--{key}={value}" for key, value in {**usual, **others}.items()]
+
+    return options
+
+
+@pytest.fixture(scope="session")
+def finetuned(fine_tuning, tmp_path_factory):
+    """(pathlib.Path, str): The output folder of a run of train.py, and what it wrote."""
+    folder = tmp_path_factory.mktemp("finetuned") / "out"
+    status, said = run("train.py", *fine_tuning(folder))
+    assert status == 0, said
+    return folder, said

@@ -1,0 +1,55 @@
+"""How the tests of the recipe SpokenWords call its scripts."""
+
+import os
+import subprocess
+import sys
+
+from composer import record
+
+RECIPE = record.ROOT / "recipes" / "SpokenWords"
+sys.path[:0] = [str(RECIPE), str(RECIPE / "finetuning")]
+
+PRETRAINED, NEW = ["yes", "no", "up"], ["cat", "dog"]
+
+
+def make(folder, *options):
+    """Make speech, silently."""
+    command = [
+        sys.executable,
+        RECIPE / "make_spoken_words.py",
+        folder,
+        *PRETRAINED,
+        *NEW,
+        "--speakers=24",
+        "--snr",
+        "15",
+        "30",
+        *options,
+    ]
+    subprocess.run(list(map(str, command)), check=True, stderr=subprocess.DEVNULL)
+
+
+def environment(stock=None):
+    """Variables for a script of the recipe; ``stock`` is a folder whose speechbrain it is to import."""
+    return {**os.environ, "PYTHONPATH": str(stock or ""), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+
+def command(script, *arguments):
+    """Make the command line of a script of the recipe."""
+    if script in ("train.py", "pretrain.py"):
+        yaml = "pretrain" if script == "pretrain.py" else "finetune"
+        arguments = [RECIPE / f"finetuning/hparams/{yaml}.yaml", *arguments, "--device=cpu", "--noprogressbar"]
+    return list(map(str, [sys.executable, RECIPE / "finetuning" / script, *arguments]))
+
+
+def run(script, *arguments, stock=None, cwd=None):
+    """Run a script of the recipe; returns its exit status and what it wrote."""
+    done = subprocess.run(
+        command(script, *arguments),
+        cwd=cwd or RECIPE / "finetuning",
+        env=environment(stock),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    return done.returncode, done.stdout

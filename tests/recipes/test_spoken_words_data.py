@@ -1,0 +1,223 @@
+"""The recipe SpokenWords: the made corpus, and the look at the data before training."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import wave
+
+import numpy
+import pytest
+import soundfile
+import torch
+from speechbrain.dataio.preprocess import AudioNormalizer
+
+from background_noise import BackgroundNoise
+from scripts import NEW, RECIPE, make
+from spoken_words_prepare import prepare_spoken_words
+from train import read_clip
+
+
+@pytest.fixture
+def files(tmp_path):
+    splits = ("train", "valid", "test")
+    return {
+        "manifests": {split: str(tmp_path / f"{split}.json") for split in splits},
+        "data_report": str(tmp_path / "data_report.txt"),
+    }
+
+
+def prepared(files):
+    return {split: json.load(open(path)) for split, path in files["manifests"].items()}
+
+
+def clips(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.wav")}
+
+
+def test_the_same_seed_makes_the_same_files(corpus, tmp_path):
+    made = clips(corpus)
+    assert len(made) == 5 * 24 * 2 + 3
+    make(tmp_path / "again")
+    make(tmp_path / "other", "--seed", "2")
+    assert clips(tmp_path / "again") == made != clips(tmp_path / "other")
+    with wave.open(str(corpus / "cat" / sorted(os.listdir(corpus / "cat"))[0])) as clip:
+        assert (clip.getframerate(), clip.getnchannels(), clip.getsampwidth(), clip.getnframes()) == (16000, 1, 2, 16000)
+
+
+def test_speech_is_never_made_over_something(corpus):
+    command = [sys.executable, RECIPE / "make_spoken_words.py", corpus, "cat"]
+    done = subprocess.run(list(map(str, command)), stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2 and f"{corpus} holds something already" in done.stderr
+    command[2] = "/proc/data"
+    done = subprocess.run(list(map(str, command)), stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1 and "/proc/data could not be made" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_two_makers_at_once_and_a_killed_one_leave_one_corpus(tmp_path):
+    (tmp_path / ".making-data").mkdir()
+    command = [sys.executable, str(RECIPE / "make_spoken_words.py"), str(tmp_path / "data"), "cat", "--takes", "10"]
+    makers = [subprocess.Popen(command, stderr=subprocess.DEVNULL) for _ in range(2)]
+    assert [maker.wait() for maker in makers] == [0, 0]
+    assert len(list((tmp_path / "data/cat").glob("*.wav"))) == 600 and not (tmp_path / ".making-data").exists()
+
+
+def test_a_hash_of_the_speaker_decides_the_split(corpus, files):
+    prepare_spoken_words(str(corpus), NEW, **files)
+    splits = [items.values() for items in prepared(files).values()]
+    speakers = [{item["speaker"] for item in items} for items in splits]
+    assert all(speakers) and len(set.union(*speakers)) == sum(map(len, speakers)) == 24
+    assert {item["word"] for items in splits for item in items} == set(NEW)
+    assert open(files["data_report"]).read() == "nothing found\n"
+
+
+def test_the_lists_of_speech_commands_decide_the_split(corpus, tmp_path, files):
+    folder = tmp_path / "data"
+    shutil.copytree(corpus, folder)
+    names = sorted(f"cat/{name}" for name in os.listdir(folder / "cat"))
+    (folder / "validation_list.txt").write_text("".join(f"{name}\n" for name in names[::3]))
+    (folder / "testing_list.txt").write_text("".join(f"{name}\n" for name in names[1::3]))
+    prepare_spoken_words(str(folder), ["cat"], **files)
+    assert {split: sorted(items) for split, items in prepared(files).items()} == {
+        "train": names[2::3],
+        "valid": names[::3],
+        "test": names[1::3],
+    }
+    assert "speakers are in more than one split, so the test tells too little" in open(files["data_report"]).read()
+
+
+def first(folder):
+    return min((folder / "cat").glob("*.wav"))
+
+
+def rewritten(samples, suffix=".wav", rate=16000, subtype=None, keep=1.0):
+    def change(folder):
+        path = first(folder)
+        path.unlink()
+        path = path.with_suffix(suffix)
+        soundfile.write(path, samples, rate, subtype=subtype)
+        content = path.read_bytes()
+        path.write_bytes(content[: int(len(content) * keep)])
+
+    return change
+
+
+NOISE = numpy.random.default_rng(0).uniform(-0.5, 0.5, 16000)
+
+
+@pytest.mark.parametrize(
+    "change, fault",
+    [
+        (rewritten(NOISE, keep=0.5), r"wav is cut off: its header tells 32044 bytes, and it has 16022"),
+        (rewritten(NOISE, ".flac", keep=0.5), r"flac cannot be read"),
+        (rewritten(NOISE, ".mp3", keep=0.5), r"mp3 is cut off: \d+ of 16000 samples can be read"),
+        (rewritten(numpy.where(numpy.arange(16000) == 9, numpy.nan, NOISE), subtype="FLOAT"), "holds 1 samples that are not f"),
+        (rewritten(NOISE * 1e-4), r"wav is silent: its loudest sample is at -8\d dB"),
+        (rewritten(numpy.zeros(16000)), r"wav is silent"),
+        (rewritten(NOISE[:100]), r"wav is 0.006 s long, shorter than 0.1 s"),
+        (rewritten(NOISE[:0]), r"wav is 0.000 s long"),
+        (lambda folder: first(folder).write_bytes(b""), r"wav is empty"),
+        (lambda folder: first(folder).write_bytes(b"RIFF, but no more"), r"wav cannot be read"),
+    ],
+    ids=["cut wav", "cut flac", "cut mp3", "nan", "near-silent", "silent", "short", "no sample", "empty", "no audio"],
+)
+def test_a_clip_with_a_fault_is_named_and_left_out_or_refused(corpus, tmp_path, files, change, fault):
+    folder = tmp_path / "data"
+    shutil.copytree(corpus, folder)
+    change(folder)
+    with pytest.raises(ValueError, match=f"1 of 96 clips have a fault: .*{fault}"):
+        prepare_spoken_words(str(folder), NEW, bad_clips="refuse", **files)
+    assert not any(os.path.exists(path) for path in files["manifests"].values())
+    prepare_spoken_words(str(folder), NEW, bad_clips="leave_out", **files)
+    assert sum(map(len, prepared(files).values())) == 95
+
+
+def few(folder):
+    for path in sorted((folder / "cat").glob("*"))[6:]:
+        path.unlink()
+
+
+def only_in_validation(folder):
+    shutil.rmtree(folder / "dog")
+    (folder / "dog").mkdir()
+    first(folder).rename(folder / "dog/x_nohash_0.wav")
+    (folder / "validation_list.txt").write_text("dog/x_nohash_0.wav\n")
+    (folder / "testing_list.txt").write_text(f"cat/{first(folder).name}\n")
+
+
+def repeated(folder):
+    for number in range(9):
+        shutil.copy(first(folder), folder / "dog" / f"s{number}_nohash_0.wav")
+
+
+def nameless(folder):
+    for path in [*(folder / "cat").glob("*"), *(folder / "dog").glob("*")]:
+        path.rename(path.with_name(path.name.replace("_nohash_", "-")))
+
+
+def something_else(folder):
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / "x.txt").touch()
+
+
+@pytest.mark.parametrize(
+    "change, words, remark",
+    [
+        (rewritten(numpy.zeros((8000, 2)) + 0.1, ".ogg", 8000), NEW, "1 at 8000 Hz with 2 channels; all are resampled"),
+        (few, NEW, "clips to train on: fewer than 10"),
+        (only_in_validation, NEW, "dog has no clip to train on, and 1 in validation: it cannot be learned"),
+        (repeated, NEW, "1 recordings are in more than one split"),
+        (nameless, NEW, "the file names tell no speaker"),
+    ],
+    ids=["8 kHz stereo ogg", "few clips", "a label in validation alone", "the same audio in two splits", "no speakers"],
+)
+def test_what_is_odd_in_the_data_is_reported(corpus, tmp_path, files, change, words, remark):
+    folder = tmp_path / "data"
+    shutil.copytree(corpus, folder)
+    change(folder)
+    prepare_spoken_words(str(folder), words, **files)
+    assert remark in open(files["data_report"]).read()
+
+
+@pytest.mark.parametrize(
+    "change, options, error, said",
+    [
+        (None, {"words": ["cat", "cow"]}, ValueError, r"cow holds no .* the folders there are: _back.*Mend data_folder"),
+        (None, {"words": [1, 2]}, ValueError, r"data/1 holds no"),
+        (None, {"bad_clips": "keep"}, ValueError, r"bad_clips is 'keep': it can be leave_out or refuse"),
+        (shutil.rmtree, {}, FileNotFoundError, r"data is no folder, or empty: mend data_folder, or .* --make_speech True"),
+        (something_else, {}, ValueError, "the folders there are: none"),
+        (few, {"words": ["cat"], "valid_percent": 0}, ValueError, "no speaker falls into valid"),
+    ],
+    ids=["a word without clips", "numbers for words", "mistyped", "no folder", "something else", "an empty split"],
+)
+def test_bad_data_are_named_and_no_manifest_is_written(corpus, tmp_path, files, change, options, error, said):
+    folder = tmp_path / "data"
+    shutil.copytree(corpus, folder)
+    if change is not None:
+        change(folder)
+    with pytest.raises(error, match=said):
+        prepare_spoken_words(str(folder), **{"words": NEW, **options}, **files)
+    assert not any(os.path.exists(path) for path in files["manifests"].values())
+
+
+@pytest.mark.parametrize("rate, channels, seconds", [(16000, 1, 1.0), (8000, 2, 0.5), (44100, 1, 1.7)])
+def test_any_clip_is_read_as_one_second_of_16_khz_mono(tmp_path, rate, channels, seconds):
+    tone = numpy.sin(2 * numpy.pi * 440 * numpy.arange(int(rate * seconds)) / rate) / 2
+    soundfile.write(tmp_path / "tone.wav", numpy.stack([tone] * channels, 1), rate)
+    sig = read_clip(tmp_path / "tone.wav", AudioNormalizer(16000), 1.0)
+    assert sig.shape == (16000,)
+    middle = sig[6000:10000]
+    assert int(torch.fft.rfft(middle).abs().argmax()) == 440 * len(middle) // 16000
+    assert (sig[:3000].abs().max() == 0) == (seconds < 1)
+
+
+def test_background_noise_is_drawn_from_the_corpus_alone(corpus):
+    noise = BackgroundNoise(corpus / "_background_noise_", 16000)
+    torch.manual_seed(1)
+    drawn = noise(torch.zeros(4, 16000))
+    torch.manual_seed(1)
+    assert torch.equal(drawn, noise(torch.zeros(4, 16000))) and len(noise.recordings) == 3
+    assert any(torch.equal(drawn[0], piece) for recording in noise.recordings for piece in recording.unfold(0, 16000, 1))
