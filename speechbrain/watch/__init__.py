@@ -8,8 +8,8 @@ An epoch number that falls or repeats begins a new run, which is judged by itsel
   error    divergence   the training loss rises past twice the first epoch's; or has halved, and is back there to stay
   warning  nonfinite    another value is nan or inf
   warning  zero-loss    a test loss is exactly 0.0, or all validation losses are: perhaps it is not computed
-  warning  overfitting  the validation loss has been above its best for 5 epochs, at last by a tenth; the training loss
-                        fell meanwhile, and no other validation value improved
+  warning  overfitting  the last 5 validation losses are on average a tenth above the best 5 in a row, and beyond their noise;
+                        the training loss fell meanwhile, and no other validation value improved
   warning  plateau      for 10 epochs, and a quarter of all, nothing has improved by more than printed digits can tell
   warning  slow         an epoch took twice as long as is usual for those that report the same, and 10 seconds more
 

@@ -244,29 +244,31 @@ def _last_improvements(rows, key, sign):
 
 
 def _overfitting(rows, train, valid, sign):
-    """Flag a validation loss that left its best 5 epochs ago, while the training loss fell.
+    """Flag a validation loss that has left its best while the training loss fell.
 
-    The last three are a tenth above the best on average: on a few hundred clips it moves by that much from one epoch to the
-    next. Silent as long as another validation value improves: error rates often do while the loss rises.
+    Single epochs prove nothing: on a few hundred clips the loss moves by a tenth from one to the next, and the best of many
+    is a lucky one. So the last 5 are compared with the best 5 in a row before them. On average they are higher by a tenth,
+    and by three times what separates neighbours among the last 20, or else curves that have converged would be flagged.
+    Silent as long as another validation value improves: error rates often do while the loss rises.
     """
-    points = curve(rows, valid, sign)
-    losses = {i: (value, unit) for i, value, unit in curve(rows, train, sign)}
-    others = [
-        key for key in dict.fromkeys(key for row in rows for key in row.items) if dataset_of(key) == "valid" and key != valid
-    ]
-    others = [_last_improvements(rows, key, direction(key)) for key in others]
-    m, flagged = 0, None
-    for n, (i, value, _) in enumerate(points):
-        if value < points[m][1]:
-            m = n
-        start, best, unit = points[m]
-        if n - m < 5 or start == flagged or start not in losses or i not in losses:
-            continue
-        risen = statistics.fmean(value for _, value, _ in points[n - 2 : n + 1]) - best > max(abs(best) / 10, unit)
-        fell = losses[start][0] - losses[i][0] > losses[start][1]
-        if risen and fell and all(n - m >= 5 and i - improved[i] >= 5 for improved in others):
-            flagged = start
-            had = f"{rows[start].place} had {shown(rows[start].items[valid])}"
+    losses = {i: value for i, value, _ in curve(rows, train, sign)}
+    points = [(i, value, losses[i]) for i, value, _ in curve(rows, valid, sign) if i in losses]
+    keys = {key for row in rows for key in row.items if dataset_of(key) == "valid"} - {valid}
+    others = [_last_improvements(rows, key, direction(key)) for key in keys]
+    means = [[sum(each) / 5 for each in zip(*points[n : n + 5])][1:] for n in range(len(points) - 4)]
+    best, flagged = 0, None
+    for n in range(5, len(means)):
+        if means[n - 5][0] < means[best][0]:
+            best = n - 5
+        steps = list(pairwise(points[max(0, n - 15) : n + 5]))
+        noise, train_noise = (statistics.median(abs(b[k] - a[k]) for a, b in steps) for k in (1, 2))
+        risen = means[n][0] - means[best][0] > max(abs(means[best][0]) / 10, 3 * noise)
+        fell = means[best][1] - means[n][1] > max(abs(means[best][1]) / 1000, 2 * train_noise)
+        i = points[n + 4][0]
+        if risen and fell and best != flagged and all(i - improved[i] >= 5 for improved in others):
+            flagged = best
+            low = rows[min(points[best : best + 5], key=lambda point: point[1])[0]]
+            had = f"{low.place} had {shown(low.items[valid])}"
             yield _flag("warning", "overfitting", rows[i], f"{valid} is {shown(rows[i].items[valid])}, {had}; {train} fell")
 
 

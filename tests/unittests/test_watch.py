@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import types
 
 import pytest
 from hypothesis import given
@@ -150,7 +151,8 @@ def test_the_logger_itself_is_read_back(tmp_path):
 
 NAME = st.text("abcXYZ_09 ", min_size=1).map(str.strip).filter(bool)
 VALUE = st.one_of(
-    st.floats(),
+    st.floats(-1e308, 1e308),  # beyond it, rounding makes inf
+    st.sampled_from([math.nan, math.inf, -math.inf]),
     st.integers(),
     st.none(),
     st.booleans(),
@@ -179,7 +181,7 @@ def test_whatever_is_logged_is_read_back(tmp_path_factory, calls, precision):
         for key, value in given.items():
             if not isinstance(value, float):
                 assert entry.items[key] == str(value)
-            elif abs(value) < 1e308:  # which rounds to inf beyond
+            elif math.isfinite(value):
                 assert math.isclose(entry.number(key), value, rel_tol=0.51 * 10**-precision, abs_tol=5e-324)
             else:
                 assert str(entry.number(key)) == str(value)
@@ -277,14 +279,14 @@ RISING = [0.9, 0.7, 0.6, 0.61, 0.64, 0.66, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95]
         ({"train_loss": [2.0, 1.0, 0.5, 3.0, 2.8, 2.5]}, []),
         ({"train_loss": [2.0, 1.5, 1.4, 2.1, 2.2, 2.3]}, []),
         ({"train_loss": falling(2.0, 0.1, 6), "valid_loss": [1.0, 0.9, 0.8, 5.0, 9.0, 20.0]}, []),
-        # overfitting: row 3 is the best
-        ({"train_loss": HEALTHY, "valid_loss": RISING}, [("warning", "overfitting", 8)]),
-        ({"train_loss": HEALTHY, "valid_loss": RISING, "valid_error": RISING}, [("warning", "overfitting", 8)]),
+        # overfitting
+        ({"train_loss": HEALTHY, "valid_loss": RISING}, [("warning", "overfitting", 11)]),
+        ({"train_loss": HEALTHY, "valid_loss": RISING, "valid_error": RISING}, [("warning", "overfitting", 11)]),
         ({"train_loss": HEALTHY, "valid_loss": RISING, "valid_error": falling(0.5, 0.1, 12)}, []),
         ({"train_loss": HEALTHY, "valid_loss": RISING, "valid_ACC": [1 - value for value in falling(0.5, 0.1, 12)]}, []),
-        ({"train_loss": [2.0] * 8, "valid_loss": RISING[:8]}, []),
+        ({"train_loss": [2.0] * 12, "valid_loss": RISING}, []),
         ({"train_loss": HEALTHY, "valid_loss": [0.9, 0.7, 0.6] + 3 * [0.62, 0.64, 0.61]}, []),
-        ({"train_loss": HEALTHY[:7], "valid_loss": RISING[:7]}, []),
+        ({"train_loss": HEALTHY[:10], "valid_loss": RISING[:10]}, []),
         # plateau: equal is not yet flat
         ({"train_loss": HEALTHY + [0.2] * 8}, []),
         ({"train_loss": [2.3] * 11, "valid_loss": [2.3] * 11}, [("warning", "plateau", 11)]),
@@ -302,6 +304,15 @@ RISING = [0.9, 0.7, 0.6, 0.61, 0.64, 0.66, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95]
 )
 def test_curves_are_flagged_and_their_healthy_twins_are_not(columns, found):
     assert curves(**columns) == found
+
+
+@pytest.mark.parametrize("length, noise", [(12, 0.01), (12, 0.2), (60, 0.05), (200, 0.1)])
+def test_noise_is_not_flagged(length, noise):
+    for seed in range(25):
+        train = noisy(falling(2.3, 0.2, length, 0.05 ** (1 / length)), noise / 3, seed)
+        valid = noisy(falling(2.3, 0.3, length, 0.01 ** (1 / length)), noise, seed + 99)
+        error = noisy(falling(0.9, 0.1, length, 0.05 ** (1 / length)), noise, seed + 999)
+        assert curves(train_loss=train, valid_loss=valid, valid_error=error) == []
 
 
 def test_a_coarse_print_tells_nothing_of_a_plateau():
@@ -607,10 +618,8 @@ def test_follow_starts_anew_with_another_log(log, capsys, change):
 
 
 def test_follow_takes_the_time_of_arrival(log, capsys, monkeypatch):
-    import speechbrain.watch.__main__
-
     times = iter([100, 160, 220, 280, 340, 800])
-    monkeypatch.setattr(speechbrain.watch.__main__.time, "monotonic", lambda: next(times))
+    monkeypatch.setattr("speechbrain.watch.__main__.time", types.SimpleNamespace(monotonic=lambda: next(times)))
     rows = [append(log, f"epoch: {i} - valid loss: {1 / i}\n") for i in range(5, 11)]
     printed, _ = follow(log, capsys, *rows, append(log, "epoch: 11 - valid loss: 0.01\nepoch: 12 - valid loss: 0.01\n"))
     assert "0:01:00" in printed[2] and "slow" not in printed[5]
