@@ -248,7 +248,7 @@ def _overfitting(rows, train, valid, sign):
 
     Single epochs prove nothing: on a few hundred clips the loss moves by a tenth from one to the next, and the best of many
     is a lucky one. So the last 5 are compared with the best 5 in a row before them. On average they are higher by a tenth,
-    and by three times what separates neighbours among the last 20, or else curves that have converged would be flagged.
+    and by four times what separates neighbours among the last 20, or else curves that have converged would be flagged.
     Silent as long as another validation value improves: error rates often do while the loss rises.
     """
     losses = {i: value for i, value, _ in curve(rows, train, sign)}
@@ -262,7 +262,7 @@ def _overfitting(rows, train, valid, sign):
             best = n - 5
         steps = list(pairwise(points[max(0, n - 15) : n + 5]))
         noise, train_noise = (statistics.median(abs(b[k] - a[k]) for a, b in steps) for k in (1, 2))
-        risen = means[n][0] - means[best][0] > max(abs(means[best][0]) / 10, 3 * noise)
+        risen = means[n][0] - means[best][0] > max(abs(means[best][0]) / 10, 4 * noise)
         fell = means[best][1] - means[n][1] > max(abs(means[best][1]) / 1000, 2 * train_noise)
         i = points[n + 4][0]
         if risen and fell and best != flagged and all(i - improved[i] >= 5 for improved in others):
