@@ -18,6 +18,7 @@ bench: .venv/installed     ## time per call over the stock release's
 
 faults: .venv/installed    ## kills at random moments, a full disk, nan at every place of an epoch, damaged files, two processes
 	$(IN_VENV) tests/faults/checkpoints.py
+	$(IN_VENV) tests/faults/recipe.py
 	$(IN_VENV) -m pytest tests/unittests/test_nonfinite_steps.py tests/unittests/test_checkpoints.py tests/unittests/test_torchrun.py
 
 diff:                      ## what the fork changes, as a diff against the release

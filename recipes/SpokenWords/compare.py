@@ -32,29 +32,40 @@ def run(script, *arguments):
         sys.exit(f"{script} failed, as said above.")
 
 
+def compare(ways, options):
+    """Run train.py in some of the ways; returns what each one's metrics.json tells."""
+    told = {}
+    with tempfile.TemporaryDirectory() as work:
+        for name in ways:
+            folders = [f"--{key}_folder={Path(work, name, key)}" for key in ("output", "cache")]
+            run("train.py", *folders, *WAYS[name][1], "--device=cpu", "--noprogressbar", *options)
+            told[name] = json.loads(Path(work, name, "output", "metrics.json").read_text())
+    return told
+
+
+def show(told):
+    """Print the table, and how much faster the cache makes it."""
+    print("| | test error | seconds per epoch | seconds in all |\n| --- | --- | --- | --- |")
+    for name, metrics in told.items():
+        stage = metrics[WAYS[name][0]]
+        print(f"| {name} | {stage['test_error']:.1%} | {stage['seconds_per_epoch']:.2f} | {metrics['seconds']:.0f} |")
+    plain, cached = (told[name] for name in list(WAYS)[:2])
+    ratio = plain["head"]["seconds_per_epoch"] / cached["head"]["seconds_per_epoch"]
+    print(
+        f"\nWith the cache an epoch is {ratio:.0f} times faster, and a run of {len(plain['head']['epochs'])} epochs "
+        f"{plain['seconds'] / cached['seconds']:.1f} times, from the end of the imports to the end of the test."
+    )
+
+
 def main():
-    """Run, and print the table and the two ratios."""
+    """Run all ways, after pretraining where there is no encoder yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("options", nargs="*", help="options of train.py, after --")
-    options = ["--device=cpu", "--noprogressbar", *parser.parse_args().options]
+    options = parser.parse_args().options
     named = any(option.startswith("--source") for option in options)
     if not named and not (TRAINING / "results/pretrain/1234/inference").is_dir():
         run("pretrain.py", "--device=cpu", "--noprogressbar")
-    told = {}
-    with tempfile.TemporaryDirectory() as work:
-        for name, (_, arguments) in WAYS.items():
-            output, cache = (f"--{key}_folder={Path(work, name, key)}" for key in ("output", "cache"))
-            run("train.py", output, cache, *arguments, *options)
-            told[name] = json.loads(Path(work, name, "output", "metrics.json").read_text())
-    print("| | test error | seconds per epoch | seconds in all |\n| --- | --- | --- | --- |")
-    for name, (stage, _) in WAYS.items():
-        result = told[name][stage]
-        print(f"| {name} | {result['test_error']:.1%} | {result['seconds_per_epoch']:.2f} | {told[name]['seconds']:.0f} |")
-    plain, cached = (told[name] for name in list(WAYS)[:2])
-    epochs = len(plain["head"]["epochs"])
-    ratio = plain["head"]["seconds_per_epoch"] / cached["head"]["seconds_per_epoch"]
-    print(f"\nWith the cache an epoch is {ratio:.0f} times faster, and a run of {epochs} epochs", end=" ")
-    print(f"{plain['seconds'] / cached['seconds']:.1f} times, from the end of the imports to the end of the test.")
+    show(compare(WAYS, options))
 
 
 if __name__ == "__main__":

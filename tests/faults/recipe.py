@@ -1,0 +1,101 @@
+"""Kills the recipe SpokenWords at random moments and fills its disk, and counts the runs that end with other weights.
+
+> python tests/faults/recipe.py --kills 8
+"""
+
+import argparse
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "recipes"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from scripts import NEW, PRETRAINED, command, environment, make, run
+
+
+def weights(folder):
+    """All tensors of the model that a run saved."""
+    states = [torch.load(path) for path in sorted((folder / "inference").glob("[ce]*.ckpt"))]
+    return [value for state in states for value in state.values()]
+
+
+def train(options, killed_after=None):
+    """Run train.py, to its end or to its death; returns the exit status and what it wrote."""
+    if killed_after is None:
+        return run("train.py", *options)
+    process = subprocess.Popen(
+        command("train.py", *options), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        return process.wait(killed_after), ""
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait(), ""
+
+
+def main():
+    """Kill, fill, count, and exit 1 if a run was lost."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=8, help="how often to kill (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=time.time_ns() % 10**6, help="of the moments (default: the clock's)")
+    arguments = parser.parse_args()
+    moments = random.Random(arguments.seed)
+    print(f"seed {arguments.seed}")
+    lost = []
+    with tempfile.TemporaryDirectory() as work:
+        work = Path(work)
+        make(work / "data")
+        common = [f"--data_folder={work / 'data'}", "--batch_size=8"]
+        pretraining = [f"--words=[{','.join(PRETRAINED)}]", "--model={channels: 16}", "--number_of_epochs=2", *common]
+        status, said = run("pretrain.py", *pretraining, f"--output_folder={work / 'pretrained'}")
+        assert status == 0, said
+
+        def options(folder):
+            source, words = f"--source={work / 'pretrained/inference'}", f"--words=[{','.join(NEW)}]"
+            own = [f"--output_folder={folder}", f"--cache_folder={folder}/embeddings"]
+            return [*common, *own, source, words, "--head_epochs=6", "--full_epochs=4"]
+
+        def check(folder, what):
+            status, said = train(options(folder))
+            found = weights(folder) if status == 0 else []
+            if len(found) != len(wanted) or not all(map(torch.equal, found, wanted)):
+                lost.append(f"{what}: exit status {status}\n{said[-2000:]}")
+
+        started = time.monotonic()
+        status, said = train(options(work / "whole"))
+        assert status == 0, said
+        seconds, wanted = time.monotonic() - started, weights(work / "whole")
+
+        kills = 0
+        for number in range(arguments.kills):
+            after = moments.uniform(0.3, 1.0) * seconds  # the first third is imports
+            kills += train(options(work / str(number)), killed_after=after)[0] < 0
+            check(work / str(number), f"killed after {after:.1f} s")
+        print(f"{kills} kills in {arguments.kills} runs, {len(lost)} lost")
+
+        disk = work / "disk"
+        disk.mkdir()
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], stderr=subprocess.DEVNULL).returncode:
+            print("no full disk was tried: a tmpfs cannot be mounted here")
+        else:
+            try:
+                status, said = train(options(disk / "out"))
+                told = status == 1 and "Could not write" in said and "free some space" in said
+                if not told:
+                    lost.append(f"a full disk: exit status {status}\n{said[-2000:]}")
+                subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
+                check(disk / "out", "a full disk, then space")
+                print(f"a full disk was {'told in a sentence' if told else 'NOT told'}, {len(lost)} runs lost in all")
+            finally:
+                subprocess.run(["umount", disk], check=True)
+    sys.exit("\n\n".join(lost) or 0)
+
+
+if __name__ == "__main__":
+    main()
