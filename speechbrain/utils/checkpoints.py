@@ -1,5 +1,6 @@
 """How checkpoints are written, ranked and read. The rest of this module is upstream's."""
 
+import functools
 import logging
 import os
 import pickle
@@ -99,6 +100,11 @@ def torch_patched_state_dict_load(path, device="cpu"):
                 f"{path} is not the file itself but git-LFS's pointer to it: run `git lfs pull` where it comes from."
             )
     return _upstream_torch_patched_state_dict_load(path, device)
+
+
+@functools.cache
+def _warn_once(message):
+    logger.warning(message)
 
 
 def _is_nan(value):
@@ -306,7 +312,8 @@ class Checkpointer:
         RuntimeError
             If there are checkpoints and none can be read.
         """
-        chosen, problem = self._choose(importance_key, max_key, min_key, ckpt_predicate)
+        choice = self._choose(importance_key, max_key, min_key, ckpt_predicate) if if_main_process() else None
+        chosen, problem = ddp_broadcast(choice, src=0)
         if problem is not None:
             raise problem
         if chosen is None:
@@ -315,7 +322,6 @@ class Checkpointer:
             self.load_checkpoint(chosen)
         return chosen
 
-    @main_process_only
     def _choose(self, *keys):
         """Find the best checkpoint that can be read; returns it, and what all processes are to raise instead."""
         try:
@@ -392,13 +398,11 @@ class Checkpointer:
         checkpoints = []
         for folder in checkpoint_dirs:
             try:
-                with open(folder / METAFNAME, encoding="utf-8") as file:
-                    meta = yaml.safe_load(file)
-                if not isinstance(meta, dict) or not {"unixtime", "end-of-epoch"} <= meta.keys():
+                (checkpoint,) = Checkpointer._upstream__construct_checkpoint_objects([folder])
+                if not isinstance(checkpoint.meta, dict) or not {"unixtime", "end-of-epoch"} <= checkpoint.meta.keys():
                     raise ValueError("it holds no unixtime or no end-of-epoch")
-                files = {path.stem: path for path in folder.iterdir() if path.suffix == PARAMFILE_EXT}
             except (OSError, ValueError, yaml.YAMLError) as error:
-                logger.warning_once(f"Passing over {folder}: {METAFNAME} cannot be read: {error}")
-                continue
-            checkpoints.append(Checkpoint(folder, meta, files))
+                _warn_once(f"Passing over {folder}: {METAFNAME} cannot be read: {error}")
+            else:
+                checkpoints.append(checkpoint)
         return checkpoints
