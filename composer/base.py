@@ -17,9 +17,10 @@ LOCAL_WHEEL = "SPEECHBRAIN_BASE_WHEEL"
 def fetch(base):
     """Get the wheel of an upstream release, from a local file or from the package index.
 
-    ``SPEECHBRAIN_BASE_WHEEL=/path/x.whl`` names a local wheel; otherwise pip
-    downloads it, with the index that PIP_* variables and pip.conf name (flags of
-    an outer ``pip install`` do not reach this inner pip).
+    ``SPEECHBRAIN_BASE_WHEEL=/path/x.whl`` names a local wheel, or a folder
+    that holds it under its own name. Otherwise pip downloads it, with the index
+    that PIP_* variables and pip.conf name (flags of an outer ``pip install`` do
+    not reach this inner pip).
 
     Arguments
     ---------
@@ -38,6 +39,7 @@ def fetch(base):
     """
     local = os.environ.get(LOCAL_WHEEL)
     if local:
+        local = os.path.join(local, base.wheel) if os.path.isdir(local) else local
         try:
             wheel = Path(local).read_bytes()
         except OSError as error:

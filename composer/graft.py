@@ -41,7 +41,7 @@ class Graft:
     added: list = field(default_factory=list)
 
 
-def graft(upstream, delta, path):
+def graft(upstream, delta, path, left_out=()):
     r"""Put the definitions of a delta file into upstream's file.
 
     Arguments
@@ -59,6 +59,9 @@ def graft(upstream, delta, path):
         ``_upstream_<name>``, the replaced function is kept under that name.
     path : str
         The path of both inside the package tree.
+    left_out : collection of str
+        Names of definitions of the delta that are not grafted, nor the imports
+        that only they use.
 
     Returns
     -------
@@ -79,7 +82,7 @@ def graft(upstream, delta, path):
     >>> list(done.replaced)
     ['X']
     """
-    return _Grafting(upstream, delta, path).run()
+    return _Grafting(upstream, delta, path, left_out).run()
 
 
 def fingerprint(definition):
@@ -193,8 +196,9 @@ class _Source:
 
 
 class _Grafting:
-    def __init__(self, upstream, delta, path):
+    def __init__(self, upstream, delta, path, left_out):
         self.mine = _Source(delta, f"the delta's {path}")
+        _leave_out(self.mine.tree, left_out)
         self.theirs = _Source(upstream, f"upstream's {path}")
         self.module = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         self.done = Graft(upstream)
@@ -396,6 +400,32 @@ def _sorted(node):
     node = copy.copy(node)
     node.body = sorted(node.body, key=ast.dump)
     return node
+
+
+def _leave_out(tree, names):
+    """Take definitions out of the tree of a delta file, and the imports that only they use."""
+    gone = []
+
+    def rest(body, prefix=""):
+        left = []
+        for node in body:
+            name = f"{prefix}{_defined(node)}"
+            if isinstance(node, ast.ClassDef) and any(other.startswith(f"{name}.") for other in names):
+                node.body = rest(node.body, f"{name}.")
+                left += [node] if _without_docstring(node.body) else []
+            else:
+                (gone if name in names else left).append(node)
+        return left
+
+    def used(nodes):
+        return {node.id for outer in nodes for node in ast.walk(outer) if isinstance(node, ast.Name)}
+
+    tree.body = rest(tree.body)
+    spent = used(gone) - used(tree.body)
+    for node in [node for node in tree.body if isinstance(node, IMPORTS)]:
+        node.names = [alias for alias in node.names if _imported(alias) not in spent]
+        if not node.names:
+            tree.body.remove(node)
 
 
 def _without_docstring(body):

@@ -9,6 +9,7 @@ import pytest
 
 from composer import base, record
 
+collect_ignore = sorted(str(record.ROOT / name) for name in record.load().without_tests)
 ON_STOCK = "FORK_TESTS_ON_STOCK"  # set where the regression rows run on the stock release, to see them fail
 
 
@@ -36,12 +37,24 @@ def pytest_configure(config):
 
 
 @pytest.fixture(scope="session")
-def stock_wheel(tmp_path_factory):
+def wheels(tmp_path_factory):
+    """callable: Gives the path of the wheel of a base; all of them lie in one folder."""
+    folder = tmp_path_factory.mktemp("bases")
+
+    def wheel(version):
+        release = record.load(version=version).base
+        path = folder / release.wheel
+        if not path.exists():
+            path.write_bytes(base.fetch(release))
+        return path
+
+    return wheel
+
+
+@pytest.fixture(scope="session")
+def stock_wheel(wheels):
     """pathlib.Path: The wheel of the stock release."""
-    release = record.load().base
-    path = tmp_path_factory.mktemp("base") / release.wheel
-    path.write_bytes(base.fetch(release))
-    return path
+    return wheels(record.load().base.version)
 
 
 @pytest.fixture(scope="session")

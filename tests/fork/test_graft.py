@@ -175,6 +175,24 @@ def test_reports_what_was_replaced_and_what_is_new():
     assert done.added == ["C.z", "D"]
 
 
+@pytest.mark.parametrize(
+    "left_out, wanted",
+    [
+        ({"C.f", "_help", "D"}, "import os\nclass C:\n    x = 2\n\n    y = os\n"),
+        ({"C.x", "C.y", "D"}, "import sys\nclass C:\n    x = 1\n\n    def f(self): return _help\n\n\n_help = sys\n"),
+        ({"C.x", "C.y", "C.f", "_help", "D"}, "class C:\n    x = 1\n"),
+    ],
+)
+def test_what_is_left_out_takes_its_imports_along(left_out, wanted):
+    delta = (
+        "import os\nimport sys\nclass C:\n    x = 2\n    y = os\n    # of f\n    def f(self): return _help\n"
+        "_help = sys\nclass D: pass\n"
+    )
+    done = graft(b"class C:\n    x = 1\n", delta.encode(), PATH, left_out)
+    assert ast.dump(ast.parse(done.source)) == ast.dump(ast.parse(wanted))
+    assert not left_out & {*done.replaced, *done.added}
+
+
 STATEMENTS = ("def {0}():\n    return {1}", "{0} = {1}", "class {0}:\n    x = {1}", "# note {1}", "@deco\ndef {0}(): pass", "")
 
 

@@ -20,6 +20,15 @@ FORK = record.load()
 WHEEL = f"speechbrain-{FORK.version}-py3-none-any.whl"
 
 
+INFO = f"speechbrain-{FORK.version}.dist-info"
+# `python -m speechbrain.fork`, without the rest of the package, which would import torch and may be spoiled
+ASK = f"""
+import runpy, sys, types
+sys.modules["speechbrain"] = types.SimpleNamespace(__version__={FORK.version!r})
+runpy.run_path(sys.path[1] + "/speechbrain/fork.py", run_name="__main__")
+"""
+
+
 def copy_of_the_checkout(folder):
     """What git would clone, with the changes that are not committed yet."""
     skip = shutil.ignore_patterns(".*", "__pycache__", "results", "dist")
@@ -132,7 +141,7 @@ def test_the_wheel_holds_the_base_but_for_what_the_delta_touches(built, stock_wh
         ours = {name: archive.read(name) for name in archive.namelist()}
         assert {info.external_attr >> 16 for info in archive.infolist()} == {0o100644}
     theirs = base.members(stock_wheel.read_bytes())
-    touched = {*record.delta(), tree.VERSION_FILE}
+    touched = {*record.delta(), tree.VERSION_FILE, tree.PATCHES_FILE}
     assert {n: d for n, d in ours.items() if n.startswith("speechbrain/") and n not in touched} == {
         n: d for n, d in theirs.items() if n.startswith("speechbrain/") and n not in touched
     }
@@ -150,6 +159,25 @@ def test_the_installed_package_is_the_composed_one(stock_wheel):
     package = tree.compose(FORK, base.members(stock_wheel.read_bytes()), record.delta())
     stale = [path for path in package if path not in files or files[path].read_binary() != package[path]]
     assert not stale, f"another build is installed, run `make test`: {stale}"
+
+
+@pytest.mark.parametrize(
+    "spoil, status, said",
+    [
+        (lambda package: None, 0, "All files are as they were built."),
+        (lambda package: (package / "core.py").write_text(""), 1, "Not as they were built: speechbrain/core.py (changed)"),
+        (lambda package: (package / "nnet/RNN.py").unlink(), 1, "Not as they were built: speechbrain/nnet/RNN.py (missing)"),
+        (lambda package: shutil.rmtree(package.parent / INFO), 1, "fork.py (imported, but not what is installed)"),
+    ],
+    ids=["as built", "changed", "missing", "beside what is installed"],
+)
+def test_fork_says_what_is_installed(built, tmp_path, spoil, status, said):
+    base.unpack(built, tmp_path)
+    spoil(tmp_path / "speechbrain")
+    done = run([sys.executable, "-c", ASK], {**os.environ, "PYTHONPATH": str(tmp_path)}, tmp_path)
+    assert done.returncode == status and done.stdout.splitlines()[-1].endswith(said), done.stdout
+    assert done.stdout.startswith(f"speechbrain {FORK.version}: base {FORK.base.version}, label {FORK.label}, revision ")
+    assert all(f"\n    {line}\n" in done.stdout for line in FORK.patches.splitlines())
 
 
 def test_the_metadata():
