@@ -1,12 +1,12 @@
-"""``python -m composer``: ``check``, ``diff``."""
+"""``python -m composer``: ``check``, ``diff`` and ``adopt``."""
 
 import argparse
 import os
 import re
 import sys
-from pathlib import Path
 
 from composer import Refusal, base, record, tree
+from composer.adopt import adopt
 
 
 def check(versions, delta):
@@ -29,11 +29,11 @@ def check(versions, delta):
         tree.compose(fork, base.members(base.fetch(fork.base)), delta)
         print(f"{fork.version}: {len(fork.replaces)} definitions replaced, {len(fork.adds)} added; all as recorded.")
         print("".join(f"    {line}\n" for line in fork.patches.splitlines()), end="")
-    found = record.digest(delta)
-    if found != fork.digest:
+    found, recorded = record.digest(delta), record.table()
+    if found != recorded["digest"]:
         raise Refusal(
-            f"the delta or its record changed since revision {fork.revision}: in pyproject.toml set "
-            f'revision = {fork.revision + 1} and digest = "{found}", since pip takes an equal version for installed already.'
+            f"the delta or its record changed since revision {recorded['revision']}: in pyproject.toml set revision = "
+            f'{recorded["revision"] + 1} and digest = "{found}", since pip takes an equal version for installed already.'
         )
 
 
@@ -54,7 +54,9 @@ def show_diff(fork, delta, patch=None, after=False):
     upstream = base.members(base.fetch(fork.base))
     sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape", newline="")
     if patch:
-        page = page_of(fork, patch)
+        page = record.page(patch)
+        if page not in fork.pages.values():
+            raise Refusal(f"{page} does not apply to {fork.base.version}, as it says itself; name another with --base.")
         before = [other for other in set(fork.pages.values()) if after and other < page]
         print(message(record.read(page).decode()))
         package, _ = tree.patched(fork.only(*before, page), upstream, delta)
@@ -62,40 +64,6 @@ def show_diff(fork, delta, patch=None, after=False):
     else:
         package = tree.compose(fork, upstream, delta)
     sys.stdout.write(tree.diff(upstream, package))
-
-
-def page_of(fork, patch):
-    """Find the page of a patch.
-
-    Arguments
-    ---------
-    fork : composer.record.Fork
-        The record of a base.
-    patch : str
-        The patch's name, or what stands before the first dash of it.
-
-    Returns
-    -------
-    str
-        The path of the page.
-
-    Raises
-    ------
-    Refusal
-        If there is no such patch, or it does not apply to that base.
-
-    Example
-    -------
-    >>> page_of(record.load(), "0001")
-    'patches/0001-average-of-what-is-finite.md'
-    """
-    pages = {*fork.pages.values(), *fork.left_out.values()}
-    for page in pages:
-        if patch in (Path(page).stem, Path(page).stem.partition("-")[0], page):
-            if page in fork.pages.values():
-                return page
-            raise Refusal(f"{page} does not apply to {fork.base.version}, see the page; name a base with --base.")
-    raise Refusal(f"there is no patch {patch}: there are {', '.join(sorted(Path(page).stem for page in pages))}.")
 
 
 def message(page):
@@ -143,16 +111,29 @@ def main():
     texts = {
         "check": "hold every definition against its recorded fingerprint on every base, and the revision against the digest",
         "diff": "print the unified diff from upstream's package to the fork's, or that of one patch, ready to be sent",
+        "adopt": "pin another release of upstream in pyproject.toml, say what changed there, and which patches it still needs",
     }
-    check_parser, diff_parser = (commands.add_parser(name, help=text, description=text) for name, text in texts.items())
+    check_parser, diff_parser, adopt_parser = (
+        commands.add_parser(name, help=text, description=text) for name, text in texts.items()
+    )
     check_parser.add_argument("--base", default=os.environ.get(record.WANTED), help="this base alone")
     diff_parser.add_argument("--base", help="the base to compare with")
     diff_parser.add_argument("--patch", help="one patch (0001, PR_2537): a message, and a diff that `git apply` takes")
     diff_parser.add_argument("--after", action="store_true", help="where the patches before it are in place already")
+    adopt_parser.add_argument("version", help="the release, as the package index names it")
+    adopt_parser.add_argument(
+        "--accept",
+        metavar="PATCH",
+        action="append",
+        default=[],
+        help="record it though upstream changed what it replaces",
+    )
     arguments = parser.parse_args()
     delta = record.delta()
     if arguments.command == "check":
         check([arguments.base] if arguments.base else record.bases(), delta)
+    elif arguments.command == "adopt":
+        adopt(arguments.version, [record.page(patch) for patch in arguments.accept])
     else:
         show_diff(record.load(version=arguments.base), delta, arguments.patch, arguments.after)
 

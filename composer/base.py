@@ -25,7 +25,7 @@ def fetch(base):
     Arguments
     ---------
     base : composer.record.Base
-        The release.
+        The release; with an empty hash it is taken as it comes, to be pinned.
 
     Returns
     -------
@@ -50,12 +50,13 @@ def fetch(base):
         return verified(wheel, base, local)
     with tempfile.TemporaryDirectory() as folder:
         pinned = Path(folder, "base.txt")
-        pinned.write_text(f"speechbrain=={base.version} --hash=sha256:{base.sha256}\n")
+        pinned.write_text(f"speechbrain=={base.version}" + (f" --hash=sha256:{base.sha256}\n" if base.sha256 else "\n"))
         # The hash stands in a file, and wheels alone are allowed: with a bare `name==version` PIP_REQUIRE_HASHES
         # refuses, and PIP_NO_BINARY quietly brings the sdist.
         done = subprocess.run(
             [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-            + ["--only-binary=:all:", "--require-hashes", "-r", str(pinned), "-d", folder],
+            + ["--only-binary=:all:", "-r", str(pinned), "-d", folder],
+            env={**os.environ, "PIP_REQUIRE_HASHES": "1" if base.sha256 else "0"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -96,7 +97,7 @@ def verified(wheel, base, origin):
         If the hash is another than the recorded one.
     """
     found = hashlib.sha256(wheel).hexdigest()
-    if found != base.sha256:
+    if base.sha256 and found != base.sha256:
         raise Refusal(
             f"the wheel from {origin} is not {base.wheel}: its sha256 is {found}, recorded is {base.sha256}; "
             "it may be truncated, altered or another release: fetch that wheel again."

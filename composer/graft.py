@@ -107,6 +107,37 @@ def fingerprint(definition):
     return hashlib.sha256(definition).hexdigest()[:16]
 
 
+def definition(source, name):
+    r"""Find a definition.
+
+    Arguments
+    ---------
+    source : bytes
+        The source of a module.
+    name : str
+        ``name`` or ``Class.name``.
+
+    Returns
+    -------
+    bytes
+        Its source, from the first decorator to its end; None where it does not
+        stand exactly once.
+
+    Example
+    -------
+    >>> definition(b"class C:\n    x = 1\n", "C.x")
+    b'x = 1'
+    """
+    module = _Source(source, name)
+    body = module.tree.body
+    for part in name.split("."):
+        there = module.binders(part, body)
+        if len(there) != 1:
+            return None
+        body = getattr(there[0], "body", [])
+    return module.text(there[0])
+
+
 def parsed(data, name):
     """Parse a file.
 

@@ -66,8 +66,8 @@ class Fork:
         The page that tells the story of each of these.
     left_out : dict of str to str
         The same for what belongs to the patches that do not apply to this base.
-    without_tests : frozenset of str
-        The tests that only these patches make pass.
+    tests : dict of str to str
+        The page that each file of tests belongs to.
     """
 
     label: str
@@ -78,7 +78,7 @@ class Fork:
     adds: frozenset
     pages: dict
     left_out: dict
-    without_tests: frozenset
+    tests: dict
 
     @property
     def version(self):
@@ -120,6 +120,28 @@ class Fork:
         )
 
 
+def table(root=ROOT):
+    """Read the record as it stands.
+
+    Arguments
+    ---------
+    root : pathlib.Path
+        The folder of pyproject.toml.
+
+    Returns
+    -------
+    dict
+        The table ``tool.fork``.
+
+    Example
+    -------
+    >>> table()["label"]
+    'pr2537'
+    """
+    with open(root / "pyproject.toml", "rb") as file:
+        return tomllib.load(file)["tool"]["fork"]
+
+
 def bases(root=ROOT):
     """List the pinned bases.
 
@@ -138,7 +160,58 @@ def bases(root=ROOT):
     >>> bases()[-1]
     '1.1.2'
     """
-    return sorted(_table(root)["bases"], key=lambda version: [int(part) for part in version.split(".")])
+    return sorted(table(root)["bases"], key=order)
+
+
+def order(version):
+    """Give the key by which versions are sorted.
+
+    Arguments
+    ---------
+    version : str
+        A release.
+
+    Returns
+    -------
+    list of int
+        Its numbers.
+
+    Example
+    -------
+    >>> order("1.0.10") > order("1.0.9")
+    True
+    """
+    return [int(number) for number in re.findall("[0-9]+", version)]
+
+
+def page(patch):
+    """Find the page of a patch.
+
+    Arguments
+    ---------
+    patch : str
+        The patch's name, or what stands before its first dash.
+
+    Returns
+    -------
+    str
+        The path of the page.
+
+    Raises
+    ------
+    Refusal
+        If there is no such patch.
+
+    Example
+    -------
+    >>> page("0001")
+    'patches/0001-average-of-what-is-finite.md'
+    """
+    names = {Path(path).stem: path for path in table()["patches"]}
+    for name, path in names.items():
+        if patch in (name, name.partition("-")[0]):
+            return path
+    raise Refusal(f"there is no patch {patch}: there are {', '.join(names)}.")
 
 
 def default(root=ROOT):
@@ -159,7 +232,7 @@ def default(root=ROOT):
     >>> default()
     '1.1.2'
     """
-    return _table(root)["base"]
+    return table(root)["base"]
 
 
 def load(root=ROOT, version=None):
@@ -192,19 +265,19 @@ def load(root=ROOT, version=None):
     >>> load(version="1.0.3").base.wheel
     'speechbrain-1.0.3-py3-none-any.whl'
     """
-    table = _table(root)
-    version = version or os.environ.get(WANTED) or default(root)
-    if version not in table["bases"]:
+    recorded = table(root)
+    version = version or os.environ.get(WANTED) or recorded["base"]
+    if version not in recorded["bases"]:
         raise Refusal(
             f"pyproject.toml pins no base {version}: pinned are {', '.join(bases(root))}; let {WANTED} name one of them, "
             "or unset it."
         )
-    if not re.fullmatch("[a-z0-9]+", table["label"]):
-        raise Refusal(f"pyproject.toml: the label {table['label']!r} must hold lower case letters and digits alone.")
-    replaces, adds, pages, left_out, without_tests = {}, set(), {}, {}, set()
-    for page, patch in table["patches"].items():
+    if not re.fullmatch("[a-z0-9]+", recorded["label"]):
+        raise Refusal(f"pyproject.toml: the label {recorded['label']!r} must hold lower case letters and digits alone.")
+    replaces, adds, pages, left_out, tests = {}, set(), {}, {}, {}
+    for page, patch in recorded["patches"].items():
         applies = version in patch["replaces"]
-        of_any_base = {entry for recorded in patch["replaces"].values() for entry in recorded}
+        of_any_base = {entry for entries in patch["replaces"].values() for entry in entries}
         for entry in [*(patch["replaces"][version] if applies else of_any_base), *patch.get("adds", ())]:
             other = pages.get(entry) or left_out.get(entry)
             if other:
@@ -216,19 +289,18 @@ def load(root=ROOT, version=None):
         if applies:
             replaces.update(patch["replaces"][version])
             adds.update(patch.get("adds", ()))
-        else:
-            without_tests.update(patch.get("tests", ()))
-    base = table["bases"][version]
+        tests.update(dict.fromkeys(patch.get("tests", ()), page))
+    base = recorded["bases"][version]
     return Fork(
-        label=table["label"],
-        revision=table["revision"],
-        digest=table["digest"],
+        label=recorded["label"],
+        revision=recorded["revision"],
+        digest=recorded["digest"],
         base=Base(version, base["sha256"].lower(), tuple(base.get("requires", ()))),
         replaces=replaces,
         adds=frozenset(adds),
         pages=pages,
         left_out=left_out,
-        without_tests=frozenset(without_tests),
+        tests=tests,
     )
 
 
@@ -314,11 +386,6 @@ def digest(files, root=ROOT):
         part = part.encode() if isinstance(part, str) else part
         sha.update(b"%d:" % len(part) + part)
     return sha.hexdigest()[:16]
-
-
-def _table(root):
-    with open(root / "pyproject.toml", "rb") as file:
-        return tomllib.load(file)["tool"]["fork"]
 
 
 def _titled(page):

@@ -268,11 +268,12 @@ def test_each_patch_can_be_sent(wheels, tmp_path, version, after):
 
 
 @pytest.mark.parametrize(
-    "patch, said", [("0005", "does not apply to 1.0.3"), ("0099", "there is no patch 0099: there are 0001")]
+    "patch, said", [("0005", "does not apply to 1.0.3"), ("0099", "there is no patch 0099: there are PR_2537, 0001")]
 )
-def test_a_patch_that_is_not_there(patch, said):
+def test_a_patch_that_is_not_there(wheels, monkeypatch, patch, said):
+    monkeypatch.setenv(base.LOCAL_WHEEL, str(wheels("1.0.3")))
     with pytest.raises(Refusal, match=said):
-        __main__.page_of(record.load(version="1.0.3"), patch)
+        __main__.show_diff(record.load(version="1.0.3"), record.delta(), patch)
 
 
 @pytest.mark.parametrize(
