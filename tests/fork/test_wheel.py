@@ -112,6 +112,37 @@ def test_installs_from_git(environment, tmp_path):
     assert done.returncode == 0 and (tmp_path / WHEEL).exists(), done.stdout
 
 
+@pytest.mark.parametrize(
+    "command, way_out",
+    [
+        pytest.param(PIP, {"PIP_NO_CACHE_DIR": "1"}, id="pip"),
+        pytest.param(
+            [sys.executable, "-m", "uv", "pip", "install", "--python", sys.executable, "--no-deps", "--target"],
+            {"UV_NO_CACHE": "1"},
+            id="uv",
+        ),
+    ],
+)
+def test_another_base_is_not_served_from_a_cache(environment, wheels, tmp_path, command, way_out):
+    repo = copy_of_the_checkout(tmp_path / "repo")
+    for words in (["init", "-q"], ["add", "-A"], ["-c", "user.name=x", "-c", "user.email=x", "commit", "-qm", "x"]):
+        subprocess.run(["git", *words], cwd=repo, check=True)
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=repo, stdout=subprocess.PIPE, text=True).stdout.strip()
+    caches = {"PIP_CACHE_DIR": str(tmp_path / "pip"), "UV_CACHE_DIR": str(tmp_path / "uv")}
+
+    def built(version, more):
+        wanted = {record.WANTED: version, base.LOCAL_WHEEL: str(wheels(version).parent)}
+        out = tmp_path / f"{version}{len(more)}"
+        requirement = f"speechbrain @ git+file://localhost{repo}@{commit}"
+        done = run([*command, out, requirement], {**environment, **caches, **wanted, **more}, tmp_path)
+        assert done.returncode == 0, done.stdout
+        return next(path.name for path in out.glob("speechbrain-*")).split("-")[1].partition("+")[0]
+
+    assert built(FORK.base.version, {}) == FORK.base.version
+    assert built("1.0.3", {}) == FORK.base.version, "this installer no longer serves another base from its cache: README says so"
+    assert built("1.0.3", way_out) == "1.0.3"
+
+
 @pytest.mark.parametrize("installer", ["pip", "uv"])
 def test_an_editable_install_is_refused_and_breaks_nothing(checkout, environment, tmp_path, built, installer):
     (tmp_path / WHEEL).write_bytes(built)

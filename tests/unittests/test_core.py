@@ -139,7 +139,7 @@ def test_counts_on_the_meta_device(caplog):
 def test_a_pretrained_frozen_model_that_is_unfrozen_when_training_starts(tmp_path, brain, told):
     torch.save(Linear(10, 10).state_dict(), tmp_path / "encoder.ckpt")
     encoder = Linear(10, 10)
-    pretrainer = Pretrainer(loadables={"encoder": encoder})
+    pretrainer = Pretrainer(collect_in=tmp_path / "collected", loadables={"encoder": encoder})
     pretrainer.collect_files(default_source=str(tmp_path))
     pretrainer.load_collected()
     brain = make({"encoder": frozen(encoder), "head": frozen(Linear(10, 3))}, brain)
