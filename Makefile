@@ -4,7 +4,7 @@ RECIPE := recipes/SpokenWords
 IN_VENV := .venv/bin/python
 MODULES := $(subst /,.,$(basename $(shell find speechbrain -name '*.py')))
 
-.PHONY: verify test bench faults diff lint
+.PHONY: verify test bench faults parity bases diff lint
 
 verify: .venv/installed    ## the recipe on the stock release and on the fork, side by side
 	$(IN_VENV) $(RECIPE)/verify_fix.py
@@ -19,6 +19,12 @@ bench: .venv/installed     ## time per call over the stock release's
 faults: .venv/installed    ## kills at random moments, a full disk, nan at every place of an epoch, damaged files, two processes
 	$(IN_VENV) tests/faults/checkpoints.py
 	$(IN_VENV) -m pytest tests/unittests/test_nonfinite_steps.py tests/unittests/test_checkpoints.py tests/unittests/test_torchrun.py
+
+parity: .venv/installed    ## the doctests of the whole package on the stock release and on the fork; nothing may differ
+	$(IN_VENV) tests/fork/parity.py
+
+bases:                     ## every pinned base, each in an environment of its own in .venv-bases (7 GB), and a table
+	$(PYTHON) tests/fork/bases.py
 
 diff:                      ## what the fork changes, as a diff against the release
 	@$(PYTHON) -m composer diff
