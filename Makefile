@@ -4,7 +4,7 @@ RECIPE := recipes/SpokenWords
 IN_VENV := .venv/bin/python
 MODULES := $(subst /,.,$(basename $(shell find speechbrain -name '*.py')))
 
-.PHONY: verify test bench faults parity bases diff lint
+.PHONY: verify test bench faults fuzz parity bases diff lint
 
 verify: .venv/installed    ## the recipe on the stock release and on the fork, side by side
 	$(IN_VENV) $(RECIPE)/verify_fix.py
@@ -19,6 +19,10 @@ bench: .venv/installed     ## time per call over the stock release's
 faults: .venv/installed    ## kills at random moments, a full disk, nan at every place of an epoch, damaged files, two processes
 	$(IN_VENV) tests/faults/checkpoints.py
 	$(IN_VENV) -m pytest tests/unittests/test_nonfinite_steps.py tests/unittests/test_checkpoints.py tests/unittests/test_torchrun.py
+
+fuzz: .venv/installed      ## random inputs, deltas and modules; what it prints is a defect
+	$(IN_VENV) tests/fuzz/formatter.py
+	$(IN_VENV) tests/fuzz/grafter.py
 
 parity: .venv/installed    ## the doctests of the whole package on the stock release and on the fork; nothing may differ
 	$(IN_VENV) tests/fork/parity.py

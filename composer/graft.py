@@ -298,7 +298,7 @@ class _Grafting:
                 span = self.theirs.start(old), self.theirs.line_end(self.theirs.end(old))
                 kept, text = self.keep(name, old, upstreams, prefix) if name in mentions else ([], None)
                 mentions.discard(name)
-                self.edits.append((*span, (text + gap if kept else b"") + self.own_text(node)))
+                self.edits.append((*span, text + gap + self.own_text(node) if kept else self.own_text(node, old)))
                 wanted[number] = [*kept, node]
             if waiting:
                 start = self.theirs.comment(old)
@@ -398,14 +398,15 @@ class _Grafting:
             )
         return name
 
-    def own_text(self, node):
-        """The source of a definition of the delta, with the comments right above it and behind it."""
-        mine = self.mine
-        return (
-            mine.data[mine.comment(node) : mine.start(node)]
-            + mine.text(node)
-            + mine.data[mine.end(node) : mine.line_end(mine.end(node))]
-        )
+    def own_text(self, node, old=None):
+        """The source of a definition of the delta, with the comments behind it and, unless the old one has them, above it."""
+        mine, theirs = self.mine, self.theirs
+        above = mine.data[mine.comment(node) : mine.start(node)]
+        if old and above:
+            there = theirs.data[theirs.comment(old) : theirs.start(old)]
+            lines, wanted = ([line.strip() for line in comment.splitlines()] for comment in (there, above))
+            above = b"" if lines[-len(wanted) :] == wanted else above
+        return above + mine.text(node) + mine.data[mine.end(node) : mine.line_end(mine.end(node))]
 
 
 def _defined(node):

@@ -23,6 +23,8 @@ GRAFTS = {
         "@c\ndef f():\n    return 1\n",
     ),
     "the comment right above comes along": ("X = 1\n", "# why\n# indeed\nX = 2\n", "# why\n# indeed\nX = 2\n"),
+    "unless it is there already": ("# odd\n# why\nX = 1\n", "# why\nX = 2\n", "# odd\n# why\nX = 2\n"),
+    "the end of a comment is another comment": ("# # why\nX = 1\n", "# why\nX = 2\n", "# # why\n# why\nX = 2\n"),
     "the end of a string is no comment": ('A = """\n# text"""\nX = 1\n', "X = 2\n", 'A = """\n# text"""\nX = 2\n'),
     "an annotated assignment replaces a plain one": ("X = 1\n", "X: int = 2\n", "X: int = 2\n"),
     "columns count bytes": ("Z = 'µµ'  # µ\nX = 'µ'  # µ\n", "X = 'ö'  # ö\n", "Z = 'µµ'  # µ\nX = 'ö'  # ö\n"),
