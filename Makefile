@@ -4,7 +4,7 @@ RECIPE := recipes/SpokenWords
 IN_VENV := .venv/bin/python
 MODULES := $(subst /,.,$(basename $(shell find speechbrain -name '*.py')))
 
-.PHONY: verify test bench faults fuzz parity bases diff lint
+.PHONY: verify test bench faults fuzz parity reproducible bases diff lint
 
 verify: .venv/installed    ## the recipe on the stock release and on the fork, side by side
 	$(IN_VENV) $(RECIPE)/verify_fix.py
@@ -26,6 +26,9 @@ fuzz: .venv/installed      ## random inputs, deltas and modules; what it prints 
 
 parity: .venv/installed    ## the doctests of the whole package on the stock release and on the fork; nothing may differ
 	$(IN_VENV) tests/fork/parity.py
+
+reproducible: .venv/installed  ## the same bytes whatever the path, umask, front end and Python; prints the hashes
+	$(IN_VENV) -m pytest tests/fork/test_wheel.py -k "same_wheel or hashes"
 
 bases:                     ## every pinned base, each in an environment of its own in .venv-bases (7 GB), and a table
 	$(PYTHON) tests/fork/bases.py

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from composer import base, record, tree
+from composer import backend, base, record, tree
 
 FORK = record.load()
 WHEEL = f"speechbrain-{FORK.version}-py3-none-any.whl"
@@ -82,7 +82,7 @@ PIP, UV = (
     "command, umask",
     [
         pytest.param([*PIP, "OUT", "--no-build-isolation", "."], 0o077, id="pip, no isolation, another umask"),
-        pytest.param([sys.executable, "-m", "build", "-o", "OUT", "."], 0o022, id="build, by way of the sdist"),
+        pytest.param([sys.executable, "-m", "build", "-o", "OUT", "."], 0o027, id="build, by way of the sdist"),
         pytest.param([*UV, "-o", "OUT", "."], 0o022, id="uv, by way of the sdist"),
         pytest.param([*UV, "--wheel", "-o", "OUT", "."], 0o022, id="uv"),
     ],
@@ -94,15 +94,35 @@ def test_same_wheel(checkout, environment, tmp_path, built, command, umask):
     assert (out / WHEEL).read_bytes() == built
 
 
-@pytest.mark.parametrize("python", ["python3.10", "python3.11", "python3.12", "python3.13"])
-def test_same_wheel_on_each_python(checkout, environment, tmp_path, built, python):
-    found = shutil.which(python)
+@pytest.fixture(scope="module")
+def hashes(wheels, built, tmp_path_factory):
+    """Dict of str to str: The hash of the wheel on each base, as this Python builds it."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = {wheels(version).parent for version in record.bases()}.pop()
+        patch.setenv(base.LOCAL_WHEEL, str(folder))
+        out = tmp_path_factory.mktemp("hashes")
+        for version in record.bases():
+            backend.build_wheel(str(out), {"base": version})
+    found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in out.iterdir()}
+    assert len(found) == len(record.bases()) and found[WHEEL] == hashlib.sha256(built).hexdigest()
+    return found
+
+
+def test_the_hashes(hashes, capsys):
+    with capsys.disabled():
+        print("".join(f"\n{sha256}  {name}" for name, sha256 in sorted(hashes.items())))
+
+
+@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12", "3.13"])
+def test_same_wheels_on_each_python(checkout, environment, wheels, tmp_path, hashes, python):
+    found = shutil.which(f"python{python}")
     if not found or run([found, "-m", "pip", "--version"], environment, tmp_path).returncode:
-        pytest.skip(f"no {python} with pip on this machine")
-    code = f"from composer.backend import build_wheel; build_wheel({str(tmp_path)!r})"
-    done = run([found, "-c", code], environment, checkout)
+        pytest.skip(f"no python{python} with pip on this machine")
+    code = "import sys; from composer.backend import build_wheel; [build_wheel(sys.argv[1], {'base': b}) for b in sys.argv[2:]]"
+    bases = {**environment, base.LOCAL_WHEEL: str(wheels(record.bases()[0]).parent)}
+    done = run([found, "-c", code, tmp_path / "out", *record.bases()], bases, checkout, 0o077)
     assert done.returncode == 0, done.stdout
-    assert (tmp_path / WHEEL).read_bytes() == built
+    assert {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (tmp_path / "out").iterdir()} == hashes
 
 
 def test_installs_from_git(environment, tmp_path):
