@@ -40,7 +40,9 @@ lint: .venv/installed
 	$(IN_VENV) -m ruff check
 	$(IN_VENV) -m ruff format --check
 
-.venv/installed: pyproject.toml NOTICE $(shell find composer speechbrain -name '*.py') tests/requirements.txt $(RECIPE)/extra_requirements.txt
+PAGES := PR_2537.md $(wildcard patches/*.md)
+
+.venv/installed: pyproject.toml NOTICE $(PAGES) $(shell find composer speechbrain -name '*.py') tests/requirements.txt $(RECIPE)/extra_requirements.txt
 	$(PYTHON) -m venv .venv
 	$(IN_VENV) -m pip install . -r tests/requirements.txt
 	touch $@
