@@ -328,23 +328,19 @@ class Checkpointer:
             found = self.find_checkpoints(*keys)
         except Exception as error:
             return None, error
-        incomplete, damaged = [], 0
+        damaged = 0
         for checkpoint in found:
             paths = {name: checkpoint.paramfiles.get(name) for name in self.recoverables}
             damage = [f"{path} ({reason})" for path in paths.values() if path and (reason := _damage(path))]
+            # What an older one has is lost from this one; what none has was not saved yet, and is for the loaders to judge.
+            older = [other.paramfiles for other in found if other.meta["unixtime"] < checkpoint.meta["unixtime"]]
             lacking = sorted(name for name, path in paths.items() if self._lacks(name, path))
-            if damage:
-                damaged += 1
-                logger.warning(f"Passing over {checkpoint.path}: it cannot be read: {', '.join(damage)}.")
-            elif lacking:
-                incomplete.append((checkpoint, lacking))
-            else:
-                for other, names in incomplete:
-                    logger.warning(f"Passing over {other.path}: absent or empty is its {', '.join(names)}.")
+            lost = [name for name in lacking if any(name in files and not self._lacks(name, files[name]) for files in older)]
+            if not damage and not lost:
                 return checkpoint, None
-        if incomplete:
-            # None is complete, so this may be how they were saved: the best of them, and the judgement of its loaders.
-            return incomplete[0][0], None
+            damaged += 1
+            said = f"it cannot be read: {', '.join(damage)}" if damage else f"absent or empty is its {', '.join(lost)}"
+            logger.warning(f"Passing over {checkpoint.path}: {said}.")
         unlisted = len(self._list_checkpoint_dirs()) - len(self.list_checkpoints())
         if damaged + unlisted:
             return None, RuntimeError(
