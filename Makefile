@@ -4,7 +4,7 @@ RECIPE := recipes/SpokenWords
 IN_VENV := .venv/bin/python
 MODULES := $(subst /,.,$(basename $(shell find speechbrain -name '*.py')))
 
-.PHONY: verify test bench faults diff lint
+.PHONY: verify test bench faults fuzz parity reproducible bases diff lint
 
 verify: .venv/installed    ## the recipe on the stock release and on the fork, side by side
 	$(IN_VENV) $(RECIPE)/verify_fix.py
@@ -21,6 +21,19 @@ faults: .venv/installed    ## kills at random moments, a full disk, nan at every
 	$(IN_VENV) tests/faults/recipe.py
 	$(IN_VENV) -m pytest tests/unittests/test_nonfinite_steps.py tests/unittests/test_checkpoints.py tests/unittests/test_torchrun.py
 
+fuzz: .venv/installed      ## random inputs, deltas and modules; what it prints is a defect
+	$(IN_VENV) tests/fuzz/formatter.py
+	$(IN_VENV) tests/fuzz/grafter.py
+
+parity: .venv/installed    ## the doctests of the whole package on the stock release and on the fork; nothing may differ
+	$(IN_VENV) tests/fork/parity.py
+
+reproducible: .venv/installed  ## the same bytes whatever the path, umask, front end and Python; prints the hashes
+	$(IN_VENV) -m pytest tests/fork/test_wheel.py -k "same_wheel or hashes"
+
+bases:                     ## every pinned base, each in an environment of its own in .venv-bases (7 GB), and a table
+	$(PYTHON) tests/fork/bases.py
+
 diff:                      ## what the fork changes, as a diff against the release
 	@$(PYTHON) -m composer diff
 
@@ -28,7 +41,9 @@ lint: .venv/installed
 	$(IN_VENV) -m ruff check
 	$(IN_VENV) -m ruff format --check
 
-.venv/installed: pyproject.toml NOTICE $(shell find composer speechbrain -name '*.py') tests/requirements.txt $(RECIPE)/extra_requirements.txt
+PAGES := PR_2537.md $(wildcard patches/*.md)
+
+.venv/installed: pyproject.toml NOTICE $(PAGES) $(shell find composer speechbrain -name '*.py') tests/requirements.txt $(RECIPE)/extra_requirements.txt
 	$(PYTHON) -m venv .venv
 	$(IN_VENV) -m pip install . -r tests/requirements.txt
 	touch $@

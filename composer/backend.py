@@ -29,7 +29,9 @@ def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
     ---------
     wheel_directory : str
         Where the wheel goes.
-    config_settings, metadata_directory : object
+    config_settings : dict
+        ``base`` names the base, as the environment variable ``SPEECHBRAIN_BASE`` does.
+    metadata_directory : object
         Not used.
 
     Returns
@@ -42,13 +44,14 @@ def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
     Refusal
         If the base cannot be had, or the delta does not fit it.
     """
-    fork = record.load()
+    fork = record.load(version=(config_settings or {}).get("base"))
     upstream = base.members(base.fetch(fork.base))
     files = tree.compose(fork, upstream, record.delta())
     theirs, ours = (f"speechbrain-{version}.dist-info" for version in (fork.base.version, fork.version))
-    for name in ("top_level.txt", "licenses/LICENSE"):
-        files[f"{ours}/{name}"] = upstream[f"{theirs}/{name}"]
-    files[f"{ours}/licenses/NOTICE"] = _read("NOTICE")
+    licenses = "licenses/" if f"{theirs}/licenses/LICENSE" in upstream else ""  # where METADATA 2.4 has them, not 2.1
+    files[f"{ours}/{licenses}LICENSE"] = upstream[f"{theirs}/{licenses}LICENSE"]
+    files[f"{ours}/{licenses}NOTICE"] = record.read("NOTICE")
+    files[f"{ours}/top_level.txt"] = b"speechbrain\n"
     files[f"{ours}/METADATA"] = metadata(upstream[f"{theirs}/METADATA"], fork)
     files[f"{ours}/WHEEL"] = b"Wheel-Version: 1.0\nGenerator: composer\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
     rows = [(name, f"sha256={_urlsafe(data)}", len(data)) for name, data in sorted(files.items())]
@@ -69,6 +72,8 @@ def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
 def build_sdist(sdist_directory, config_settings=None):
     """Pack what a build needs: the delta, the composer, and what people read.
 
+    It can build on every base, and has the version of a build that names none.
+
     Arguments
     ---------
     sdist_directory : str
@@ -81,10 +86,11 @@ def build_sdist(sdist_directory, config_settings=None):
     str
         The file name of the sdist.
     """
-    fork = record.load()
+    fork = record.load(version=record.default())
     stem = f"speechbrain-{fork.version}"
     composer = [f"composer/{path.name}" for path in (record.ROOT / "composer").glob("*.py")]
-    files = {**record.delta(), **{name: _read(name) for name in (*SOURCES, *fork.pages.values(), *composer)}}
+    pages = {*fork.pages.values(), *fork.left_out.values()}
+    files = {**record.delta(), **{name: record.read(name) for name in (*SOURCES, *pages, *composer)}}
     # 2.1, since from 2.2 on an installer takes what PKG-INFO does not name for settled, the requirements among it
     files["PKG-INFO"] = f"Metadata-Version: 2.1\nName: speechbrain\nVersion: {fork.version}\n".encode()
     out = io.BytesIO()
@@ -132,15 +138,9 @@ def metadata(upstream, fork):
     """
     head, gap, description = upstream.partition(b"\n\n")
     head = re.sub(rb"(?m)^Version: .*$", f"Version: {fork.version}".encode(), head)
+    head = re.sub(rb"(?m)^Requires-Python: .*$", b"Requires-Python: >=3.10", head)  # which the delta is written for
     more = ["License-File: NOTICE", *(f"Requires-Dist: {requirement}" for requirement in fork.base.requires)]
     return head + b"\n" + "\n".join(more).encode() + gap + description
-
-
-def _read(name):
-    try:
-        return (record.ROOT / name).read_bytes()
-    except OSError as error:
-        raise Refusal(f"{name} cannot be read ({error.strerror}), and a build needs it: take a whole checkout.") from None
 
 
 def _epoch():

@@ -17,14 +17,15 @@ LOCAL_WHEEL = "SPEECHBRAIN_BASE_WHEEL"
 def fetch(base):
     """Get the wheel of an upstream release, from a local file or from the package index.
 
-    ``SPEECHBRAIN_BASE_WHEEL=/path/x.whl`` names a local wheel; otherwise pip
-    downloads it, with the index that PIP_* variables and pip.conf name (flags of
-    an outer ``pip install`` do not reach this inner pip).
+    ``SPEECHBRAIN_BASE_WHEEL=/path/x.whl`` names a local wheel, or a folder
+    that holds it under its own name. Otherwise pip downloads it, with the index
+    that PIP_* variables and pip.conf name (flags of an outer ``pip install`` do
+    not reach this inner pip).
 
     Arguments
     ---------
     base : composer.record.Base
-        The release.
+        The release; with an empty hash it is taken as it comes, to be pinned.
 
     Returns
     -------
@@ -38,6 +39,7 @@ def fetch(base):
     """
     local = os.environ.get(LOCAL_WHEEL)
     if local:
+        local = os.path.join(local, base.wheel) if os.path.isdir(local) else local
         try:
             wheel = Path(local).read_bytes()
         except OSError as error:
@@ -48,12 +50,13 @@ def fetch(base):
         return verified(wheel, base, local)
     with tempfile.TemporaryDirectory() as folder:
         pinned = Path(folder, "base.txt")
-        pinned.write_text(f"speechbrain=={base.version} --hash=sha256:{base.sha256}\n")
+        pinned.write_text(f"speechbrain=={base.version}" + (f" --hash=sha256:{base.sha256}\n" if base.sha256 else "\n"))
         # The hash stands in a file, and wheels alone are allowed: with a bare `name==version` PIP_REQUIRE_HASHES
         # refuses, and PIP_NO_BINARY quietly brings the sdist.
         done = subprocess.run(
             [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-            + ["--only-binary=:all:", "--require-hashes", "-r", str(pinned), "-d", folder],
+            + ["--only-binary=:all:", "-r", str(pinned), "-d", folder],
+            env={**os.environ, "PIP_REQUIRE_HASHES": "1" if base.sha256 else "0"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -94,7 +97,7 @@ def verified(wheel, base, origin):
         If the hash is another than the recorded one.
     """
     found = hashlib.sha256(wheel).hexdigest()
-    if found != base.sha256:
+    if base.sha256 and found != base.sha256:
         raise Refusal(
             f"the wheel from {origin} is not {base.wheel}: its sha256 is {found}, recorded is {base.sha256}; "
             "it may be truncated, altered or another release: fetch that wheel again."

@@ -41,7 +41,7 @@ class Graft:
     added: list = field(default_factory=list)
 
 
-def graft(upstream, delta, path):
+def graft(upstream, delta, path, left_out=()):
     r"""Put the definitions of a delta file into upstream's file.
 
     Arguments
@@ -59,6 +59,9 @@ def graft(upstream, delta, path):
         ``_upstream_<name>``, the replaced function is kept under that name.
     path : str
         The path of both inside the package tree.
+    left_out : collection of str
+        Names of definitions of the delta that are not grafted, nor the imports
+        that only they use.
 
     Returns
     -------
@@ -79,7 +82,7 @@ def graft(upstream, delta, path):
     >>> list(done.replaced)
     ['X']
     """
-    return _Grafting(upstream, delta, path).run()
+    return _Grafting(upstream, delta, path, left_out).run()
 
 
 def fingerprint(definition):
@@ -102,6 +105,37 @@ def fingerprint(definition):
     '0054327b6dd84e69'
     """
     return hashlib.sha256(definition).hexdigest()[:16]
+
+
+def definition(source, name):
+    r"""Find a definition.
+
+    Arguments
+    ---------
+    source : bytes
+        The source of a module.
+    name : str
+        ``name`` or ``Class.name``.
+
+    Returns
+    -------
+    bytes
+        Its source, from the first decorator to its end; None where it does not
+        stand exactly once.
+
+    Example
+    -------
+    >>> definition(b"class C:\n    x = 1\n", "C.x")
+    b'x = 1'
+    """
+    module = _Source(source, name)
+    body = module.tree.body
+    for part in name.split("."):
+        there = module.binders(part, body)
+        if len(there) != 1:
+            return None
+        body = getattr(there[0], "body", [])
+    return module.text(there[0])
 
 
 def parsed(data, name):
@@ -193,8 +227,9 @@ class _Source:
 
 
 class _Grafting:
-    def __init__(self, upstream, delta, path):
+    def __init__(self, upstream, delta, path, left_out):
         self.mine = _Source(delta, f"the delta's {path}")
+        _leave_out(self.mine.tree, left_out)
         self.theirs = _Source(upstream, f"upstream's {path}")
         self.module = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         self.done = Graft(upstream)
@@ -263,7 +298,7 @@ class _Grafting:
                 span = self.theirs.start(old), self.theirs.line_end(self.theirs.end(old))
                 kept, text = self.keep(name, old, upstreams, prefix) if name in mentions else ([], None)
                 mentions.discard(name)
-                self.edits.append((*span, (text + gap if kept else b"") + self.own_text(node)))
+                self.edits.append((*span, text + gap + self.own_text(node) if kept else self.own_text(node, old)))
                 wanted[number] = [*kept, node]
             if waiting:
                 start = self.theirs.comment(old)
@@ -363,14 +398,15 @@ class _Grafting:
             )
         return name
 
-    def own_text(self, node):
-        """The source of a definition of the delta, with the comments right above it and behind it."""
-        mine = self.mine
-        return (
-            mine.data[mine.comment(node) : mine.start(node)]
-            + mine.text(node)
-            + mine.data[mine.end(node) : mine.line_end(mine.end(node))]
-        )
+    def own_text(self, node, old=None):
+        """The source of a definition of the delta, with the comments behind it and, unless the old one has them, above it."""
+        mine, theirs = self.mine, self.theirs
+        above = mine.data[mine.comment(node) : mine.start(node)]
+        if old and above:
+            there = theirs.data[theirs.comment(old) : theirs.start(old)]
+            lines, wanted = ([line.strip() for line in comment.splitlines()] for comment in (there, above))
+            above = b"" if lines[-len(wanted) :] == wanted else above
+        return above + mine.text(node) + mine.data[mine.end(node) : mine.line_end(mine.end(node))]
 
 
 def _defined(node):
@@ -396,6 +432,32 @@ def _sorted(node):
     node = copy.copy(node)
     node.body = sorted(node.body, key=ast.dump)
     return node
+
+
+def _leave_out(tree, names):
+    """Take definitions out of the tree of a delta file, and the imports that only they use."""
+    gone = []
+
+    def rest(body, prefix=""):
+        left = []
+        for node in body:
+            name = f"{prefix}{_defined(node)}"
+            if isinstance(node, ast.ClassDef) and any(other.startswith(f"{name}.") for other in names):
+                node.body = rest(node.body, f"{name}.")
+                left += [node] if _without_docstring(node.body) else []
+            else:
+                (gone if name in names else left).append(node)
+        return left
+
+    def used(nodes):
+        return {node.id for outer in nodes for node in ast.walk(outer) if isinstance(node, ast.Name)}
+
+    tree.body = rest(tree.body)
+    spent = used(gone) - used(tree.body)
+    for node in [node for node in tree.body if isinstance(node, IMPORTS)]:
+        node.names = [alias for alias in node.names if _imported(alias) not in spent]
+        if not node.names:
+            tree.body.remove(node)
 
 
 def _without_docstring(body):

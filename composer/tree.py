@@ -8,6 +8,8 @@ from composer import Refusal
 from composer.graft import graft, parsed
 
 VERSION_FILE = "speechbrain/version.txt"
+PATCHES_FILE = "speechbrain/patches.txt"  # read by FORK_FILE
+FORK_FILE = "speechbrain/fork.py"  # the one file of the delta that is of no patch: it says what is installed
 
 
 def compose(fork, base, delta):
@@ -33,9 +35,42 @@ def compose(fork, base, delta):
         If the delta does not fit the base, or differs from the record; there
         is no partial graft.
     """
+    package, grafted = patched(fork, base, delta)
+    for path, pages in grafted.items():
+        package[path] = _noticed(package[path], f"# Changed by the {fork.label} fork of SpeechBrain: {', '.join(pages)}")
+    package[VERSION_FILE] = f"{fork.version}\n".encode()
+    package[PATCHES_FILE] = fork.patches.encode()
+    package[FORK_FILE] = delta[FORK_FILE]
+    return package
+
+
+def patched(fork, base, delta):
+    """Put the patches into the base, and nothing that marks the result as the fork.
+
+    Arguments
+    ---------
+    fork : composer.record.Fork
+        The record; what it leaves out is left out.
+    base, delta : dict of str to bytes
+        As for `compose`.
+
+    Returns
+    -------
+    package : dict of str to bytes
+        The files of the package.
+    grafted : dict of str to list of str
+        The pages of the patches in each file of the base that was changed.
+
+    Raises
+    ------
+    Refusal
+        As for `compose`.
+    """
     package = {path: data for path, data in base.items() if path.startswith("speechbrain/")}
-    replaced, added = {}, set()
+    replaced, added, grafted = {}, set(), {}
     for path, data in delta.items():
+        if path == FORK_FILE or path in fork.left_out:
+            continue
         if path not in package:
             if path.endswith(".py"):
                 parsed(data, f"the delta's {path}")
@@ -44,18 +79,20 @@ def compose(fork, base, delta):
             continue
         if not path.endswith(".py"):
             raise Refusal(f"{path} is upstream's and no Python file: it cannot be changed; use a file of another name.")
-        done = graft(package[path], data, path)
+        left_out = {entry.partition("::")[2] for entry in fork.left_out if entry.startswith(f"{path}::")}
+        done = graft(package[path], data, path, left_out)
         if not done.replaced and not done.added:
-            raise Refusal(f"the delta's {path} defines nothing: delete it, or define something there.")
+            if not left_out:
+                raise Refusal(f"the delta's {path} defines nothing: delete it, or define something there.")
+            continue
         replaced.update({f"{path}::{name}": value for name, value in done.replaced.items()})
         added.update(f"{path}::{name}" for name in done.added)
-        pages = {fork.pages.get(f"{path}::{name}") for name in chain(done.replaced, done.added)} - {None}
-        package[path] = _noticed(done.source, f"# Changed by the {fork.label} fork of SpeechBrain: {', '.join(sorted(pages))}")
+        package[path] = done.source
+        grafted[path] = sorted({fork.pages.get(f"{path}::{name}") for name in chain(done.replaced, done.added)} - {None})
     problems = _against_record(fork, replaced, added)
     if problems:
         raise Refusal("\n".join(problems))
-    package[VERSION_FILE] = f"{fork.version}\n".encode()
-    return package
+    return package, grafted
 
 
 def diff(base, package):

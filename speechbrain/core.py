@@ -283,7 +283,7 @@ class Brain:
 
     def _wrap_distributed(self):
         # Upstream's makes a SyncBatchNorm of every BatchNorm, which refuses to work without a GPU.
-        if self.distributed_launch and self.device_type == "cpu":
+        if self.distributed_launch and torch.device(self.device).type == "cpu":
             for name, module in self.modules.items():
                 if any(parameter.requires_grad for parameter in module.parameters()):
                     if any(isinstance(part, torch.nn.modules.batchnorm._BatchNorm) for part in module.modules()):

@@ -8,14 +8,17 @@ import sys
 import pytest
 
 from composer import base, record
+from composer.adopt import ON_STOCK
 
-ON_STOCK = "FORK_TESTS_ON_STOCK"  # set where the regression rows run on the stock release, to see them fail
+FORK = record.load()
+STOCK = bool(os.environ.get(ON_STOCK))
+collect_ignore = [str(record.ROOT / name) for name, page in FORK.tests.items() if page not in FORK.pages.values() and not STOCK]
 
 
 def pytest_configure(config):
     """Say in one sentence where the wrong package, or none, would be tested."""
     config.addinivalue_line("markers", "regression: this row fails on the stock release, which the suite checks")
-    wanted = record.load().base.version if os.environ.get(ON_STOCK) else record.load().version
+    wanted = FORK.base.version if STOCK else FORK.version
     try:
         from importlib.metadata import version
 
@@ -36,12 +39,24 @@ def pytest_configure(config):
 
 
 @pytest.fixture(scope="session")
-def stock_wheel(tmp_path_factory):
+def wheels(tmp_path_factory):
+    """callable: Gives the path of the wheel of a base; all of them lie in one folder."""
+    folder = tmp_path_factory.mktemp("bases")
+
+    def wheel(version):
+        release = record.load(version=version).base
+        path = folder / release.wheel
+        if not path.exists():
+            path.write_bytes(base.fetch(release))
+        return path
+
+    return wheel
+
+
+@pytest.fixture(scope="session")
+def stock_wheel(wheels):
     """pathlib.Path: The wheel of the stock release."""
-    release = record.load().base
-    path = tmp_path_factory.mktemp("base") / release.wheel
-    path.write_bytes(base.fetch(release))
-    return path
+    return wheels(FORK.base.version)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """How checkpoints are written, ranked and read. The rest of this module is upstream's."""
 
+import functools
 import logging
 import os
 import pickle
@@ -99,6 +100,11 @@ def torch_patched_state_dict_load(path, device="cpu"):
                 f"{path} is not the file itself but git-LFS's pointer to it: run `git lfs pull` where it comes from."
             )
     return _upstream_torch_patched_state_dict_load(path, device)
+
+
+@functools.cache
+def _warn_once(message):
+    logger.warning(message)
 
 
 def _is_nan(value):
@@ -306,7 +312,8 @@ class Checkpointer:
         RuntimeError
             If there are checkpoints and none can be read.
         """
-        chosen, problem = self._choose(importance_key, max_key, min_key, ckpt_predicate)
+        choice = self._choose(importance_key, max_key, min_key, ckpt_predicate) if if_main_process() else None
+        chosen, problem = ddp_broadcast(choice, src=0)
         if problem is not None:
             raise problem
         if chosen is None:
@@ -315,30 +322,25 @@ class Checkpointer:
             self.load_checkpoint(chosen)
         return chosen
 
-    @main_process_only
     def _choose(self, *keys):
         """Find the best checkpoint that can be read; returns it, and what all processes are to raise instead."""
         try:
             found = self.find_checkpoints(*keys)
         except Exception as error:
             return None, error
-        incomplete, damaged = [], 0
+        damaged = 0
         for checkpoint in found:
             paths = {name: checkpoint.paramfiles.get(name) for name in self.recoverables}
             damage = [f"{path} ({reason})" for path in paths.values() if path and (reason := _damage(path))]
+            # What an older one has is lost from this one; what none has was not saved yet, and is for the loaders to judge.
+            older = [other.paramfiles for other in found if other.meta["unixtime"] < checkpoint.meta["unixtime"]]
             lacking = sorted(name for name, path in paths.items() if self._lacks(name, path))
-            if damage:
-                damaged += 1
-                logger.warning(f"Passing over {checkpoint.path}: it cannot be read: {', '.join(damage)}.")
-            elif lacking:
-                incomplete.append((checkpoint, lacking))
-            else:
-                for other, names in incomplete:
-                    logger.warning(f"Passing over {other.path}: absent or empty is its {', '.join(names)}.")
+            lost = [name for name in lacking if any(name in files and not self._lacks(name, files[name]) for files in older)]
+            if not damage and not lost:
                 return checkpoint, None
-        if incomplete:
-            # None is complete, so this may be how they were saved: the best of them, and the judgement of its loaders.
-            return incomplete[0][0], None
+            damaged += 1
+            said = f"it cannot be read: {', '.join(damage)}" if damage else f"absent or empty is its {', '.join(lost)}"
+            logger.warning(f"Passing over {checkpoint.path}: {said}.")
         unlisted = len(self._list_checkpoint_dirs()) - len(self.list_checkpoints())
         if damaged + unlisted:
             return None, RuntimeError(
@@ -392,13 +394,11 @@ class Checkpointer:
         checkpoints = []
         for folder in checkpoint_dirs:
             try:
-                with open(folder / METAFNAME, encoding="utf-8") as file:
-                    meta = yaml.safe_load(file)
-                if not isinstance(meta, dict) or not {"unixtime", "end-of-epoch"} <= meta.keys():
+                (checkpoint,) = Checkpointer._upstream__construct_checkpoint_objects([folder])
+                if not isinstance(checkpoint.meta, dict) or not {"unixtime", "end-of-epoch"} <= checkpoint.meta.keys():
                     raise ValueError("it holds no unixtime or no end-of-epoch")
-                files = {path.stem: path for path in folder.iterdir() if path.suffix == PARAMFILE_EXT}
             except (OSError, ValueError, yaml.YAMLError) as error:
-                logger.warning_once(f"Passing over {folder}: {METAFNAME} cannot be read: {error}")
-                continue
-            checkpoints.append(Checkpoint(folder, meta, files))
+                _warn_once(f"Passing over {folder}: {METAFNAME} cannot be read: {error}")
+            else:
+                checkpoints.append(checkpoint)
         return checkpoints

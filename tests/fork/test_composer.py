@@ -1,12 +1,16 @@
 """The composer: what it refuses, and that its outputs agree with the record."""
 
+import ast
 import dataclasses
+import functools
 import hashlib
 import io
 import os
+import re
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -88,7 +92,7 @@ def spoiled(tmp_path, stock_wheel, what):
     "what, said",
     [
         ("missing", "cannot be read .No such file"),
-        ("folder", "cannot be read .Is a directory"),
+        ("folder", "cannot be read .No such file"),
         ("truncated", "its sha256 is"),
         ("altered", "its sha256 is"),
         ("empty", "its sha256 is"),
@@ -141,10 +145,77 @@ def test_what_is_no_zip_is_refused():
 
 def test_the_revision_goes_up_with_the_delta():
     delta = record.delta()
-    __main__.check(FORK, delta, {}, {})
+    __main__.check([], delta)
     changed = {**delta, LOGGER: delta[LOGGER] + b"#"}
     with pytest.raises(Refusal, match=rf"set revision = {FORK.revision + 1}\b"):
-        __main__.check(FORK, changed, {}, {})
+        __main__.check([], changed)
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ('"requests",', '"requests>=2",'),
+        ('.replaces."1.0.3"]', '.replaces."1.0.33"]'),
+    ],
+)
+def test_the_digest_covers_what_each_base_gets(tmp_path, old, new):
+    text = (record.ROOT / "pyproject.toml").read_text()
+    assert old in text
+    (tmp_path / "pyproject.toml").write_text(text.replace(old, new))
+    assert record.digest({}, tmp_path) != record.digest({})
+
+
+@functools.cache
+def definitions(source):
+    """What a module and its classes define: the tree of each by its name, written down."""
+    found, module = {}, ast.parse(source)
+    for scope in [module, *(node for node in module.body if isinstance(node, ast.ClassDef))]:
+        prefix = "" if scope is module else f"{scope.name}."
+        for node in scope.body:
+            targets = [getattr(node, "name", None), *(getattr(t, "id", None) for t in getattr(node, "targets", ()))]
+            found.update({prefix + name: ast.dump(node) for name in targets if name})
+    return found
+
+
+@pytest.mark.parametrize("version", record.bases())
+def test_each_base_gets_the_patches_that_apply_and_no_others(wheels, version):
+    fork, delta = record.load(version=version), record.delta()
+    upstream = base.members(wheels(version).read_bytes())
+    package = tree.compose(fork, upstream, delta)
+    assert {path.split("/")[0] for path in package} == {"speechbrain"}
+    assert package[tree.PATCHES_FILE].decode() == fork.patches and fork.patches.startswith("PR_2537: ")
+    for entry in [*fork.pages, *fork.left_out]:
+        path, _, name = entry.partition("::")
+        there = definitions(package[path]).get(name) if name else package.get(path)
+        mine = definitions(delta[path])[name] if name else delta[path]
+        assert (there == mine) is (entry in fork.pages), entry
+    untouched = {path for path in package if package[path] == upstream.get(path)}
+    assert not untouched & {entry.partition("::")[0] for entry in fork.pages}
+
+
+def test_a_wheel_of_another_base(wheels, monkeypatch, tmp_path):
+    monkeypatch.setenv(base.LOCAL_WHEEL, str(wheels("1.1.0").parent))
+    monkeypatch.setenv(record.WANTED, "1.1.0")
+    with zipfile.ZipFile(tmp_path / backend.build_wheel(str(tmp_path))) as archive:
+        files = {name: archive.read(name).decode() for name in archive.namelist() if not name.startswith("speechbrain/")}
+    info = f"speechbrain-1.1.0+pr2537.{FORK.revision}.dist-info"
+    assert {name.rpartition("/")[0] for name in files} == {info, f"{info}/licenses"}, (
+        "this release drops docs/, recipes/ and more"
+    )
+    assert files[f"{info}/top_level.txt"] == "speechbrain\n"
+    wanted = {*record.load().base.requires, "torchaudio>=2.1.0"}
+    assert wanted <= set(re.findall("Requires-Dist: (.*)", files[f"{info}/METADATA"]))
+
+
+def test_config_settings_name_a_base_too(wheels, monkeypatch, tmp_path):
+    monkeypatch.setenv(base.LOCAL_WHEEL, str(wheels("1.0.1").parent))
+    assert backend.build_wheel(str(tmp_path), {"base": "1.0.1"}) == f"speechbrain-1.0.1+pr2537.{FORK.revision}-py3-none-any.whl"
+
+
+def test_a_base_that_is_not_pinned_is_refused(monkeypatch):
+    monkeypatch.setenv(record.WANTED, "1.0.4")
+    with pytest.raises(Refusal, match=r"pins no base 1\.0\.4: pinned are 1\.0\.1, .*let SPEECHBRAIN_BASE name one of them"):
+        record.load()
 
 
 def test_a_definition_belongs_to_one_patch(tmp_path):
@@ -159,7 +230,7 @@ def test_a_definition_belongs_to_one_patch(tmp_path):
 
 def test_the_notice_names_every_changed_file(upstream):
     package = tree.compose(FORK, upstream, record.delta())
-    changed = {path for path in package if package[path] != upstream.get(path)}
+    changed = {path for path in upstream if package.get(path, upstream[path]) != upstream[path]}
     notice = (record.ROOT / "NOTICE").read_text()
     assert not {path for path in changed if path not in notice}
     for path in changed - {tree.VERSION_FILE}:
@@ -177,10 +248,38 @@ def test_the_diff_turns_the_base_into_the_fork(upstream, stock_wheel, tmp_path):
     assert {path: (tmp_path / path).read_bytes() for path in package} == package
 
 
+@pytest.mark.parametrize("after", [(), ("--after",)], ids=["each alone", "in turn"])
+@pytest.mark.parametrize("version", ["1.0.3", "1.1.2"])
+def test_each_patch_can_be_sent(wheels, tmp_path, version, after):
+    fork, delta, upstream = record.load(version=version), record.delta(), base.members(wheels(version).read_bytes())
+    command = [sys.executable, "-m", "composer", "diff", "--base", version, *after, "--patch"]
+    environment = {**os.environ, base.LOCAL_WHEEL: str(wheels(version))}
+    applied = []
+    for page in sorted(set(fork.pages.values())):
+        applied = [*applied, page] if after else [page]
+        if applied == [page]:
+            base.unpack(wheels(version).read_bytes(), tmp_path)
+        sent = subprocess.run([*command, Path(page).stem], cwd=record.ROOT, env=environment, stdout=subprocess.PIPE).stdout
+        assert sent.startswith(b"Subject: [PATCH] " + record.read(page).splitlines()[0][2:] + b"\n\n")
+        assert b"Changed by" not in sent and b"stock's behaviour back" not in sent
+        subprocess.run(["git", "apply", "-"], cwd=tmp_path, input=sent, check=True)
+        package, _ = tree.patched(fork.only(*applied), upstream, delta)
+        assert {path: (tmp_path / path).read_bytes() for path in package} == package, page
+
+
+@pytest.mark.parametrize(
+    "patch, said", [("0005", "does not apply to 1.0.3"), ("0099", "there is no patch 0099: there are PR_2537, 0001")]
+)
+def test_a_patch_that_is_not_there(wheels, monkeypatch, patch, said):
+    monkeypatch.setenv(base.LOCAL_WHEEL, str(wheels("1.0.3")))
+    with pytest.raises(Refusal, match=said):
+        __main__.show_diff(record.load(version="1.0.3"), record.delta(), patch)
+
+
 @pytest.mark.parametrize(
     "old, new, said",
     [
-        ('base = "1.1.2"', 'base = "1.1.3"', "pins no base 1.1.3: pinned are 1.1.2"),
+        ('base = "1.1.2"', 'base = "1.1.3"', "pins no base 1.1.3: pinned are 1.0.1, 1.0.2"),
         ('label = "pr2537"', 'label = "PR-2537"', "'PR-2537' must hold lower case letters and digits"),
     ],
 )
@@ -207,6 +306,6 @@ def test_an_output_that_cannot_be_written_is_refused(stock_wheel):
 
 @pytest.mark.parametrize("arguments, status", [(["check"], 0), (["--help"], 0), ([], 2), (["chek"], 2)])
 def test_the_command_line(stock_wheel, arguments, status):
-    environment = {**os.environ, base.LOCAL_WHEEL: str(stock_wheel)}
+    environment = {**os.environ, base.LOCAL_WHEEL: str(stock_wheel), record.WANTED: FORK.base.version}
     command = [sys.executable, "-m", "composer", *arguments]
     assert subprocess.run(command, cwd=record.ROOT, env=environment, capture_output=True).returncode == status

@@ -23,6 +23,8 @@ GRAFTS = {
         "@c\ndef f():\n    return 1\n",
     ),
     "the comment right above comes along": ("X = 1\n", "# why\n# indeed\nX = 2\n", "# why\n# indeed\nX = 2\n"),
+    "unless it is there already": ("# odd\n# why\nX = 1\n", "# why\nX = 2\n", "# odd\n# why\nX = 2\n"),
+    "the end of a comment is another comment": ("# # why\nX = 1\n", "# why\nX = 2\n", "# # why\n# why\nX = 2\n"),
     "the end of a string is no comment": ('A = """\n# text"""\nX = 1\n', "X = 2\n", 'A = """\n# text"""\nX = 2\n'),
     "an annotated assignment replaces a plain one": ("X = 1\n", "X: int = 2\n", "X: int = 2\n"),
     "columns count bytes": ("Z = 'µµ'  # µ\nX = 'µ'  # µ\n", "X = 'ö'  # ö\n", "Z = 'µµ'  # µ\nX = 'ö'  # ö\n"),
@@ -173,6 +175,24 @@ def test_reports_what_was_replaced_and_what_is_new():
     done = graft(b"class C:\n    x = 1\nY = 2\n", b"class C:\n    x = 3\n    z = 4\nclass D:\n    w = 5\n", PATH)
     assert done.replaced == {"C.x": fingerprint(b"x = 1")}
     assert done.added == ["C.z", "D"]
+
+
+@pytest.mark.parametrize(
+    "left_out, wanted",
+    [
+        ({"C.f", "_help", "D"}, "import os\nclass C:\n    x = 2\n\n    y = os\n"),
+        ({"C.x", "C.y", "D"}, "import sys\nclass C:\n    x = 1\n\n    def f(self): return _help\n\n\n_help = sys\n"),
+        ({"C.x", "C.y", "C.f", "_help", "D"}, "class C:\n    x = 1\n"),
+    ],
+)
+def test_what_is_left_out_takes_its_imports_along(left_out, wanted):
+    delta = (
+        "import os\nimport sys\nclass C:\n    x = 2\n    y = os\n    # of f\n    def f(self): return _help\n"
+        "_help = sys\nclass D: pass\n"
+    )
+    done = graft(b"class C:\n    x = 1\n", delta.encode(), PATH, left_out)
+    assert ast.dump(ast.parse(done.source)) == ast.dump(ast.parse(wanted))
+    assert not left_out & {*done.replaced, *done.added}
 
 
 STATEMENTS = ("def {0}():\n    return {1}", "{0} = {1}", "class {0}:\n    x = {1}", "# note {1}", "@deco\ndef {0}(): pass", "")

@@ -14,10 +14,19 @@ from pathlib import Path
 
 import pytest
 
-from composer import base, record, tree
+from composer import backend, base, record, tree
 
 FORK = record.load()
 WHEEL = f"speechbrain-{FORK.version}-py3-none-any.whl"
+
+
+INFO = f"speechbrain-{FORK.version}.dist-info"
+# `python -m speechbrain.fork`, without the rest of the package, which would import torch and may be spoiled
+ASK = f"""
+import runpy, sys, types
+sys.modules["speechbrain"] = types.SimpleNamespace(__version__={FORK.version!r})
+runpy.run_path(sys.path[1] + "/speechbrain/fork.py", run_name="__main__")
+"""
 
 
 def copy_of_the_checkout(folder):
@@ -73,7 +82,7 @@ PIP, UV = (
     "command, umask",
     [
         pytest.param([*PIP, "OUT", "--no-build-isolation", "."], 0o077, id="pip, no isolation, another umask"),
-        pytest.param([sys.executable, "-m", "build", "-o", "OUT", "."], 0o022, id="build, by way of the sdist"),
+        pytest.param([sys.executable, "-m", "build", "-o", "OUT", "."], 0o027, id="build, by way of the sdist"),
         pytest.param([*UV, "-o", "OUT", "."], 0o022, id="uv, by way of the sdist"),
         pytest.param([*UV, "--wheel", "-o", "OUT", "."], 0o022, id="uv"),
     ],
@@ -85,15 +94,35 @@ def test_same_wheel(checkout, environment, tmp_path, built, command, umask):
     assert (out / WHEEL).read_bytes() == built
 
 
-@pytest.mark.parametrize("python", ["python3.10", "python3.11", "python3.12", "python3.13"])
-def test_same_wheel_on_each_python(checkout, environment, tmp_path, built, python):
-    found = shutil.which(python)
+@pytest.fixture(scope="module")
+def hashes(wheels, built, tmp_path_factory):
+    """Dict of str to str: The hash of the wheel on each base, as this Python builds it."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = {wheels(version).parent for version in record.bases()}.pop()
+        patch.setenv(base.LOCAL_WHEEL, str(folder))
+        out = tmp_path_factory.mktemp("hashes")
+        for version in record.bases():
+            backend.build_wheel(str(out), {"base": version})
+    found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in out.iterdir()}
+    assert len(found) == len(record.bases()) and found[WHEEL] == hashlib.sha256(built).hexdigest()
+    return found
+
+
+def test_the_hashes(hashes, capsys):
+    with capsys.disabled():
+        print("".join(f"\n{sha256}  {name}" for name, sha256 in sorted(hashes.items())))
+
+
+@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12", "3.13"])
+def test_same_wheels_on_each_python(checkout, environment, wheels, tmp_path, hashes, python):
+    found = shutil.which(f"python{python}")
     if not found or run([found, "-m", "pip", "--version"], environment, tmp_path).returncode:
-        pytest.skip(f"no {python} with pip on this machine")
-    code = f"from composer.backend import build_wheel; build_wheel({str(tmp_path)!r})"
-    done = run([found, "-c", code], environment, checkout)
+        pytest.skip(f"no python{python} with pip on this machine")
+    code = "import sys; from composer.backend import build_wheel; [build_wheel(sys.argv[1], {'base': b}) for b in sys.argv[2:]]"
+    bases = {**environment, base.LOCAL_WHEEL: str(wheels(record.bases()[0]).parent)}
+    done = run([found, "-c", code, tmp_path / "out", *record.bases()], bases, checkout, 0o077)
     assert done.returncode == 0, done.stdout
-    assert (tmp_path / WHEEL).read_bytes() == built
+    assert {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (tmp_path / "out").iterdir()} == hashes
 
 
 def test_installs_from_git(environment, tmp_path):
@@ -101,6 +130,37 @@ def test_installs_from_git(environment, tmp_path):
         pytest.skip("not a git checkout")
     done = run([*PIP, tmp_path, f"git+file://{record.ROOT}"], environment, tmp_path)
     assert done.returncode == 0 and (tmp_path / WHEEL).exists(), done.stdout
+
+
+@pytest.mark.parametrize(
+    "command, way_out",
+    [
+        pytest.param(PIP, {"PIP_NO_CACHE_DIR": "1"}, id="pip"),
+        pytest.param(
+            [sys.executable, "-m", "uv", "pip", "install", "--python", sys.executable, "--no-deps", "--target"],
+            {"UV_NO_CACHE": "1"},
+            id="uv",
+        ),
+    ],
+)
+def test_another_base_is_not_served_from_a_cache(environment, wheels, tmp_path, command, way_out):
+    repo = copy_of_the_checkout(tmp_path / "repo")
+    for words in (["init", "-q"], ["add", "-A"], ["-c", "user.name=x", "-c", "user.email=x", "commit", "-qm", "x"]):
+        subprocess.run(["git", *words], cwd=repo, check=True)
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=repo, stdout=subprocess.PIPE, text=True).stdout.strip()
+    caches = {"PIP_CACHE_DIR": str(tmp_path / "pip"), "UV_CACHE_DIR": str(tmp_path / "uv")}
+
+    def built(version, more):
+        wanted = {record.WANTED: version, base.LOCAL_WHEEL: str(wheels(version).parent)}
+        out = tmp_path / f"{version}{len(more)}"
+        requirement = f"speechbrain @ git+file://localhost{repo}@{commit}"
+        done = run([*command, out, requirement], {**environment, **caches, **wanted, **more}, tmp_path)
+        assert done.returncode == 0, done.stdout
+        return next(path.name for path in out.glob("speechbrain-*")).split("-")[1].partition("+")[0]
+
+    assert built(FORK.base.version, {}) == FORK.base.version
+    assert built("1.0.3", {}) == FORK.base.version, "this installer no longer serves another base from its cache"
+    assert built("1.0.3", way_out) == "1.0.3"
 
 
 @pytest.mark.parametrize("installer", ["pip", "uv"])
@@ -132,7 +192,7 @@ def test_the_wheel_holds_the_base_but_for_what_the_delta_touches(built, stock_wh
         ours = {name: archive.read(name) for name in archive.namelist()}
         assert {info.external_attr >> 16 for info in archive.infolist()} == {0o100644}
     theirs = base.members(stock_wheel.read_bytes())
-    touched = {*record.delta(), tree.VERSION_FILE}
+    touched = {*record.delta(), tree.VERSION_FILE, tree.PATCHES_FILE}
     assert {n: d for n, d in ours.items() if n.startswith("speechbrain/") and n not in touched} == {
         n: d for n, d in theirs.items() if n.startswith("speechbrain/") and n not in touched
     }
@@ -150,6 +210,25 @@ def test_the_installed_package_is_the_composed_one(stock_wheel):
     package = tree.compose(FORK, base.members(stock_wheel.read_bytes()), record.delta())
     stale = [path for path in package if path not in files or files[path].read_binary() != package[path]]
     assert not stale, f"another build is installed, run `make test`: {stale}"
+
+
+@pytest.mark.parametrize(
+    "spoil, status, said",
+    [
+        (lambda package: None, 0, "All files are as they were built."),
+        (lambda package: (package / "core.py").write_text(""), 1, "Not as they were built: speechbrain/core.py (changed)"),
+        (lambda package: (package / "nnet/RNN.py").unlink(), 1, "Not as they were built: speechbrain/nnet/RNN.py (missing)"),
+        (lambda package: shutil.rmtree(package.parent / INFO), 1, "fork.py (imported, but not what is installed)"),
+    ],
+    ids=["as built", "changed", "missing", "beside what is installed"],
+)
+def test_fork_says_what_is_installed(built, tmp_path, spoil, status, said):
+    base.unpack(built, tmp_path)
+    spoil(tmp_path / "speechbrain")
+    done = run([sys.executable, "-c", ASK], {**os.environ, "PYTHONPATH": str(tmp_path)}, tmp_path)
+    assert done.returncode == status and done.stdout.splitlines()[-1].endswith(said), done.stdout
+    assert done.stdout.startswith(f"speechbrain {FORK.version}: base {FORK.base.version}, label {FORK.label}, revision ")
+    assert all(f"\n    {line}\n" in done.stdout for line in FORK.patches.splitlines())
 
 
 def test_the_metadata():

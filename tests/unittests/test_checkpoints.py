@@ -242,6 +242,14 @@ def test_a_state_that_does_not_fit_the_model_is_still_an_error(tmp_path):
         made.recover_if_possible()
 
 
+def test_what_was_not_saved_yet_is_missed_as_on_stock(tmp_path):
+    made = save(tmp_path, 1.0)
+    made.add_recoverable("new", torch.nn.Linear(1, 1))
+    made.save_checkpoint({"unixtime": 2.0}, name="2")
+    with pytest.raises(RuntimeError, match="missing a load path for new"):
+        made.recover_if_possible(importance_key=lambda checkpoint: -checkpoint.meta["unixtime"])
+
+
 @pytest.mark.parametrize("tolerated", ["dataloader-TRAIN", "optional", "partial"])
 def test_what_stock_tolerates_to_be_absent_is_no_damage(tmp_path, tolerated):
     save(tmp_path, 1.0)

@@ -20,7 +20,7 @@ class Brain(sb.Brain):
     def compute_forward(self, batch, stage):
         x = batch[0]
         if "norm" in self.modules:
-            x = self.modules.norm(x[:, None], torch.ones(len(x)))[:, 0]
+            x = self.modules.norm(x.view(-1, 2, 2), torch.ones(len(x))).reshape(-1, 4)
         return self.modules.model(x)
 
     def compute_objectives(self, predictions, batch, stage):

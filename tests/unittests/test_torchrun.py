@@ -50,7 +50,7 @@ def test_two_processes_train_one_model(torchrun, case, said):
     assert status == 0, output
     weights = re.findall(r"weights: (\w+)", output)
     assert len(weights) == 2 and (len(set(weights)) == 1) is (case != "late")
-    warnings = [line for line in output.splitlines() if "BatchNorm works" in line or "Not synchronised" in line]
+    warnings = {line for line in output.splitlines() if "BatchNorm works" in line or "Not synchronised" in line}
     assert len(warnings) == bool(said) and all(said in line for line in warnings)
 
 

@@ -1,0 +1,121 @@
+#!/usr/bin/env python3
+"""Installs the fork on every pinned base, each in an environment of its own, and prints what works there.
+
+> python tests/fork/bases.py [BASE ...]
+
+The environments lie in .venv-bases/ and share one torch, which all bases work with: about 7 GB. Run again, they are used again.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+from pathlib import Path
+
+from parity import ROOT, base, outcomes, record, start
+
+FOLDER = ROOT / ".venv-bases"
+TOUCHED = "the doctests of the touched modules"
+
+
+def environment(name):
+    """Make a virtual environment, unless it is there; returns its Python and the folder of its packages."""
+    if not (FOLDER / name).exists():
+        venv.create(FOLDER / name, with_pip=True)
+    python = FOLDER / name / "bin" / "python"
+    code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    return python, Path(subprocess.run([python, "-c", code], stdout=subprocess.PIPE, text=True, check=True).stdout.strip())
+
+
+def run(*command, **variables):
+    """Run a command from the repo's root; returns whether it succeeded, and the last line that it wrote."""
+    done = subprocess.run(
+        list(map(str, command)),
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": "", **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    return done.returncode == 0, (done.stdout.strip().splitlines() or ["nothing was said"])[-1]
+
+
+def say(text):
+    """Say what goes on."""
+    print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
+
+
+def share(oldest):
+    """Install what all bases need, torch above all, as the requirements of the oldest say; returns where it lies."""
+    python, packages = environment("shared")
+    if not (packages / "torch").exists():
+        say(f"installing what {oldest} requires; all bases share it")
+        wanted = {record.WANTED: oldest}
+        for words in (("install", "--no-cache-dir", ".", "pytest", "hypothesis"), ("uninstall", "-y", "speechbrain")):
+            good, said = run(python, "-m", "pip", *words, **wanted)
+            if not good:
+                sys.exit(said)
+    return packages
+
+
+def doctests(fork, python, path):
+    """Run upstream's doctests and the fork's of the modules that the fork touches."""
+    files = sorted({entry.partition("::")[0] for entry in fork.pages})
+    modules = [file.removesuffix(".py").replace("/", ".") for file in files]
+    with tempfile.TemporaryDirectory() as folder:
+        start(Path(folder), ["--doctest-modules", "--pyargs", *modules], path, python).wait()
+        return outcomes(Path(folder))
+
+
+def test(version, shared):
+    """Install the fork on a base, and test it there; returns the cells of its row."""
+    fork = record.load(version=version)
+    python, packages = environment(version)
+    (packages / "shared.pth").write_text(f"{shared}\n")
+    wanted = {record.WANTED: version}
+    say(f"{version}: installing")
+    installed, said = run(python, "-m", "pip", "install", "--no-cache-dir", "--force-reinstall", "--no-deps", ".", **wanted)
+    fits, unmet = run(python, "-m", "pip", "check")
+    imports, shown = run(python, "-m", "speechbrain.fork")
+    say(f"{version}: the regression rows")
+    rows, counted = run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "regression", "tests/unittests", **wanted)
+    say(f"{version}: {TOUCHED}")
+    with tempfile.TemporaryDirectory() as folder:
+        base.unpack(base.fetch(fork.base), folder)
+        stock, mine = doctests(fork, python, folder), doctests(fork, python, "")
+    worse = [name for name, outcome in mine.items() if outcome != "passed" and stock.get(name, "passed") == "passed"]
+    lost = [name for name in stock if name not in mine]
+    passed = sum(outcome == "passed" for outcome in mine.values())
+    return (installed and fits and imports and rows and not worse and not lost), [
+        fork.version,
+        (unmet if installed else said) if not (installed and fits) else "installs",
+        shown,
+        counted,
+        f"{passed} of {len(mine)} pass" + (f"; not: {', '.join(worse + lost)}" if worse + lost else ""),
+        ", ".join(sorted({Path(page).stem.partition("-")[0] for page in fork.left_out.values()})) or "none",
+    ]
+
+
+def main():
+    """Test the bases and print a table; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bases", nargs="*", metavar="BASE", help=f"of {', '.join(record.bases())}; all by default")
+    bases = parser.parse_args().bases or record.bases()
+    for version in bases:
+        record.load(version=version)  # refuses what is not pinned before anything is installed
+    shared, table = share(record.bases()[0]), []
+    for version in bases:
+        begun = time.monotonic()
+        good, cells = test(version, shared)
+        table.append((good, [*cells, f"{time.monotonic() - begun:.0f} s"]))
+    head = ("wheel", "requirements", "python -m speechbrain.fork", "regression rows", TOUCHED, "left out", "time")
+    for cells in (head, ["---"] * len(head), *(cells for _, cells in table)):
+        print(f"| {' | '.join(cells)} |")
+    return 0 if all(good for good, _ in table) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
