@@ -6,13 +6,12 @@ from types import SimpleNamespace
 import speechbrain as sb
 import torch
 import yaml
-from speechbrain.core import logger  # upstream's own
+from speechbrain.core import logger, tqdm  # upstream's own
 from speechbrain.dataio.dataloader import LoopedLoader
 from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import format_order_of_magnitude
 from torch.nn.parallel import DistributedDataParallel as DDP
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 # The names under which normalisations keep what they learn from the batches that they see, and how many these were.
 STATISTICS = ("running_mean", "running_var", "running_std", "glob_mean", "glob_std")
