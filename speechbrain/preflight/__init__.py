@@ -10,5 +10,6 @@ code) and ``check(seen)`` is a check: it yields a
 """
 
 from speechbrain.preflight.report import Finding, Report
+from speechbrain.preflight.run import preflight
 
-__all__ = ["Finding", "Report"]
+__all__ = ["Finding", "Report", "preflight"]

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 
 @dataclass
 class LossCall:
@@ -29,23 +31,27 @@ class LossCall:
 
 
 @dataclass
-class Load:
-    """A call of ``load_state_dict``.
+class Loaded:
+    """What was loaded from files, by a script before its ``fit`` or on the way to the first step.
 
     Attributes
     ----------
-    module : torch.nn.Module
-        What was loaded into.
-    own, given : frozenset of str
-        The keys that the module has, and those that were given.
-    nested : tuple of str
-        Those of the given keys that hold a dict instead of a tensor.
+    states : list of tuple
+        The calls of ``load_state_dict``: a weak reference to the
+        module, its keys, the keys that were given, and those of them that hold a dict.
+    pretrained : list of object
+        What a Pretrainer has loaded.
+    copies : list of tuple of pathlib.Path
+        The file that a Pretrainer took, and the file that it was asked for.
+    encoders : list of tuple
+        A label encoder, the file that it was loaded from instead of being made
+        of data, and the arguments that name these data.
     """
 
-    module: Any
-    own: frozenset
-    given: frozenset
-    nested: tuple = ()
+    states: list = field(default_factory=list)
+    pretrained: list = field(default_factory=list)
+    copies: list = field(default_factory=list)
+    encoders: list = field(default_factory=list)
 
 
 @dataclass
@@ -61,7 +67,7 @@ class Seen:
     train_set, valid_set : Dataset or DataLoader
         As they were given to ``fit``; the latter may be None.
     train_loader, valid_loader : DataLoader
-        What ``make_dataloader`` made of them; None where it was not reached, failed, or there is no such set.
+        What ``make_dataloader`` made of them; None where it failed, or there is no such set.
     batch : object
         The first training batch as the loader gave it; None without one.
     losses : list of LossCall
@@ -76,31 +82,26 @@ class Seen:
         Plain remarks for the report.
     failures : list of Finding
         What went wrong on the way to the first step.
-    custom_step : bool
-        Whether the Brain has a ``fit_batch`` of its own.
+    started : bool
+        Whether ``on_fit_start`` and ``on_stage_start`` went well.
     stepped : bool
         Whether the first step went well, as far as it was taken.
+    custom_step : bool
+        Whether the Brain has a ``fit_batch`` of its own.
     backwards : int
         How many backward passes the first step had.
-    reached : dict of int to torch.Tensor
+    reached : dict of int to torch.nn.Parameter
         The parameters that a gradient reached in the first step, by id.
     frozen : set of int
-        The ids of the parameters that were frozen before the first step.
+        The ids of the parameters that were frozen when the first step began.
     optimizers : dict of str to torch.optim.Optimizer
         All optimizers that the Brain holds.
     weights : list of speechbrain.preflight.weights.Weight
-        What the weights were like before the first step.
+        The weights before the first step.
     moved : set of str
-        The modules whose running statistics the first step has changed, by name.
-    loads : list of Load
-        What ``load_state_dict`` was given since the script started.
-    pretrained : list of object
-        What a Pretrainer has loaded from files.
-    copies : list of tuple of pathlib.Path
-        The file that a Pretrainer took, and the file that it was asked for.
-    encoders : list of tuple
-        A label encoder, the file that it was loaded from instead of being made
-        of data, and the arguments that name these data.
+        The names of the modules whose running statistics the first step has changed.
+    loaded : Loaded
+        What was loaded from files.
     """
 
     brain: Any
@@ -116,15 +117,23 @@ class Seen:
     scan_seconds: float = 20.0
     said: list = field(default_factory=list)
     failures: list = field(default_factory=list)
-    custom_step: bool = False
+    started: bool = False
     stepped: bool = False
+    custom_step: bool = False
     backwards: int = 0
     reached: dict = field(default_factory=dict)
     frozen: set = field(default_factory=set)
     optimizers: dict = field(default_factory=dict)
     weights: list = field(default_factory=list)
     moved: set = field(default_factory=set)
-    loads: list = field(default_factory=list)
-    pretrained: list = field(default_factory=list)
-    copies: list = field(default_factory=list)
-    encoders: list = field(default_factory=list)
+    loaded: Loaded = field(default_factory=Loaded)
+
+    @property
+    def modules(self):
+        """torch.nn.ModuleDict: The Brain's modules, out of what torchrun and torch.compile have wrapped them in."""
+        modules = {}
+        for name, module in self.brain.modules.items():
+            while isinstance(module, (torch.nn.parallel.DistributedDataParallel, torch.nn.DataParallel)):
+                module = module.module
+            modules[name] = getattr(module, "_orig_mod", module)
+        return torch.nn.ModuleDict(modules)
