@@ -47,7 +47,7 @@ class Done(BaseException):
 
 
 class Takeover:
-    """Stands in for ``Brain.fit`` and ``Brain.evaluate``.
+    """Stands in for ``Brain.fit`` and ``Brain.evaluate`` while a script runs.
 
     Arguments
     ---------
@@ -57,13 +57,56 @@ class Takeover:
         Which call of ``fit`` to look at.
     scan_seconds : float
         How long reading audio may take.
-    loaded : Loaded
-        Takes what the script loads from files.
     """
 
-    def __init__(self, script, number, scan_seconds, loaded):
-        self.script, self.number, self.scan_seconds, self.loaded = script, number, scan_seconds, loaded
-        self.calls, self.evaluations, self.report, self.ranks = 0, 0, None, None
+    def __init__(self, script=None, number=1, scan_seconds=20.0):
+        self.script, self.number, self.scan_seconds = script, number, scan_seconds
+        self.calls, self.evaluations = 0, 0
+        self.loaded, self.ranks, self.report = None, None, None
+
+    def run(self, function):
+        """Run a script up to its first training step.
+
+        Arguments
+        ---------
+        function : callable
+            Runs the script; takes nothing.
+
+        Returns
+        -------
+        Report
+            What was found.
+
+        Raises
+        ------
+        Unseen
+            If there was nothing to look at.
+        """
+        hook = register_optimizer_step_pre_hook(self.refuse)
+        try:
+            with (
+                watched_loads() as self.loaded,
+                replaced(Brain, "fit", lambda *args, **kwargs: self.fit(*args, **kwargs)),
+                replaced(Brain, "evaluate", lambda *args, **kwargs: self.evaluate()),
+            ):
+                function()
+        except Done:
+            pass
+        except SystemExit as end:
+            if self.report is None:
+                raise Unseen(f"it left with sys.exit({end.code!r}) before Brain.fit.") from None
+        except Exception as error:
+            if self.report is None:
+                skipped = self.calls + self.evaluations
+                if skipped:
+                    what = f"it raised {type(error).__name__}: {error}"
+                    raise Unseen(f"{what}, after {skipped} calls of fit and evaluate were skipped.") from error
+                self.report = Report([failure("script-failed", error, "mend what the traceback below shows")])
+        finally:
+            hook.remove()
+        if self.report is None:
+            raise Unseen(self.why_not())
+        return self.report
 
     def fit(
         self,
@@ -81,34 +124,33 @@ class Takeover:
             return
         if brain.test_only:
             raise Unseen("with --test_only nothing is trained: leave it out.")
+        self.ranks = Ranks()
         hparams = vars(brain.hparams) if hasattr(brain, "hparams") else {}
         seen = Seen(
             brain, hparams, train_set, valid_set, script=self.script, scan_seconds=self.scan_seconds, loaded=self.loaded
         )
-        self.ranks = Ranks()
         self.report = examine(seen, self.ranks, epoch_counter, train_loader_kwargs or {}, valid_loader_kwargs or {})
         raise Done
 
-    def evaluate(self, brain, *args, **kwargs):
+    def evaluate(self):
         """Test nothing."""
         self.evaluations += 1
         return float("nan")
 
     def refuse(self, optimizer, args, kwargs):
         """End the script where a Brain's own ``fit`` trains without having called ``Brain.fit``."""
-        frame = sys._getframe()
+        frame = None if self.ranks else sys._getframe()
         while frame:
             brain = frame.f_locals.get("self") if frame.f_code.co_name == "fit" else None
-            if isinstance(brain, Brain) and self.report is None:
+            if isinstance(brain, Brain):
                 raise Unseen(f"{type(brain).__name__} has a fit of its own, which does not call Brain.fit.")
             frame = frame.f_back
 
     def why_not(self):
         """str: Why there is no report though the script has ended."""
         if self.calls:
-            return (
-                f"it called Brain.fit {self.calls} time{'s' * (self.calls > 1)}, and --fit {self.number} asks for a later call."
-            )
+            times = f"{self.calls} time{'s' * (self.calls > 1)}"
+            return f"it called Brain.fit {times}, and --fit {self.number} asks for a later call."
         own = [cls.__name__ for cls in _subclasses(Brain) if "fit" in vars(cls)]
         if own:
             return f"{', '.join(own)} has a fit of its own, which does not call Brain.fit."
@@ -119,64 +161,6 @@ def _subclasses(cls):
     for subclass in cls.__subclasses__():
         yield subclass
         yield from _subclasses(subclass)
-
-
-def look_at(script, arguments, number=1, scan_seconds=20.0):
-    """Run a training script up to its first training step.
-
-    Arguments
-    ---------
-    script : pathlib.Path
-        The script.
-    arguments : list of str
-        Its arguments.
-    number : int
-        Which of its calls of ``fit`` to look at.
-    scan_seconds : float
-        How long reading audio may take.
-
-    Returns
-    -------
-    Report
-        What was found.
-    bool
-        Whether this process prints it.
-
-    Raises
-    ------
-    Unseen
-        If there was nothing to look at.
-    """
-    sys.argv = [str(script), *arguments]
-    sys.path[0] = str(script.resolve().parent)
-    with watched_loads() as loaded:
-        takeover = Takeover(script, number, scan_seconds, loaded)
-        with (
-            replaced(Brain, "fit", lambda *args, **kwargs: takeover.fit(*args, **kwargs)),
-            replaced(Brain, "evaluate", lambda *args, **kwargs: takeover.evaluate(*args, **kwargs)),
-        ):
-            hook = register_optimizer_step_pre_hook(takeover.refuse)
-            try:
-                runpy.run_path(str(script), run_name="__main__")
-            except Done:
-                pass
-            except SystemExit as exit:
-                if takeover.report is None:
-                    raise Unseen(f"it left with sys.exit({exit.code!r}) before Brain.fit.") from None
-            except Exception as error:
-                if takeover.report is None:
-                    skipped = takeover.calls + takeover.evaluations
-                    if skipped:
-                        raise Unseen(
-                            f"it raised {type(error).__name__}: {error}, after {skipped} calls of fit and evaluate were skipped."
-                        ) from error
-                    remedy = "mend what the traceback below shows"
-                    return Report([failure("script-failed", error, remedy)]), True
-            finally:
-                hook.remove()
-    if takeover.report is None:
-        raise Unseen(takeover.why_not())
-    return takeover.report, takeover.ranks.speaks
 
 
 def main(arguments=None):
@@ -214,12 +198,15 @@ def main(arguments=None):
         parser.error("name a training script" if options.script is None else f"there is no file {options.script}")
     if options.fit < 1 or options.scan_seconds < 0:
         parser.error("--fit counts from 1, and --scan-seconds cannot be negative")
+    sys.argv = [str(options.script), *options.arguments]
+    sys.path[0] = str(options.script.resolve().parent)
+    takeover = Takeover(options.script, options.fit, options.scan_seconds)
     try:
-        report, speaks = look_at(options.script, options.arguments, options.fit, options.scan_seconds)
+        report = takeover.run(lambda: runpy.run_path(str(options.script), run_name="__main__"))
     except Unseen as reason:
         print(f"{options.script}: nothing to look at: {reason}", file=sys.stderr)
         return 2
-    if speaks:
+    if takeover.ranks is None or takeover.ranks.speaks:
         print(report.text(max(80, shutil.get_terminal_size((120, 0)).columns)))
         if options.json:
             options.json.write_text(report.json() + "\n", encoding="utf-8")

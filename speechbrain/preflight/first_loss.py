@@ -15,14 +15,15 @@ CODES = {
 def check(seen):
     """Yield what is wrong with the first loss, once for each kind."""
     found = {}
+    spoiled = not all(math.isfinite(weight.norm) for weight in seen.weights)  # which is said elsewhere
     for call in seen.losses:
         if call.name in ("cross_entropy", "nll_loss") and call.input.dim() > 0 and call.input.numel():
-            for finding in _look(call):
+            for finding in _look(call, spoiled):
                 found.setdefault(finding.code, finding)
     yield from found.values()
 
 
-def _look(call):
+def _look(call, spoiled):
     scores = call.input.float()
     classes = 1 if scores.dim() > 1 else 0
     if not scores.isfinite().all():
@@ -32,14 +33,14 @@ def _look(call):
         what = f"the classes' probabilities sum to {scores.logsumexp(classes).exp().median():.3g}, not to 1"
         yield Finding("error", "nll-without-log-softmax", what, where, "apply a log_softmax, or use cross_entropy")
         return
-    if call.name == "cross_entropy" and scores.shape[classes] > 1 and (scores >= 0).all():
-        if ((scores.sum(classes) - 1).abs() < 1e-3).all():
-            what = "its input is never negative and sums to 1: these are probabilities"
-            yield Finding("error", "cross-entropy-on-probabilities", what, where, "leave out the softmax before it")
-            return
+    probabilities = scores.shape[classes] > 1 and (scores >= 0).all() and ((scores.sum(classes) - 1).abs() < 1e-3).all()
+    if call.name == "cross_entropy" and probabilities:
+        what = "its input is never negative and sums to 1: these are probabilities"
+        yield Finding("error", "cross-entropy-on-probabilities", what, where, "leave out the softmax before it")
+        return
     value = float(_mean(call))
     usual = math.log(scores.shape[classes])
-    if not 0 <= value <= usual + 20:
+    if not (0 <= value <= usual + 20 or (spoiled and not math.isfinite(value))):
         yield Finding(
             "warning",
             "first-loss",

@@ -1,14 +1,16 @@
 """Takes a Brain up to its first training step in the way that ``fit`` does, and notes what happens."""
 
 import inspect
+import re
 import traceback
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 
+import speechbrain as sb
 import torch
-from speechbrain.core import STATISTICS, Brain, Stage
+from speechbrain.core import COUNTS, STATISTICS, Brain, Stage
 from speechbrain.dataio.dataloader import LoopedLoader
 from speechbrain.preflight import weights
 from speechbrain.preflight.loads import replaced
@@ -33,6 +35,10 @@ LOSSES = {
     for name in dir(torch.nn.functional)
     if name.endswith(("_loss", "cross_entropy", "cross_entropy_with_logits", "kl_div"))
 }
+
+
+# Where a line of a traceback says little.
+LIBRARIES = tuple(str(Path(package.__file__).parent) for package in (torch, sb))
 
 
 class Stopped(BaseException):
@@ -104,11 +110,12 @@ def failure(code, error, remedy):
     stack = error.__traceback__
     while stack.tb_next and _is_ours(stack.tb_frame.f_code.co_filename) if stack else False:
         stack = stack.tb_next
-    frames = traceback.extract_tb(stack)
-    own = [f for f in frames if not any(f"/{package}/" in f.filename for package in ("torch", "speechbrain"))] or frames
-    where = f"{Path(own[-1].filename).name}:{own[-1].lineno} in {own[-1].name}" if own else ""
     # What a worker of a DataLoader raised arrives with its traceback as the message; its last line says what it was.
     said = str(error).strip()
+    frames = [(f.filename, f.lineno, f.name) for f in traceback.extract_tb(stack)]
+    frames += re.findall(r'File "(.+?)", line (\d+), in (\w+)', said)
+    own = [frame for frame in frames if not frame[0].startswith(LIBRARIES)] or frames
+    where = f"{Path(own[-1][0]).name}:{own[-1][1]} in {own[-1][2]}" if own else ""
     first = said.splitlines()[-1] if said.startswith("Caught ") else f"{type(error).__name__}: {said.split(chr(10))[0]}"
     return Finding("error", code, f"{first}\n" + "".join(traceback.format_exception(type(error), error, stack)), where, remedy)
 
@@ -290,10 +297,8 @@ def _step(seen):
         stack.enter_context(_alone(brain))
         stack.enter_context(_Losses(seen.losses))
         brain.step += 1
-        try:
+        with suppress(Stopped):
             brain.fit_batch(seen.batch)
-        except Stopped:
-            pass
     for name, values in _statistics(modules).items():
         old = before.get(name, ())
         if len(old) != len(values) or any(a is not b or v != w for (a, v), (b, w) in zip(values, old)):
@@ -319,8 +324,8 @@ def _statistics(modules):
     found = {}
     for name, module in modules.named_modules():
         own = {**module._buffers, **module.__dict__}
-        tensors = [own[key] for key in STATISTICS if isinstance(own.get(key), torch.Tensor)]
-        if tensors:
+        tensors = [own[key] for key in STATISTICS + COUNTS if isinstance(own.get(key), torch.Tensor)]
+        if any(key in own for key in STATISTICS):
             found[name] = [(tensor, 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
     return found
 

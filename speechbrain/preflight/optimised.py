@@ -38,8 +38,8 @@ def check(seen):
                 "unfreeze what is to be trained before fit(), in on_fit_start or in on_stage_start",
             )
         return
-    if not seen.optimizers:
-        if not own_way and type(seen.brain).optimizers_step is Brain.optimizers_step:
+    if not _stepping(seen):
+        if not own_way:
             yield Finding(
                 "error",
                 "no-optimizer",
@@ -50,6 +50,15 @@ def check(seen):
     elif seen.backwards:
         yield from _gradients(seen, names, owned, trainable)
     yield from _not_saved(seen, names, owned)
+
+
+def _stepping(seen):
+    """Whether something may step an optimizer."""
+    brain = seen.brain
+    hooks = ("fit_batch", "optimizers_step", "on_fit_batch_end")
+    if all(getattr(type(brain), hook) is getattr(Brain, hook) for hook in hooks):
+        return brain.optimizers_dict or brain.opt_class is not None
+    return seen.optimizers or not seen.custom_step
 
 
 def _gradients(seen, names, owned, trainable):
@@ -98,7 +107,7 @@ def _not_clipped(seen):
                 yield Finding(
                     "warning",
                     "group-not-clipped",
-                    f"the gradient's norm is {norm:.3g}, max_grad_norm {brain.max_grad_norm:g}, and only the first group is clipped",
+                    f"its gradient's norm is {norm:.3g}, max_grad_norm {brain.max_grad_norm:g}, the first alone is clipped",
                     f"{name}, group {number}",
                     "use one group, or this fork's optimizers_step",
                 )
