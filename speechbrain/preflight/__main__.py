@@ -210,6 +210,8 @@ def main(arguments=None):
         print(report.text(max(80, shutil.get_terminal_size((120, 0)).columns)))
         if options.json:
             options.json.write_text(report.json() + "\n", encoding="utf-8")
+    if takeover.ranks is not None:
+        takeover.ranks.agree(True)  # torchrun ends all processes as soon as one exits with 1
     wrong = ("error", "warning") if options.strict else ("error",)
     return int(any(finding.level in wrong for finding in report.findings))
 

@@ -1,7 +1,9 @@
 """The processes of torchrun: they go on together, and make one report."""
 
+import pickle
 from dataclasses import replace
 from datetime import timedelta
+from itertools import count
 
 import torch
 from speechbrain.preflight.report import Report
@@ -20,11 +22,12 @@ class Ranks:
     (True, False)
     """
 
+    talks = count()
+
     def __init__(self):
         self.rank, self.size, self.lost = 0, 1, False
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             self.rank, self.size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-            self.group = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
 
     @property
     def speaks(self):
@@ -34,11 +37,13 @@ class Ranks:
     def _gather(self, item, patience=PATIENCE):
         """Get the items of all; only the own one where another process has ended, or does not answer in time."""
         if self.size > 1 and not self.lost:
+            # Not a collective: one of these may be what another process is waiting in, for this one.
+            store, talk = torch.distributed.distributed_c10d._get_default_store(), next(self.talks)
+            keys = [f"preflight/{talk}/{rank}" for rank in range(self.size)]
+            store.set(keys[self.rank], pickle.dumps(item))
             try:
-                torch.distributed.monitored_barrier(self.group, patience)
-                items = [None] * self.size
-                torch.distributed.all_gather_object(items, item, self.group)
-                return items
+                store.wait(keys, patience)
+                return [pickle.loads(store.get(key)) for key in keys]
             except RuntimeError:
                 self.lost = True
         return [item]
