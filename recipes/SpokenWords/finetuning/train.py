@@ -25,6 +25,9 @@ logger = get_logger(__name__)
 class KeywordBrain(sb.Brain):
     """Trains a classifier of words on the embeddings of a frozen encoder."""
 
+    # Of the last test; none has been run where the preflight passes over evaluate().
+    test_error = None
+
     def print_trainable_parameters(self):
         """Say of each module how much of it is trained: the first thing to check when modules are frozen."""
         super().print_trainable_parameters()
