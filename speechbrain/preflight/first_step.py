@@ -252,13 +252,16 @@ class _Losses(TorchFunctionMode):
         self.calls = calls
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func not in LOSSES:
+            return func(*args, **(kwargs or {}))
+        bound = inspect.signature(func).bind(*args, **(kwargs or {}))
+        bound.apply_defaults()
+        given = [item.detach() if isinstance(item, torch.Tensor) else item for item in bound.arguments.values()]
+        names = list(bound.arguments)
+        call = LossCall(LOSSES[func], *given[:2], dict(zip(names[2:], given[2:])))
+        self.calls.append(call)  # before it can fail: a label that is no class makes it
         value = func(*args, **(kwargs or {}))
-        if func in LOSSES:
-            bound = inspect.signature(func).bind(*args, **(kwargs or {}))
-            bound.apply_defaults()
-            given = [item.detach() if isinstance(item, torch.Tensor) else item for item in bound.arguments.values()]
-            names = list(bound.arguments)
-            self.calls.append(LossCall(LOSSES[func], *given[:2], dict(zip(names[2:], given[2:])), value.detach()))
+        call.value = value.detach()
         return value
 
 
