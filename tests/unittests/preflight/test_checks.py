@@ -5,7 +5,6 @@ import math
 import pytest
 import speechbrain as sb
 import torch
-from brains import LOADER, Classifier, body, data, head, normed, sgd
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.dataio.encoder import CategoricalEncoder
 from speechbrain.preflight import first_loss, first_step, frozen, optimised, pretrained, weights
@@ -15,6 +14,8 @@ from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.parameter_transfer import Pretrainer
 from torch.nn import Linear
 from torch.nn import functional as F
+
+from brains import LOADER, Classifier, body, data, head, normed, sgd
 
 CASES = []
 

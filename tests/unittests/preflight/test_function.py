@@ -7,13 +7,14 @@ import signal
 import numpy
 import pytest
 import torch
-from brains import Classifier, body, data, head, normed, sgd
 from speechbrain.preflight import preflight
 from speechbrain.processing.features import InputNormalization
 from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.epoch_loop import EpochCounter
 from torch.nn import Dropout, Linear, Sequential
 from torch.nn import functional as F
+
+from brains import Classifier, body, data, head, normed, sgd
 
 LOADER = {"batch_size": 8, "shuffle": True}
 

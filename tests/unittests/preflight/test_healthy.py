@@ -5,7 +5,6 @@ import pytest
 import soundfile
 import speechbrain as sb
 import torch
-from brains import OPTIONS, sgd
 from speechbrain.dataio.dataio import length_to_mask
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.dataio.encoder import CategoricalEncoder, CTCTextEncoder
@@ -22,6 +21,8 @@ from speechbrain.processing.features import InputNormalization
 from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.epoch_loop import EpochCounter
 from torch.nn import functional as F
+
+from brains import OPTIONS, sgd
 
 RECIPES = []
 
