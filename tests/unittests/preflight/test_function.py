@@ -75,7 +75,7 @@ def trained(cls, folder, flown, again):
     before = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
     if flown:
         report = preflight(brain, data(), data(24), LOADER, LOADER)
-        assert not report.findings and not report.said, report.text()
+        assert not report.findings and not [said for said in report.said if "was checked" in said], report.text()
         assert before == (sorted(path.name for path in folder.iterdir()) if folder.exists() else [])
     brain.fit(brain.hparams.epoch_counter, data(), data(24), train_loader_kwargs=LOADER, valid_loader_kwargs=LOADER)
     norm = brain.modules.norm
@@ -147,7 +147,7 @@ def test_a_check_that_raises_is_a_remark(monkeypatch):
         monkeypatch.setattr(module, name, lambda *args: 1 / 0)
     report = preflight(Classifier({"head": Linear(4, 3).requires_grad_(False)}), data())
     assert [f.code for f in report.findings] == ["nothing-trainable"]
-    assert [said.partition(" ended")[0] for said in report.said] == [
+    assert [said.partition(" ended")[0] for said in report.said if "was checked" in said] == [
         "Not everything was checked: weights",
         "Not everything was checked: speechbrain.preflight.first_loss",
     ]

@@ -46,7 +46,7 @@ class Brain(sb.Brain):
 
 def speech(folder, split, count=12):
     """A dataset of noises, with a speaker and a phrase for each."""
-    draw = numpy.random.default_rng(len(split))
+    draw = numpy.random.default_rng(list(split.encode()))
     items = {}
     for number in range(count):
         path = folder / f"{split}{number}.wav"
@@ -167,7 +167,7 @@ def seq2seq(folder):
 
 
 def texts(split, length=12):
-    draw = numpy.random.default_rng(len(split))
+    draw = numpy.random.default_rng(list(split.encode()))
     data = {f"{split}{i}": {"text": draw.integers(1, 9, draw.integers(4, 8)).tolist()} for i in range(length)}
     dataset = DynamicItemDataset(data)
     dataset.add_dynamic_item(torch.tensor, "text", "tokens")
