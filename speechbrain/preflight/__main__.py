@@ -61,7 +61,7 @@ class Takeover:
 
     def __init__(self, script=None, number=1, scan_seconds=20.0):
         self.script, self.number, self.scan_seconds = script, number, scan_seconds
-        self.calls, self.evaluations = 0, 0
+        self.calls, self.evaluations, self.known = 0, 0, set(_subclasses(Brain))
         self.loaded, self.ranks, self.report = None, None, None
 
     def run(self, function):
@@ -151,10 +151,8 @@ class Takeover:
         if self.calls:
             times = f"{self.calls} time{'s' * (self.calls > 1)}"
             return f"it called Brain.fit {times}, and --fit {self.number} asks for a later call."
-        own = [cls.__name__ for cls in _subclasses(Brain) if "fit" in vars(cls)]
-        if own:
-            return f"{', '.join(own)} has a fit of its own, which does not call Brain.fit."
-        return "it ended without calling Brain.fit."
+        own = [cls.__name__ for cls in _subclasses(Brain) if "fit" in vars(cls) and cls not in self.known]
+        return "it ended without calling Brain.fit" + (f"; {', '.join(own)} has a fit of its own." if own else ".")
 
 
 def _subclasses(cls):

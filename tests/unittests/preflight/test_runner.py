@@ -127,11 +127,11 @@ def test_report_and_exit_status(flight, tmp_path, body, options, status, said):
 @pytest.mark.parametrize(
     "body, options, said",
     [
-        ("", [], "it ended without calling Brain.fit"),
+        ("", [], r"it ended without calling Brain.fit\."),
         ("sys.exit('bye')", [], r"it left with sys.exit\('bye'\) before Brain.fit"),
         (FIT, ["--fit", "3"], "it called Brain.fit 1 time, and --fit 3 asks for a later call"),
         (OWN_FIT.format(body="pass"), [], "Own has a fit of its own, which does not call Brain.fit"),
-        (OWN_FIT.format(body="return"), [], "Own has a fit of its own, which does not call Brain.fit"),
+        (OWN_FIT.format(body="return"), [], "it ended without calling Brain.fit; Own has a fit of its own"),
         ("make(test_only=True).fit(range(1), data)", [], "with --test_only nothing is trained"),
         ("x = make().evaluate(data)\nassert x < 9", [], "AssertionError: , after 1 calls of fit and evaluate were skipped"),
         (FIT, ["--no-such-option"], "unrecognized arguments|the following|there is no file"),
