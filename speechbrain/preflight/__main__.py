@@ -197,7 +197,7 @@ def main(arguments=None):
     if options.fit < 1 or options.scan_seconds < 0:
         parser.error("--fit counts from 1, and --scan-seconds cannot be negative")
     sys.argv = [str(options.script), *options.arguments]
-    sys.path[0] = str(options.script.resolve().parent)
+    sys.path[: not getattr(sys.flags, "safe_path", False)] = [str(options.script.resolve().parent)]
     takeover = Takeover(options.script, options.fit, options.scan_seconds)
     try:
         report = takeover.run(lambda: runpy.run_path(str(options.script), run_name="__main__"))

@@ -143,7 +143,7 @@ def reach_first_step(seen, ranks, epochs, train_loader_kwargs, valid_loader_kwar
     def attempt(code, remedy, function, *args, **kwargs):
         try:
             answer, error = function(*args, **kwargs), None
-        except Exception as caught:
+        except (Exception, SystemExit) as caught:
             answer, error = None, caught
             seen.failures.append(failure(code, caught, remedy))
         return ranks.agree(error is None), answer
@@ -278,9 +278,11 @@ def _step(seen):
         seen.backwards += 1
         outputs = [tensors] if isinstance(tensors, torch.Tensor) else list(tensors)
         leaves = [leaf for output in outputs for leaf in _leaves(output)]
+        parameters = [leaf for leaf in leaves if isinstance(leaf, torch.nn.Parameter)]
+        seen.by_hand |= bool(leaves) and not parameters
         if seen.custom_step or any(output.requires_grad for output in outputs):
             real_backward(tensors, *args, **kwargs)
-        seen.reached.update((id(p), p) for p in chain(known.values(), leaves) if p.grad is not None)
+        seen.reached.update((id(p), p) for p in chain(known.values(), parameters) if p.grad is not None)
         guarded(seen.said, "gradients", weights.look_at_gradients, seen.weights)
         if not seen.custom_step:
             raise Stopped
@@ -309,7 +311,9 @@ def _step(seen):
 
 
 def _leaves(tensor):
-    """The parameters that a tensor depends on, by its graph."""
+    """The tensors that one was computed from and that take a gradient, by its graph."""
+    if tensor.requires_grad and tensor.is_leaf:
+        yield tensor
     todo, known = [tensor.grad_fn], set()
     while todo:
         node = todo.pop()
@@ -317,7 +321,7 @@ def _leaves(tensor):
             continue
         known.add(node)
         leaf = getattr(node, "variable", None)
-        if isinstance(leaf, torch.nn.Parameter):
+        if isinstance(leaf, torch.Tensor):
             yield leaf
         todo += [parent for parent, _ in node.next_functions]
 

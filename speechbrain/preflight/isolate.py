@@ -110,6 +110,8 @@ class _Kept:
                 continue  # a step leaves it alone, and it may be large
             elif isinstance(item, KEPT) or id(item) in named or type(item).__module__.startswith("speechbrain."):
                 todo.append(getattr(item, "__dict__", None))
+                if isinstance(item, torch.nn.Module):  # a scripted one keeps them elsewhere
+                    todo += [*item.parameters(recurse=False), *item.buffers(recurse=False)]
 
     def keep(self, item, put_back, content):
         self.contents[id(item)] = item, put_back, content

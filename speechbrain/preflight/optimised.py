@@ -26,7 +26,8 @@ def check(seen):
     names = _names(seen)
     owned = {id(p): p for o in seen.optimizers.values() for group in o.param_groups for p in group["params"]}
     trainable = {id(p): p for p in chain(seen.modules.parameters(), owned.values()) if p.requires_grad}
-    own_way = seen.custom_step and not seen.backwards  # trained in a way that is not seen
+    # Trained in a way that is not seen, by counting for instance.
+    own_way = (seen.custom_step and not seen.backwards) or (seen.by_hand and not _stepping(seen))
     if not trainable and not seen.reached:
         if not own_way:
             count = sum(1 for _ in seen.modules.parameters())

@@ -90,6 +90,8 @@ class Seen:
         Whether the Brain has a ``fit_batch`` of its own.
     backwards : int
         How many backward passes the first step had.
+    by_hand : bool
+        Whether a loss depends on no parameter, but was made to require a gradient.
     reached : dict of int to torch.nn.Parameter
         The parameters that a gradient reached in the first step, by id.
     frozen : set of int
@@ -121,6 +123,7 @@ class Seen:
     stepped: bool = False
     custom_step: bool = False
     backwards: int = 0
+    by_hand: bool = False
     reached: dict = field(default_factory=dict)
     frozen: set = field(default_factory=set)
     optimizers: dict = field(default_factory=dict)

@@ -80,6 +80,16 @@ def detached_loss(folder, broken):
     Brain({"head": Linear(4, 3)}).start()
 
 
+@case("optimizer-misses-loss", "error", "optimizers_dict['opt_class']")
+def gradient_required_by_hand(folder, broken):
+    class Brain(Classifier):
+        def compute_objectives(self, predictions, batch, stage):
+            loss = super().compute_objectives(predictions, batch, stage)
+            return loss.detach().requires_grad_() if broken else loss
+
+    Brain({"head": Linear(4, 3)}).start()
+
+
 @case("gradient-without-optimizer", "error", "body")
 def filtered_before_unfreezing(folder, broken):
     class Brain(Classifier):

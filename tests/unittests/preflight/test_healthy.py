@@ -337,6 +337,31 @@ def metric_gan(folder):
 
 
 @recipe
+def clustering(folder, trainable=False):
+    """Learns by counting: no optimizer, and a loss that only looks like one."""
+
+    class Clustering(Brain):
+        def compute_forward(self, batch, stage):
+            return self.modules.model(batch.sig.data[:, None]).mean(-1)
+
+        def compute_objectives(self, predictions, batch, stage):
+            self.modules.centers.lerp_(predictions.detach().mean(0), 0.1)
+            return self.modules.centers.norm().detach().requires_grad_()
+
+    train, valid = speech(folder, "train"), speech(folder, "valid")
+    add([train, valid], lambda speaker: speaker, "speaker", "who")
+    brain = Clustering(folder, {"model": torch.nn.Conv1d(1, 2, 5)}, opt_class=None)
+    brain.modules.requires_grad_(trainable)
+    brain.modules.centers = torch.zeros(2)
+    brain.start(train, valid)
+
+
+@recipe
+def clustering_beside_what_could_be_trained(folder):
+    clustering(folder, trainable=True)
+
+
+@recipe
 def autoencoder(folder):
     class Autoencoder(Brain):
         def compute_forward(self, batch, stage):
