@@ -7,7 +7,7 @@ import random
 import sys
 import traceback
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 
 import numpy as np
@@ -62,12 +62,12 @@ def in_child(function):
             sys.stderr.flush()
             os._exit(status)
     os.close(writer)
-    with os.fdopen(reader, "rb") as pipe:
-        answer = pipe.read()
+    with os.fdopen(reader, "rb") as pipe, suppress(EOFError):
+        answer = pickle.load(pipe)  # not up to the end: workers of a DataLoader may hold the pipe a while longer
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if status:
         raise ChildProcessError(f"the process ended with status {status}" + f", by signal {-status}" * (status < 0))
-    return pickle.loads(answer)
+    return answer
 
 
 # Whose attributes are kept, as are those of all of SpeechBrain's objects and of the checkpointer's recoverables.

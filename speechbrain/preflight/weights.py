@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from speechbrain.core import STATISTICS
 from speechbrain.preflight.report import Finding
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.conv import _ConvNd
 
 CODES = {
     "weight-not-finite": "a parameter holds NaN or Inf before the first step",
@@ -113,17 +113,15 @@ def _readable(tensor):
 
 
 def _shape_of_layer(module, weight):
-    """The inputs of a unit, and the number of gates; 0 inputs where the weight says nothing."""
+    """A unit's inputs, as torch counts them, and gates; no inputs where the weight says nothing, no gates without rows."""
     if isinstance(module, torch.nn.Linear):
         return weight.shape[1], 1
-    if isinstance(module, _ConvTransposeNd):
-        return weight.shape[0] // module.groups * math.prod(module.kernel_size), 0
     if isinstance(module, _ConvNd):
         if (
             module.in_channels == 1 and not weight.requires_grad
         ):  # a transform, such as Fourier's, not something that was learned
             return 0, 1
-        return weight.shape[1] * math.prod(module.kernel_size), 1
+        return weight.shape[1] * math.prod(module.kernel_size), 0 if module.transposed else 1
     if isinstance(module, (torch.nn.RNNBase, torch.nn.RNNCellBase)) and weight.dim() == 2:
         return weight.shape[1], weight.shape[0] // module.hidden_size
     return 0, 1

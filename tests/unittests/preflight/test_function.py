@@ -117,6 +117,11 @@ def test_the_child_has_one_thread():
         torch.set_num_threads(threads)
 
 
+def test_the_child_has_workers():
+    workers = {"batch_size": 8, "num_workers": 2, "persistent_workers": True}
+    assert preflight(Classifier({"head": Linear(4, 3)}), data(), data(), workers, workers).ok
+
+
 def test_a_child_that_is_killed_is_a_finding():
     class Greedy(Classifier):
         def compute_forward(self, batch, stage):
