@@ -155,7 +155,7 @@ def reach_first_step(seen, ranks, epochs, train_loader_kwargs, valid_loader_kwar
         stack.enter_context(replaced(Brain, "fit", skipped))
         for name in ("save_checkpoint", "save_and_keep_only", "delete_checkpoints"):
             stack.enter_context(replaced(Checkpointer, name, lambda *args, **kwargs: None))
-        stack.enter_context(_idle_optimizers())
+        stack.enter_context(_idle_optimizers(seen))
 
         remedy = "mend the dataset or the options of its loader"
         made, seen.train_loader = attempt(
@@ -220,11 +220,13 @@ def _owned(optimizers):
 
 
 @contextmanager
-def _idle_optimizers():
-    """Have every optimizer's step do nothing: while it lasts, its groups are empty."""
+def _idle_optimizers(seen):
+    """Have every optimizer's step do nothing: while it lasts, its groups are empty. What steps is noted."""
     emptied = {}
 
     def empty(optimizer, args, kwargs):
+        if not any(optimizer is known for known in seen.optimizers.values()):
+            seen.optimizers[f"{type(optimizer).__name__} {len(seen.optimizers) + 1}"] = optimizer
         emptied[id(optimizer)] = [(group, group["params"]) for group in optimizer.param_groups]
         for group in optimizer.param_groups:
             group["params"] = []

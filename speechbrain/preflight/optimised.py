@@ -26,8 +26,11 @@ def check(seen):
     names = _names(seen)
     owned = {id(p): p for o in seen.optimizers.values() for group in o.param_groups for p in group["params"]}
     trainable = {id(p): p for p in chain(seen.modules.parameters(), owned.values()) if p.requires_grad}
+    brain, hooks = seen.brain, ("fit_batch", "optimizers_step", "on_fit_batch_end")
+    plain = all(getattr(type(brain), hook) is getattr(Brain, hook) for hook in hooks)
+    stepping = (brain.optimizers_dict or brain.opt_class) if plain else seen.optimizers
     # Trained in a way that is not seen, by counting for instance.
-    own_way = (seen.custom_step and not seen.backwards) or (seen.by_hand and not _stepping(seen))
+    own_way = (seen.custom_step and not seen.backwards) or (seen.by_hand and not stepping)
     if not trainable and not seen.reached:
         if not own_way:
             count = sum(1 for _ in seen.modules.parameters())
@@ -39,27 +42,18 @@ def check(seen):
                 "unfreeze what is to be trained before fit(), in on_fit_start or in on_stage_start",
             )
         return
-    if not _stepping(seen):
-        if not own_way:
+    if not stepping:
+        if plain and not own_way:
             yield Finding(
                 "error",
                 "no-optimizer",
                 f"{len(trainable)} parameters are trainable, and nothing steps",
-                type(seen.brain).__name__,
+                type(brain).__name__,
                 "give the Brain an opt_class, or make optimizers in init_optimizers",
             )
     elif seen.backwards:
         yield from _gradients(seen, names, owned, trainable)
     yield from _not_saved(seen, names, owned)
-
-
-def _stepping(seen):
-    """Whether something may step an optimizer."""
-    brain = seen.brain
-    hooks = ("fit_batch", "optimizers_step", "on_fit_batch_end")
-    if all(getattr(type(brain), hook) is getattr(Brain, hook) for hook in hooks):
-        return brain.optimizers_dict or brain.opt_class is not None
-    return seen.optimizers or not seen.custom_step
 
 
 def _gradients(seen, names, owned, trainable):

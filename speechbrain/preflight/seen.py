@@ -97,7 +97,7 @@ class Seen:
     frozen : set of int
         The ids of the parameters that were frozen when the first step began.
     optimizers : dict of str to torch.optim.Optimizer
-        All optimizers that the Brain holds.
+        All optimizers that the Brain holds, or that stepped in the first step.
     weights : list of speechbrain.preflight.weights.Weight
         The weights before the first step.
     moved : set of str

@@ -506,6 +506,38 @@ def two_optimizers_one_of_them_waiting(folder):
 
 
 @recipe
+def optimizers_out_of_sight(folder, at_the_end=False):
+    """One steps in a fit_batch of the recipe's own, one in its hook at the end of a batch."""
+
+    class OwnStep(Tuning):
+        def init_optimizers(self):
+            optimizer = sgd(self.modules.parameters())
+            self.train_on = lambda loss: (loss.backward(), optimizer.step(), optimizer.zero_grad())
+
+        def fit_batch(self, batch):
+            loss = self.compute_objectives(self.compute_forward(batch, sb.Stage.TRAIN), batch, sb.Stage.TRAIN)
+            self.train_on(loss)
+            return loss.detach()
+
+    class AtTheEnd(Tuning):
+        def init_optimizers(self):
+            optimizer = sgd(self.modules.parameters())
+            self.step_it = optimizer.step
+
+        def on_fit_batch_end(self, batch, outputs, loss, should_step):
+            self.step_it()
+
+    train, valid, _ = speakers(folder)
+    cls = AtTheEnd if at_the_end else OwnStep
+    cls(folder, tuning_modules(), opt_class=None).start(train, valid)
+
+
+@recipe
+def optimizer_in_a_hook(folder):
+    optimizers_out_of_sight(folder, at_the_end=True)
+
+
+@recipe
 def low_rank_adapters(folder):
     class Adapters(Tuning):
         def compute_forward(self, batch, stage):
