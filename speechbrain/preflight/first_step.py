@@ -166,7 +166,7 @@ def reach_first_step(seen, ranks, epochs, train_loader_kwargs, valid_loader_kwar
                 "dataloader-failed", remedy, _loader, brain, seen.valid_set, Stage.VALID, valid_loader_kwargs, ckpt_prefix=None
             )
         seen.started, _ = attempt("fit-start-failed", "mend what the traceback below shows", brain.on_fit_start)
-        seen.optimizers = _optimizers(brain)
+        seen.optimizers = held(brain, Optimizer)
         if seen.started:
             seen.started, _ = attempt("stage-start-failed", "mend what the traceback below shows", _start_stage, seen, epochs)
         seen.weights = guarded(seen.said, "weights", weights.look, seen.modules) or []
@@ -204,13 +204,32 @@ def _first_batch(seen):
     return next(iter(seen.train_loader), None)
 
 
-def _optimizers(brain):
-    """All optimizers among a Brain's attributes and hparams, and in lists and dicts there."""
+def held(brain, kind):
+    """Find what a Brain holds of a kind: among its attributes and hparams, and in lists and dicts there.
+
+    Arguments
+    ---------
+    brain : speechbrain.Brain
+        The Brain.
+    kind : type
+        The kind.
+
+    Returns
+    -------
+    dict of str to object
+        Each by the first name that it was found under.
+
+    Example
+    -------
+    >>> brain = Brain(hparams={"heads": [torch.nn.Linear(2, 2)]}, run_opts={"device": "cpu"})
+    >>> list(held(brain, torch.nn.Linear))
+    ['heads[0]']
+    """
     found = {}
     for name, value in {**vars(getattr(brain, "hparams", SimpleNamespace())), **vars(brain)}.items():
         inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
         for key, item in [(name, value), *((f"{name}[{key!r}]", item) for key, item in inner)]:
-            if isinstance(item, Optimizer) and not any(item is other for other in found.values()):
+            if isinstance(item, kind) and not any(item is other for other in found.values()):
                 found[key] = item
     return found
 

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import torch
 from speechbrain.core import Brain
+from speechbrain.preflight.first_step import held
 from speechbrain.preflight.report import Finding
 from speechbrain.utils.checkpoints import DEFAULT_SAVE_HOOKS
 
@@ -151,10 +152,9 @@ class _Names(dict):
 
 def _names(seen):
     names = _Names()
-    others = {**seen.hparams, **vars(seen.brain)}
-    for holder, value in [*others.items(), ("", seen.modules)]:  # the last name holds
-        if isinstance(value, torch.nn.Module) and value is not seen.brain.modules and holder != "raw_modules":
-            names.update((id(p), f"{holder}.{name}".lstrip(".")) for name, p in value.named_parameters())
+    for holder, module in held(seen.brain, torch.nn.Module).items():
+        names.update((id(p), f"{holder}.{name}") for name, p in module.named_parameters())
+    names.update((id(p), name) for name, p in seen.modules.named_parameters())
     return names
 
 

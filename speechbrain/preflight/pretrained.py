@@ -4,7 +4,9 @@ import filecmp
 import os
 import time
 
+import torch
 from speechbrain.dataio.encoder import CategoricalEncoder
+from speechbrain.preflight.first_step import held
 from speechbrain.preflight.report import Finding
 
 CODES = {
@@ -40,15 +42,17 @@ def check(seen):
 def _not_loaded(seen):
     names = {id(module): name for name, module in seen.modules.named_modules()}
     states = [(reference(), *keys) for reference, *keys in seen.loaded.states if reference() is not None]
+    used = {id(p) for module in [seen.modules, *held(seen.brain, torch.nn.Module).values()] for p in module.parameters()}
     shares = {}  # by id of a parameter: the largest share of keys of a load that it took part in
     for module, own, given, _ in states:
         share = len(own & given) / max(1, min(len(own), len(given)))
         for parameter in module.parameters():
             shares[id(parameter)] = max(share, shares.get(id(parameter), 0.0))
     for module, own, given, nested in {id(state[0]): state for state in states}.values():
-        if not own or not given or max((shares[id(p)] for p in module.parameters()), default=1.0) >= FEW:
+        parameters = {id(p) for p in module.parameters()}
+        if not parameters & used or max(shares[key] for key in parameters) >= FEW:
             continue
-        first = min(given)
+        first = min(given, default="none")
         stripped = {key.partition(".")[2] for key in given}
         if nested:
             remedy = f"load what the file holds under {nested[0]!r}"

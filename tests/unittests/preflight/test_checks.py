@@ -122,6 +122,18 @@ def head_outside_modules(folder, broken):
     Brain({"body": body()} if broken else {"body": body(), "head": one}, hparams={"head": one}).start()
 
 
+@case("gradient-without-optimizer", "error", "heads[0]")
+def heads_in_a_list(folder, broken):
+    class Brain(Classifier):
+        def compute_forward(self, batch, stage):
+            return self.heads[0](self.modules.body(batch[0]))
+
+    heads = [head()]
+    brain = Brain({"body": body()} if broken else {"body": body(), "head": heads[0]})
+    brain.heads = heads
+    brain.start()
+
+
 @case("trained-not-saved", "warning", "body")
 def recoverable_forgotten(folder, broken):
     modules = {"body": body(), "head": head()}
@@ -316,7 +328,17 @@ def rename(state):
     return {f"x{key}": value for key, value in state.items()}
 
 
-for change, remedy in ((prefix, "remove 'module.'"), (nest, "under 'model'"), (rename, "compare the keys")):
+def keep_what_fits(state):
+    own = {f"encoder.{key}" for key in state}
+    return {key: value for key, value in state.items() if key in own}
+
+
+for change, remedy in (
+    (keep_what_fits, "the file none"),
+    (prefix, "remove 'module.'"),
+    (nest, "under 'model'"),
+    (rename, "compare the keys"),
+):
     case("pretrained-not-loaded", "error", "body")(loaded_with(change, remedy))
 
 

@@ -484,7 +484,10 @@ def frozen_encoder_in_evaluation_mode(folder):
     modules = tuning_modules()
     modules["encoder"].requires_grad_(False)
     pretrained = encoder()
-    modules["encoder"].load_state_dict(pretrained.state_dict())
+    pretrained.load_state_dict(tuning_modules()["head"].state_dict(), strict=False)  # into what is not trained
+    wrapped = {f"module.{key}": value for key, value in pretrained.state_dict().items()}
+    modules["encoder"].load_state_dict(wrapped, strict=False)  # tried in vain,
+    modules["encoder"].load_state_dict({key[7:]: value for key, value in wrapped.items()})  # and then done right
     Frozen(folder, modules).start(train, valid)
 
 
