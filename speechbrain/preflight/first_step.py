@@ -36,7 +36,6 @@ LOSSES = {
     if name.endswith(("_loss", "cross_entropy", "cross_entropy_with_logits", "kl_div"))
 }
 
-
 # Where a line of a traceback says little.
 LIBRARIES = tuple(str(Path(package.__file__).parent) for package in (torch, sb))
 
@@ -108,7 +107,7 @@ def failure(code, error, remedy):
     'ValueError: no such file'
     """
     stack = error.__traceback__
-    while stack.tb_next and _is_ours(stack.tb_frame.f_code.co_filename) if stack else False:
+    while stack and stack.tb_next and _is_ours(stack.tb_frame.f_code.co_filename):
         stack = stack.tb_next
     # What a worker of a DataLoader raised arrives with its traceback as the message; its last line says what it was.
     said = str(error).strip()
@@ -174,9 +173,9 @@ def reach_first_step(seen, ranks, epochs, train_loader_kwargs, valid_loader_kwar
             drawn, seen.batch = attempt(
                 "first-batch-failed", "mend the item or the data pipeline that the traceback below shows", _first_batch, seen
             )
-            if drawn and seen.batch is not None and seen.started:
-                remedy = "mend what the traceback below shows"
-                seen.stepped, _ = attempt("first-step-failed", remedy, _step, seen)
+            if drawn and seen.started:  # the same on all processes, as are the attempts
+                well, _ = attempt("first-step-failed", "mend what the traceback below shows", _step, seen)
+                seen.stepped = well and seen.batch is not None
 
 
 def _loader(brain, dataset, stage, options, **more):
@@ -287,6 +286,8 @@ class _Losses(TorchFunctionMode):
 
 
 def _step(seen):
+    if seen.batch is None:
+        return
     brain = seen.brain
     modules = seen.modules
     known = {id(p): p for p in chain(modules.parameters(), _owned(seen.optimizers))}
