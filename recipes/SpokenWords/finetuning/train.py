@@ -64,6 +64,9 @@ class KeywordBrain(sb.Brain):
         stage["checkpointer"].add_recoverable("counter", stage["counter"])
         super().__init__(modules, stage["opt_class"], hparams, run_opts, stage["checkpointer"])
 
+    # Of the last test; none has been run where the preflight passes over evaluate().
+    test_stats = {"loss": float("nan"), "error": float("nan")}  # noqa: RUF012
+
     def print_trainable_parameters(self):
         """Say of each module how much of it is trained: the first thing to check when modules are frozen."""
         super().print_trainable_parameters()

@@ -1,0 +1,15 @@
+"""Tells what is wrong with a training run before its first epoch.
+
+``python -m speechbrain.preflight train.py hparams/x.yaml`` runs a training
+script up to its first step; :func:`preflight` does the same with a Brain.
+
+Each module of this package that has ``CODES`` (a line of documentation for each
+code) and ``check(seen)`` is a check: it yields a
+:class:`~speechbrain.preflight.report.Finding` for each thing that it finds in a
+:class:`~speechbrain.preflight.seen.Seen`, and may append remarks to ``seen.said``.
+"""
+
+from speechbrain.preflight.report import Finding, Report
+from speechbrain.preflight.run import preflight
+
+__all__ = ["Finding", "Report", "preflight"]

@@ -1,0 +1,218 @@
+"""The command line of the preflight."""
+
+import argparse
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+from speechbrain.core import Brain
+from speechbrain.preflight.first_step import failure
+from speechbrain.preflight.loads import replaced, watched_loads
+from speechbrain.preflight.ranks import Ranks
+from speechbrain.preflight.report import Report
+from speechbrain.preflight.run import checks, examine
+from speechbrain.preflight.seen import Seen
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+DESCRIPTION = """
+Runs a training script up to its first training step, and says what is wrong with it.
+The script runs as it would for training; at its first call of Brain.fit the preflight
+takes over: it makes the dataloaders, calls on_fit_start and on_stage_start, loads the
+first batch and takes the first step, without changing a weight or saving a checkpoint.
+"""
+
+EPILOG = """
+examples:
+  python -m speechbrain.preflight train.py hparams/train.yaml --data_folder /data
+  python -m speechbrain.preflight --strict --json report.json train.py hparams/train.yaml
+  torchrun --nproc_per_node=2 -m speechbrain.preflight train.py hparams/train.yaml
+  python -m speechbrain.preflight --codes
+
+exit status:
+  0  clean, or warnings and notes only
+  1  errors; with --strict, warnings too
+  2  wrong usage, or a script whose training the preflight cannot look at: it ends without
+     Brain.fit, or its Brain has a fit of its own that does not call Brain.fit
+     (torchrun turns any status but 0 into 1)
+"""
+
+
+class Unseen(BaseException):
+    """What the script does cannot be looked at; no ``except Exception`` of a script may hold it up."""
+
+
+class Done(BaseException):
+    """The report is there; as above."""
+
+
+class Takeover:
+    """Stands in for ``Brain.fit`` and ``Brain.evaluate`` while a script runs.
+
+    Arguments
+    ---------
+    script : pathlib.Path
+        The training script.
+    number : int
+        Which call of ``fit`` to look at.
+    scan_seconds : float
+        How long reading audio may take.
+    """
+
+    def __init__(self, script=None, number=1, scan_seconds=20.0):
+        self.script, self.number, self.scan_seconds = script, number, scan_seconds
+        self.calls, self.evaluations, self.known = 0, 0, set(_subclasses(Brain))
+        self.loaded, self.ranks, self.report = None, None, None
+
+    def run(self, function):
+        """Run a script up to its first training step.
+
+        Arguments
+        ---------
+        function : callable
+            Runs the script; takes nothing.
+
+        Returns
+        -------
+        Report
+            What was found.
+
+        Raises
+        ------
+        Unseen
+            If there was nothing to look at.
+        """
+        hook = register_optimizer_step_pre_hook(self.refuse)
+        try:
+            with (
+                watched_loads() as self.loaded,
+                replaced(Brain, "fit", lambda *args, **kwargs: self.fit(*args, **kwargs)),
+                replaced(Brain, "evaluate", lambda *args, **kwargs: self.evaluate()),
+            ):
+                function()
+        except Done:
+            pass
+        except SystemExit as end:
+            if self.report is None:
+                raise Unseen(f"it left with sys.exit({end.code!r}) before Brain.fit.") from None
+        except Exception as error:
+            if self.report is None:
+                skipped = self.calls + self.evaluations
+                if skipped:
+                    what = f"it raised {type(error).__name__}: {error}"
+                    raise Unseen(f"{what}, after {skipped} calls of fit and evaluate were skipped.") from error
+                self.report = Report([failure("script-failed", error, "mend what the traceback below shows")])
+        finally:
+            hook.remove()
+        if self.report is None:
+            raise Unseen(self.why_not())
+        return self.report
+
+    def fit(
+        self,
+        brain,
+        epoch_counter,
+        train_set,
+        valid_set=None,
+        progressbar=None,
+        train_loader_kwargs=None,
+        valid_loader_kwargs=None,
+    ):
+        """Look at the training that would begin here, and end the script."""
+        self.calls += 1
+        if self.calls < self.number or self.report is not None:
+            return
+        if brain.test_only:
+            raise Unseen("with --test_only nothing is trained: leave it out.")
+        self.ranks = Ranks()
+        hparams = vars(brain.hparams) if hasattr(brain, "hparams") else {}
+        seen = Seen(
+            brain, hparams, train_set, valid_set, script=self.script, scan_seconds=self.scan_seconds, loaded=self.loaded
+        )
+        self.report = examine(seen, self.ranks, epoch_counter, train_loader_kwargs or {}, valid_loader_kwargs or {})
+        raise Done
+
+    def evaluate(self):
+        """Test nothing."""
+        self.evaluations += 1
+        return float("nan")
+
+    def refuse(self, optimizer, args, kwargs):
+        """End the script where a Brain's own ``fit`` trains without having called ``Brain.fit``."""
+        frame = None if self.ranks else sys._getframe()
+        while frame:
+            brain = frame.f_locals.get("self") if frame.f_code.co_name == "fit" else None
+            if isinstance(brain, Brain):
+                raise Unseen(f"{type(brain).__name__} has a fit of its own, which does not call Brain.fit.")
+            frame = frame.f_back
+
+    def why_not(self):
+        """str: Why there is no report though the script has ended."""
+        if self.calls:
+            times = f"{self.calls} time{'s' * (self.calls > 1)}"
+            return f"it called Brain.fit {times}, and --fit {self.number} asks for a later call."
+        own = [cls.__name__ for cls in _subclasses(Brain) if "fit" in vars(cls) and cls not in self.known]
+        return "it ended without calling Brain.fit" + (f"; {', '.join(own)} has a fit of its own." if own else ".")
+
+
+def _subclasses(cls):
+    for subclass in cls.__subclasses__():
+        yield subclass
+        yield from _subclasses(subclass)
+
+
+def main(arguments=None):
+    """Run the command line.
+
+    Arguments
+    ---------
+    arguments : list of str
+        The arguments; those of the process by default.
+
+    Returns
+    -------
+    int
+        The exit status.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m speechbrain.preflight",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the report there, as JSON")
+    parser.add_argument("--scan-seconds", type=float, default=20.0, metavar="S", help="how long to read audio (default: 20)")
+    parser.add_argument("--strict", action="store_true", help="exit with 1 on warnings too")
+    parser.add_argument("--fit", type=int, default=1, metavar="N", help="look at the script's N-th call of fit (default: 1)")
+    parser.add_argument("--codes", action="store_true", help="list all that can be found, and exit")
+    parser.add_argument("script", nargs="?", type=Path, help="the training script")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="its arguments: the YAML file and overrides")
+    options = parser.parse_args(arguments)
+    if options.codes:
+        print("\n".join(f"{code:32}{line}" for module in checks() for code, line in module.CODES.items()))
+        return 0
+    if options.script is None or not options.script.is_file():
+        parser.error("name a training script" if options.script is None else f"there is no file {options.script}")
+    if options.fit < 1 or options.scan_seconds < 0:
+        parser.error("--fit counts from 1, and --scan-seconds cannot be negative")
+    sys.argv = [str(options.script), *options.arguments]
+    sys.path[: not getattr(sys.flags, "safe_path", False)] = [str(options.script.resolve().parent)]
+    takeover = Takeover(options.script, options.fit, options.scan_seconds)
+    try:
+        report = takeover.run(lambda: runpy.run_path(str(options.script), run_name="__main__"))
+    except Unseen as reason:
+        print(f"{options.script}: nothing to look at: {reason}", file=sys.stderr)
+        return 2
+    if takeover.ranks is None or takeover.ranks.speaks:
+        print(report.text(max(80, shutil.get_terminal_size((120, 0)).columns)))
+        if options.json:
+            options.json.write_text(report.json() + "\n", encoding="utf-8")
+    if takeover.ranks is not None:
+        takeover.ranks.agree(True)  # torchrun ends all processes as soon as one exits with 1
+    wrong = ("error", "warning") if options.strict else ("error",)
+    return int(any(finding.level in wrong for finding in report.findings))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,43 @@
+"""What is frozen, but moves: running statistics."""
+
+import torch
+from speechbrain.preflight.report import Finding
+
+CODES = {
+    "frozen-statistics-move": "training updates the running statistics of BatchNorms whose weights are frozen",
+    "loaded-normaliser-moves": "training updates the statistics of a normalisation that was loaded from a file",
+}
+
+
+def check(seen):
+    """Yield what moves though it is frozen, one finding for each of the Brain's modules."""
+    moving = {}
+    for name, module in seen.modules.named_modules():
+        if name in seen.moved and isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            top = name.partition(".")[0]
+            if _frozen(seen, module if module.affine else seen.modules[top]):
+                moving.setdefault(top, []).append(name)
+    for top, names in moving.items():
+        yield Finding(
+            "warning",
+            "frozen-statistics-move",
+            f"{len(names)} BatchNorm{'s' * (len(names) > 1)} with frozen weights: training updates the running statistics",
+            names[0] if len(names) == 1 else f"{top} ({names[0]} and {len(names) - 1} more)",
+            f"call self.modules.{top}.eval() in compute_forward: fit() puts every module into training mode",
+        )
+    loaded = {id(part) for item in seen.loaded.pretrained if isinstance(item, torch.nn.Module) for part in item.modules()}
+    for name, module in seen.modules.named_modules():
+        if name in seen.moved and id(module) in loaded and not isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            yield Finding(
+                "warning",
+                "loaded-normaliser-moves",
+                "its statistics were loaded from a file, and training goes on updating them",
+                name,
+                "call its eval() in compute_forward, or pass an epoch from its update_until_epoch on",
+            )
+
+
+def _frozen(seen, module):
+    """Whether all parameters of a module were frozen when the step began, and are still; one without any is not."""
+    parameters = list(module.parameters())
+    return bool(parameters) and all(id(p) in seen.frozen and not p.requires_grad for p in parameters)

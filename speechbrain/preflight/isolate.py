@@ -1,0 +1,175 @@
+"""Runs something without a trace in the Brain: in a process of its own, or by putting everything back."""
+
+import collections
+import os
+import pickle
+import random
+import sys
+import traceback
+import warnings
+from contextlib import contextmanager, suppress
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from speechbrain.core import Brain
+
+
+def in_child(function):
+    """Run a function in a forked process.
+
+    Arguments
+    ---------
+    function : callable
+        Takes nothing; what it returns must be picklable.
+
+    Returns
+    -------
+    object
+        What it returned.
+
+    Raises
+    ------
+    ChildProcessError
+        If the process ended without an answer: killed for the memory it took, for example.
+
+    Example
+    -------
+    >>> seen = []
+    >>> in_child(lambda: seen.append(1) or len(seen))
+    1
+    >>> seen
+    []
+    """
+    reader, writer = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 on: of threads, which the child does not use
+        child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            os.close(reader)
+            torch.set_num_threads(1)  # a child waits forever for the threads that its parent had
+            with os.fdopen(writer, "wb") as pipe:
+                pickle.dump(function(), pipe)
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe, suppress(EOFError):
+        answer = pickle.load(pipe)  # not up to the end: workers of a DataLoader may hold the pipe a while longer
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if status:
+        raise ChildProcessError(f"the process ended with status {status}" + f", by signal {-status}" * (status < 0))
+    return answer
+
+
+# Whose attributes are kept, as are those of all of SpeechBrain's objects and of the checkpointer's recoverables.
+KEPT = (
+    Brain,
+    SimpleNamespace,
+    torch.nn.Module,
+    torch.optim.Optimizer,
+    torch.optim.lr_scheduler.LRScheduler,
+    torch.utils.data.Sampler,
+)
+
+
+class _Kept:
+    """The content of objects, and of all that they lead to, so that it can be put back into the same objects."""
+
+    def __init__(self, *roots):
+        self.contents = {}  # by id: the object, and what puts its content back
+        todo = list(roots)
+        brain = roots[0]
+        named = {id(item) for item in [brain.scaler, *getattr(brain.checkpointer, "recoverables", {}).values()]}
+        while todo:
+            item = todo.pop()
+            if id(item) in self.contents:
+                continue
+            if isinstance(item, (list, collections.deque)):
+                self.keep(item, lambda item, content: (item.clear(), item.extend(content)), list(item))
+                todo += item
+            elif isinstance(item, (dict, set)):
+                self.keep(item, lambda item, content: (item.clear(), item.update(content)), item.copy())
+                todo += item.values() if isinstance(item, dict) else []
+            elif isinstance(item, tuple):
+                todo += item
+            elif isinstance(item, torch.Tensor) and not torch.nn.parameter.is_lazy(item):
+                self.keep(item, _put_tensor_back, (item.detach().to("cpu", copy=True), item.requires_grad, item.grad))
+                todo += [] if item.grad is None else [item.grad]
+            elif isinstance(item, torch.Generator):
+                self.keep(item, torch.Generator.set_state, item.get_state())
+            elif isinstance(item, torch.utils.data.Dataset):
+                continue  # a step leaves it alone, and it may be large
+            elif isinstance(item, KEPT) or id(item) in named or type(item).__module__.startswith("speechbrain."):
+                todo.append(getattr(item, "__dict__", None))
+                if isinstance(item, torch.nn.Module):  # a scripted one keeps them elsewhere
+                    todo += [*item.parameters(recurse=False), *item.buffers(recurse=False)]
+
+    def keep(self, item, put_back, content):
+        self.contents[id(item)] = item, put_back, content
+
+    @torch.no_grad()
+    def put_back(self):
+        for item, put_back, content in self.contents.values():
+            put_back(item, content)
+
+
+def _put_tensor_back(tensor, content):
+    value, requires_grad, grad = content
+    if tensor.shape != value.shape:  # a lazy one that the step has initialised, or one that was resized
+        tensor.data = value.to(tensor.device)
+    else:
+        tensor.copy_(value)
+    if tensor.is_leaf:
+        tensor.requires_grad_(requires_grad)
+        tensor.grad = grad
+
+
+@contextmanager
+def put_back(brain, *others):
+    """Put back what a run up to the first step changes.
+
+    That is: the Brain's attributes, its modules (parameters, buffers,
+    ``requires_grad``, gradients, training flags, wrapped modules), its
+    optimizers, its hparams and its checkpointer's recoverables, whatever of
+    lists, dicts and tensors these lead to, and the random states of Python,
+    NumPy and torch. What a hook keeps elsewhere stays changed, and a lazy
+    parameter that was initialised stays so.
+
+    Arguments
+    ---------
+    brain : speechbrain.Brain
+        The Brain.
+    *others : object
+        What else is put back: samplers, generators.
+
+    Example
+    -------
+    >>> brain = Brain({"model": torch.nn.Linear(2, 2)}, hparams={"seen": []}, run_opts={"device": "cpu"})
+    >>> with put_back(brain):
+    ...     brain.step = 9
+    ...     brain.hparams.seen.append(brain.modules.model)
+    ...     _ = brain.modules.model.requires_grad_(False)
+    >>> brain.step, brain.hparams.seen, brain.modules.model.weight.requires_grad
+    (0, [], True)
+    """
+    kept = _Kept(brain, *others)
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    try:
+        yield
+    finally:
+        kept.put_back()
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+        if cuda:
+            torch.cuda.set_rng_state_all(cuda)

@@ -1,0 +1,97 @@
+"""Notes what is loaded from files."""
+
+import inspect
+import os
+import weakref
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import torch
+from speechbrain.dataio.encoder import CategoricalEncoder
+from speechbrain.preflight.seen import Loaded
+from speechbrain.utils.fetching import FetchSource
+from speechbrain.utils.parameter_transfer import Pretrainer
+
+
+@contextmanager
+def replaced(owner, name, value):
+    """Have an attribute replaced for a while.
+
+    Arguments
+    ---------
+    owner : object
+        Whose attribute it is.
+    name : str
+        Its name.
+    value : object
+        What replaces it.
+
+    Example
+    -------
+    >>> class Owner:
+    ...     name = "old"
+    >>> with replaced(Owner, "name", "new"):
+    ...     Owner.name
+    'new'
+    >>> Owner.name
+    'old'
+    """
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield before
+    finally:
+        setattr(owner, name, before)
+
+
+@contextmanager
+def watched_loads():
+    """Note what is loaded from files while this context lasts.
+
+    Yields
+    ------
+    Loaded
+        What was loaded so far.
+    """
+    loaded = Loaded()
+    load_state_dict, load_hooks = torch.nn.Module.load_state_dict, Pretrainer._call_load_hooks
+    collect_files, load_or_create = Pretrainer.collect_files, CategoricalEncoder.load_or_create
+
+    def noting_states(module, state_dict, *args, **kwargs):
+        answer = load_state_dict(module, state_dict, *args, **kwargs)
+        nested = [key for key, value in state_dict.items() if isinstance(value, dict)]
+        loaded.states.append((weakref.ref(module), frozenset(module.state_dict()), frozenset(state_dict), nested))
+        return answer
+
+    def noting_pretrained(pretrainer, paramfiles):
+        load_hooks(pretrainer, paramfiles)
+        loaded.pretrained += [pretrainer.loadables[name] for name in paramfiles]
+
+    def noting_copies(pretrainer, default_source=None, *args, **kwargs):
+        asked = {name: (default_source, f"{name}.ckpt") for name in pretrainer.loadables}
+        asked.update({name: pretrainer.split_path(path) for name, path in pretrainer.paths.items()})
+        taken = collect_files(pretrainer, default_source, *args, **kwargs)
+        for name, path in taken.items():
+            source, file = asked[name]
+            source = source[1] if isinstance(source, FetchSource) else source
+            if (Path(source) / file).is_file():  # else it came from the hub or the web
+                loaded.copies.append((Path(path), Path(source) / file))
+        return taken
+
+    def noting_encoders(encoder, *args, **kwargs):
+        arguments = inspect.signature(load_or_create).bind(encoder, *args, **kwargs)
+        arguments.apply_defaults()
+        existed = os.path.exists(arguments.arguments["path"])
+        load_or_create(encoder, *args, **kwargs)
+        if existed:
+            loaded.encoders.append((encoder, Path(arguments.arguments["path"]), arguments.arguments))
+
+    with ExitStack() as stack:
+        for owner, name, noting in (
+            (torch.nn.Module, "load_state_dict", noting_states),
+            (Pretrainer, "_call_load_hooks", noting_pretrained),
+            (Pretrainer, "collect_files", noting_copies),
+            (CategoricalEncoder, "load_or_create", noting_encoders),
+        ):
+            stack.enter_context(replaced(owner, name, noting))
+        yield loaded

@@ -1,0 +1,171 @@
+"""What is optimised: whether the optimizers own what the loss depends on, and whether it is clipped and saved."""
+
+from itertools import chain
+from types import SimpleNamespace
+
+import torch
+from speechbrain.core import Brain
+from speechbrain.preflight.first_step import held
+from speechbrain.preflight.report import Finding
+from speechbrain.utils.checkpoints import DEFAULT_SAVE_HOOKS
+
+CODES = {
+    "nothing-trainable": "no parameter is trainable when the first step is taken",
+    "no-optimizer": "there are trainable parameters, but no optimizer",
+    "optimizer-misses-loss": "the loss depends on no parameter that an optimizer owns",
+    "gradient-without-optimizer": "parameters get a gradient, but no optimizer owns them: they stay as they are",
+    "trained-not-saved": "the checkpointer does not save parameters that are trained",
+    "group-not-clipped": "a parameter group whose gradient exceeds max_grad_norm is not clipped",
+    "trainable-without-gradient": "parameters are trainable, but the first step gave them no gradient",
+}
+
+
+def check(seen):
+    """Yield what is wrong with what is trained."""
+    if not seen.started:
+        return
+    names = _names(seen)
+    owned = {id(p): p for o in seen.optimizers.values() for group in o.param_groups for p in group["params"]}
+    trainable = {id(p): p for p in chain(seen.modules.parameters(), owned.values()) if p.requires_grad}
+    brain, hooks = seen.brain, ("fit_batch", "optimizers_step", "on_fit_batch_end")
+    plain = all(getattr(type(brain), hook) is getattr(Brain, hook) for hook in hooks)
+    stepping = (brain.optimizers_dict or brain.opt_class) if plain else seen.optimizers
+    # Trained in a way that is not seen, by counting for instance.
+    own_way = (seen.custom_step and not seen.backwards) or (seen.by_hand and not stepping)
+    if not trainable and not seen.reached:
+        if not own_way:
+            count = sum(1 for _ in seen.modules.parameters())
+            yield Finding(
+                "error",
+                "nothing-trainable",
+                f"all {count} parameters are frozen in the first step" if count else "modules hold no parameters",
+                ", ".join(seen.modules) or "modules",
+                "unfreeze what is to be trained before fit(), in on_fit_start or in on_stage_start",
+            )
+        return
+    if not stepping:
+        if plain and not own_way:
+            yield Finding(
+                "error",
+                "no-optimizer",
+                f"{len(trainable)} parameters are trainable, and nothing steps",
+                type(brain).__name__,
+                "give the Brain an opt_class, or make optimizers in init_optimizers",
+            )
+    elif seen.backwards:
+        yield from _gradients(seen, names, owned, trainable)
+    yield from _not_saved(seen, names, owned)
+
+
+def _gradients(seen, names, owned, trainable):
+    """Compare the parameters that the optimizers own with those that got a gradient."""
+    if not owned.keys() & seen.reached.keys():
+        depends = f"on {_some(names[key] for key in seen.reached)}" if seen.reached else "on no parameter: it was detached"
+        yield Finding(
+            "error",
+            "optimizer-misses-loss",
+            f"the optimizers own {len(owned)} parameters, but the loss depends {depends}",
+            ", ".join(seen.optimizers),
+            "give the optimizer the parameters that the loss is computed with",
+        )
+        return
+    for module, missed in _by_module(names, seen.reached.keys() - owned.keys()):
+        yield Finding(
+            "error",
+            "gradient-without-optimizer",
+            f"{_some(missed)}: a gradient, but in no optimizer",
+            module,
+            "put it into modules, unfreeze it before the optimizer is made, or freeze it",
+        )
+    if seen.custom_step or not seen.stepped:
+        return
+    for module, idle in _by_module(names, trainable.keys() - seen.reached.keys()):
+        yield Finding(
+            "note",
+            "trainable-without-gradient",
+            f"{_some(idle)}: trainable, but without a gradient in the first step",
+            module,
+            "freeze it if it is not to be trained",
+        )
+    yield from _not_clipped(seen)
+
+
+def _not_clipped(seen):
+    brain, step = seen.brain, type(seen.brain).optimizers_step
+    upstreams = step is Brain._upstream_optimizers_step or (step is Brain.optimizers_step and not brain.only_finite_steps)
+    if not upstreams:  # which clips the first group alone
+        return
+    for name, optimizer in seen.optimizers.items():
+        for number, group in enumerate(optimizer.param_groups[1:], 1):
+            gradients = [p.grad.float() / brain.scaler.get_scale() for p in group["params"] if p.grad is not None]
+            norm = float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
+            if norm > brain.max_grad_norm >= 0:
+                yield Finding(
+                    "warning",
+                    "group-not-clipped",
+                    f"its gradient's norm is {norm:.3g}, max_grad_norm {brain.max_grad_norm:g}, the first alone is clipped",
+                    f"{name}, group {number}",
+                    "use one group, or this fork's optimizers_step",
+                )
+
+
+def _not_saved(seen, names, owned):
+    checkpointer = seen.brain.checkpointer
+    if checkpointer is None or _saves_its_own_way(seen.brain):
+        return
+    saved = {
+        id(p) for item in checkpointer.recoverables.values() if isinstance(item, torch.nn.Module) for p in item.parameters()
+    }
+    trained = {key for key, p in owned.items() if p.requires_grad and (key in seen.reached or not seen.backwards)}
+    for module, lost in _by_module(names, trained - saved):
+        yield Finding(
+            "warning",
+            "trained-not-saved",
+            f"{_some(lost)}: trained, but in no recoverable of the checkpointer",
+            module,
+            "add it to the checkpointer's recoverables",
+        )
+
+
+def _saves_its_own_way(brain):
+    """Whether something may save parameters in a way that the recoverables do not show."""
+    if brain.checkpointer.custom_save_hooks:
+        return True
+    for item in brain.checkpointer.recoverables.values():
+        saver = next((cls for cls in type(item).__mro__ if cls in DEFAULT_SAVE_HOOKS), type(item))
+        if not saver.__module__.startswith(("speechbrain.", "torch.")):
+            return True
+    return any(
+        {"save", "save_pretrained", "state_dict"} & set(getattr(method, "__code__", SimpleNamespace(co_names=())).co_names)
+        for cls in type(brain).__mro__
+        if cls.__module__ != Brain.__module__
+        for method in vars(cls).values()
+    )
+
+
+class _Names(dict):
+    """The names of parameters by id; of one that is in no module, its shape."""
+
+    def __missing__(self, key):
+        return "a parameter outside of all modules"
+
+
+def _names(seen):
+    names = _Names()
+    for holder, module in held(seen.brain, torch.nn.Module).items():
+        names.update((id(p), f"{holder}.{name}") for name, p in module.named_parameters())
+    names.update((id(p), name) for name, p in seen.modules.named_parameters())
+    return names
+
+
+def _by_module(names, keys):
+    """Group names of parameters by the module that they are in."""
+    groups = {}
+    for name in sorted(names[key] for key in keys):
+        groups.setdefault(name.partition(".")[0], []).append(name)
+    return groups.items()
+
+
+def _some(names):
+    names = list(names)
+    return f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"

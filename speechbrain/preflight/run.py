@@ -1,0 +1,118 @@
+"""The preflight of a Brain: the way to its first step, then all checks."""
+
+import importlib
+import os
+import pkgutil
+from types import SimpleNamespace
+
+import speechbrain.preflight
+import torch
+from speechbrain.preflight.first_step import guarded, reach_first_step
+from speechbrain.preflight.isolate import in_child, put_back
+from speechbrain.preflight.loads import watched_loads
+from speechbrain.preflight.ranks import Ranks
+from speechbrain.preflight.report import Finding, Report
+from speechbrain.preflight.seen import Seen
+from speechbrain.utils.parameter_transfer import Pretrainer
+
+
+def checks():
+    """Import the modules of this package that check something.
+
+    Returns
+    -------
+    list of module
+        Those with ``CODES`` and ``check``.
+
+    Example
+    -------
+    >>> "nothing-trainable" in {code for module in checks() for code in module.CODES}
+    True
+    """
+    names = [info.name for info in pkgutil.iter_modules(speechbrain.preflight.__path__) if not info.name.startswith("_")]
+    modules = [importlib.import_module(f"speechbrain.preflight.{name}") for name in names]
+    return [module for module in modules if hasattr(module, "CODES")]
+
+
+def examine(seen, ranks, epochs, train_loader_kwargs, valid_loader_kwargs):
+    """Take a Brain up to its first step, and check what was seen; the Brain is changed by it.
+
+    Arguments
+    ---------
+    seen : Seen
+        Holds the Brain and its data.
+    ranks : Ranks
+        The processes of torchrun.
+    epochs : iterable
+        The epoch counter.
+    train_loader_kwargs, valid_loader_kwargs : dict
+        How to load the sets.
+
+    Returns
+    -------
+    Report
+        What was found, by all processes.
+    """
+    reach_first_step(seen, ranks, epochs, train_loader_kwargs, valid_loader_kwargs)
+    findings = []
+    for module in checks():
+        guarded(seen.said, module.__name__, lambda found: findings.extend(found), module.check(seen))
+    return ranks.merge(Report(findings, seen.said))
+
+
+def preflight(brain, train_set, valid_set=None, train_loader_kwargs=None, valid_loader_kwargs=None, scan_seconds=20.0):
+    """Tell what is wrong with a training run before it starts; the run itself goes on as if this had not been called.
+
+    On a CPU it works in a forked process. On a GPU, and under torchrun, it
+    works here and puts back what :func:`~speechbrain.preflight.isolate.put_back` names.
+
+    Arguments
+    ---------
+    brain : speechbrain.Brain
+        The Brain that will be trained.
+    train_set, valid_set : Dataset or DataLoader
+        What ``fit`` will be given.
+    train_loader_kwargs, valid_loader_kwargs : dict
+        How ``fit`` will load them.
+    scan_seconds : float
+        How long reading audio may take.
+
+    Returns
+    -------
+    Report
+        What was found.
+
+    Example
+    -------
+    >>> class MyBrain(speechbrain.Brain):
+    ...     def compute_forward(self, batch, stage):
+    ...         return self.modules.model(batch[0])
+    ...     def compute_objectives(self, predictions, batch, stage):
+    ...         return torch.nn.functional.mse_loss(predictions, batch[1])
+    >>> model = torch.nn.Linear(3, 1).requires_grad_(False)
+    >>> brain = MyBrain({"model": model}, lambda p: torch.optim.SGD(p, 0.1), run_opts={"device": "cpu"})
+    >>> report = preflight(brain, [(torch.ones(3), torch.ones(1))])
+    >>> [(finding.code, finding.where) for finding in report.findings]
+    [('nothing-trainable', 'model')]
+    """
+    hparams = vars(getattr(brain, "hparams", SimpleNamespace()))
+
+    def look():
+        with watched_loads() as loaded:
+            for value in hparams.values():
+                if isinstance(value, Pretrainer):
+                    loaded.pretrained += [value.loadables[name] for name in value.is_local]
+            seen = Seen(brain, hparams, train_set, valid_set, scan_seconds=scan_seconds, loaded=loaded)
+            counter = hparams.get("epoch_counter")
+            epochs = (getattr(counter, "current", 0) + 1 for _ in range(1))  # asked once a checkpoint was loaded
+            return examine(seen, Ranks(), epochs, train_loader_kwargs or {}, valid_loader_kwargs or {})
+
+    alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
+    if alone and brain.device_type == "cpu" and not torch.cuda.is_initialized() and hasattr(os, "fork"):
+        try:
+            return in_child(look)
+        except ChildProcessError as error:
+            remedy = "look at the memory that the first step takes, and at what was printed"
+            return Report([Finding("error", "preflight-killed", str(error), type(brain).__name__, remedy)])
+    with put_back(brain, *(getattr(train_set, name, None) for name in ("sampler", "batch_sampler", "generator"))):
+        return look()

@@ -1,0 +1,126 @@
+#!/usr/bin/env python3
+"""Measures what the preflight costs, in turn with what it is held against, and prints the ratios.
+
+> OMP_NUM_THREADS=1 python tests/benchmarks/preflight.py
+"""
+
+import logging
+import statistics
+import tempfile
+import time
+from types import SimpleNamespace
+
+import speechbrain as sb
+import torch
+from speechbrain.preflight import run, weights
+from speechbrain.preflight.__main__ import Takeover
+from speechbrain.preflight.loads import replaced
+from speechbrain.preflight.run import checks
+
+ROUNDS = 9
+
+
+def seconds(function):
+    """Time one call."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def show(name, pairs):
+    """Print the median ratio of the pairs' first to their second, and its quartiles."""
+    low, middle, high = statistics.quantiles([one / other for one, other in pairs], n=4)
+    one, other = (statistics.median(column) for column in zip(*pairs))
+    print(f"| {name} | {one:.3g} s | {other:.3g} s | {middle:.3g} ({low:.3g} to {high:.3g}) |", flush=True)
+
+
+def parameters():
+    """Read 1e8 parameters: a transformer of 12 layers."""
+    layers = [torch.nn.TransformerEncoderLayer(768, 12, 3072) for _ in range(14)]
+    modules = torch.nn.ModuleDict({"model": torch.nn.ModuleList(layers)})
+    tensors = [parameter.detach() for parameter in modules.parameters()]
+    count = sum(tensor.numel() for tensor in tensors)
+
+    class Step:
+        losses = ()
+
+    def check():
+        seen = Step()
+        seen.modules, seen.weights = modules, weights.look(modules)
+        assert not list(weights.check(seen))
+
+    pairs = [(seconds(check), seconds(lambda: [tensor.sum() for tensor in tensors])) for _ in range(ROUNDS + 1)]
+    show(f"parameter checks, {count / 1e6:.0f} million values, over torch.sum", pairs[1:])
+
+
+class Brain(sb.Brain):
+    """A transformer on random features, trained with cross-entropy."""
+
+    def compute_forward(self, batch, stage):
+        """Compute the scores."""
+        return self.modules.head(self.modules.model(batch[0]).mean(1))
+
+    def compute_objectives(self, predictions, batch, stage):
+        """Compute the loss."""
+        return torch.nn.functional.cross_entropy(predictions, batch[1])
+
+
+def make(folder):
+    """Do what a script does before its fit()."""
+    torch.manual_seed(0)
+    layer = torch.nn.TransformerEncoderLayer(256, 4, 1024, batch_first=True)
+    modules = {"model": torch.nn.TransformerEncoder(layer, 6), "head": torch.nn.Linear(256, 10)}
+    checkpointer = sb.utils.checkpoints.Checkpointer(folder, dict(modules))
+    return Brain(modules, torch.optim.Adam, {}, {"device": "cpu", "noprogressbar": True}, checkpointer)
+
+
+def first_batch():
+    """Take a Brain to the end of its first batch, with the checks and without."""
+    data = torch.utils.data.TensorDataset(torch.randn(16, 100, 256), torch.randint(10, (16,)))
+    loader = {"batch_size": 8}
+
+    def plain():
+        with tempfile.TemporaryDirectory() as folder:
+            brain = make(folder)
+            brain.debug, brain.debug_batches, brain.debug_epochs = True, 1, 1
+            brain.fit(range(1, 2), data, train_loader_kwargs=loader)
+
+    def flown():
+        with tempfile.TemporaryDirectory() as folder:
+            report = Takeover(scan_seconds=0).run(lambda: make(folder).fit(range(1, 2), data, train_loader_kwargs=loader))
+            assert not report.findings, report.text()
+
+    plain(), flown()
+    show("a script up to its first batch, preflight over fit()", [(seconds(flown), seconds(plain)) for _ in range(ROUNDS)])
+    modules, look, spent = checks(), weights.look, []
+
+    def timed(function):
+        def call(*arguments):
+            start = time.perf_counter()
+            answer = list(function(*arguments))
+            spent.append(time.perf_counter() - start)
+            return answer
+
+        return call
+
+    timed_checks = [SimpleNamespace(__name__=module.__name__, check=timed(module.check)) for module in modules]
+    pairs = []
+    with replaced(run, "checks", lambda: timed_checks), replaced(weights, "look", timed(look)):
+        for _ in range(ROUNDS):
+            spent.clear()
+            total = seconds(flown)
+            pairs.append((sum(spent), total - sum(spent)))
+    show("of which the checks, over all else", pairs)
+
+
+def main():
+    """Print a table of the ratios."""
+    torch.set_num_threads(1)
+    logging.disable(logging.CRITICAL)
+    print("| | preflight | without | preflight / without: median (quartiles) |\n| --- | --- | --- | --- |")
+    parameters()
+    first_batch()
+
+
+if __name__ == "__main__":
+    main()

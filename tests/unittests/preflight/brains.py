@@ -1,0 +1,51 @@
+"""Small Brains and data that the fixtures are made of."""
+
+import speechbrain as sb
+import torch
+from torch.nn import BatchNorm1d, Linear, ReLU, Sequential
+
+OPTIONS = {"device": "cpu", "noprogressbar": True}
+LOADER = {"batch_size": 8}
+
+
+def sgd(parameters):
+    return torch.optim.SGD(parameters, lr=0.1)
+
+
+class Classifier(sb.Brain):
+    """Its modules in a row, then a cross-entropy over 3 classes."""
+
+    def __init__(self, modules, opt_class=sgd, hparams=None, **options):
+        checkpointer = options.pop("checkpointer", None)
+        super().__init__(modules, opt_class, hparams or {}, {**OPTIONS, **options}, checkpointer)
+
+    def compute_forward(self, batch, stage):
+        x = batch[0]
+        for module in self.modules.values():
+            x = module(x)
+        return x
+
+    def compute_objectives(self, predictions, batch, stage):
+        return torch.nn.functional.cross_entropy(predictions, batch[1])
+
+    def start(self):
+        self.fit(range(1, 2), data(), data(), train_loader_kwargs=LOADER, valid_loader_kwargs=LOADER)
+
+
+def data(length=32, size=4, classes=3):
+    """Inputs of [length, size] with their classes."""
+    draw = torch.Generator().manual_seed(length)
+    labels = torch.arange(length)[torch.randperm(length, generator=draw)] % classes
+    return torch.utils.data.TensorDataset(torch.randn(length, size, generator=draw), labels)
+
+
+def body():
+    return Sequential(Linear(4, 8), ReLU())
+
+
+def normed():
+    return Sequential(Linear(4, 8), BatchNorm1d(8), ReLU(), Linear(8, 8), BatchNorm1d(8))
+
+
+def head():
+    return Linear(8, 3)

@@ -1,0 +1,158 @@
+"""preflight() as a function: training after it is as training without it."""
+
+import os
+import random
+import signal
+
+import numpy
+import pytest
+import torch
+from speechbrain.preflight import preflight
+from speechbrain.processing.features import InputNormalization
+from speechbrain.utils.checkpoints import Checkpointer
+from speechbrain.utils.epoch_loop import EpochCounter
+from torch.nn import Dropout, Linear, Sequential
+from torch.nn import functional as F
+
+from brains import Classifier, body, data, head, normed, sgd
+
+LOADER = {"batch_size": 8, "shuffle": True}
+
+
+class Noisy(Classifier):
+    """Draws from every random state, and unfreezes on the way."""
+
+    def on_stage_start(self, stage, epoch=None):
+        self.modules.body.requires_grad_(True)
+        self.hparams.seen.append((stage, epoch))
+
+    def compute_forward(self, batch, stage):
+        x = self.modules.norm(batch[0][:, None], torch.ones(len(batch[0])), epoch=1)[:, 0]
+        x = x + torch.randn_like(x) * random.random() * numpy.random.rand()
+        return self.modules.head(self.modules.body(x))
+
+
+class TwoOptimizers(Noisy):
+    """Takes two steps with each batch, and changes what it was given."""
+
+    def init_optimizers(self):
+        self.of_body = torch.optim.Adam(self.modules.body.parameters())
+        self.of_head = sgd(self.modules.head.parameters())
+        self.optimizers_dict = {"body": self.of_body, "head": self.of_head}
+        self.scheduler = torch.optim.lr_scheduler.ExponentialLR(self.of_head, 0.9)
+
+    def fit_batch(self, batch):
+        for optimizer in (self.of_body, self.of_head):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(self.compute_forward(batch, None), batch[1])
+            loss.backward()
+            optimizer.step()
+        self.scheduler.step()
+        self.hparams.seen.append(float(loss))
+        self.checkpointer.save_and_keep_only()
+        return loss.detach()
+
+
+def make(cls, folder):
+    torch.manual_seed(0)
+    random.seed(0)
+    numpy.random.seed(0)
+    norm = InputNormalization(norm_type="global", update_until_epoch=3)
+    modules = {"norm": norm, "body": Sequential(normed(), Dropout()).requires_grad_(False), "head": head()}
+    counter = EpochCounter(2)
+    checkpointer = Checkpointer(folder, {**modules, "counter": counter})
+    hparams = {"seen": [], "epoch_counter": counter}
+    return cls(modules, lambda p: torch.optim.Adam(p), hparams, checkpointer=checkpointer)
+
+
+def trained(cls, folder, flown, again):
+    """Train, perhaps after a preflight; perhaps going on from an earlier run's checkpoint."""
+    if again:
+        earlier = make(cls, folder)
+        earlier.fit([1], data(), train_loader_kwargs=LOADER)
+        earlier.checkpointer.save_checkpoint()
+    brain = make(cls, folder)
+    before = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    if flown:
+        report = preflight(brain, data(), data(24), LOADER, LOADER)
+        assert not report.findings and not [said for said in report.said if "was checked" in said], report.text()
+        assert before == (sorted(path.name for path in folder.iterdir()) if folder.exists() else [])
+    brain.fit(brain.hparams.epoch_counter, data(), data(24), train_loader_kwargs=LOADER, valid_loader_kwargs=LOADER)
+    norm = brain.modules.norm
+    tensors = [*brain.modules.state_dict().values(), norm.glob_mean, norm.glob_std, torch.tensor(norm.count)]
+    return (
+        [tensor.tolist() for tensor in tensors],
+        brain.hparams.seen,
+        random.random(),
+        numpy.random.rand(),
+        float(torch.rand(1)),
+    )
+
+
+@pytest.mark.parametrize("fork", [True, False], ids=["in a child", "put back"])
+@pytest.mark.parametrize("again", [False, True], ids=["from scratch", "resumed"])
+@pytest.mark.parametrize("cls", [Noisy, TwoOptimizers])
+def test_training_after_it_is_the_same(tmp_path, monkeypatch, cls, again, fork):
+    without = trained(cls, tmp_path / "one", False, again)
+    if not fork:
+        monkeypatch.delattr(os, "fork")  # as on a GPU
+    assert trained(cls, tmp_path / "two", True, again) == without
+
+
+def test_the_child_has_one_thread():
+    """One that inherits the threads of its parent waits for them forever."""
+
+    def late(*_):
+        raise TimeoutError
+
+    threads, handler = torch.get_num_threads(), signal.signal(signal.SIGALRM, late)
+    signal.alarm(60)
+    try:
+        torch.set_num_threads(2)
+        torch.randn(500, 500) @ torch.randn(500, 500)
+        assert preflight(Classifier({"head": Linear(4, 3)}), data()).ok
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, handler)
+        torch.set_num_threads(threads)
+
+
+def test_the_child_has_workers():
+    workers = {"batch_size": 8, "num_workers": 2, "persistent_workers": True}
+    assert preflight(Classifier({"head": Linear(4, 3)}), data(), data(), workers, workers).ok
+
+
+def test_a_child_that_is_killed_is_a_finding():
+    class Greedy(Classifier):
+        def compute_forward(self, batch, stage):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    (finding,) = preflight(Greedy({"head": Linear(4, 3)}), data()).findings
+    assert finding.code == "preflight-killed" and "by signal 9" in finding.what
+
+
+def test_everything_is_found_at_once():
+    class Faulty(Classifier):
+        def compute_forward(self, batch, stage):
+            raise RuntimeError("a sentence")
+
+    modules = {"body": body(), "head": head()}
+    torch.nn.init.constant_(modules["body"][0].bias, float("inf"))
+    report = preflight(Faulty(modules), data(), data(), {"batch_sise": 1}, {"batch_size": 0})
+    assert [f.code for f in report.findings] == ["dataloader-failed"] * 2 + ["weight-not-finite"]
+    report = preflight(Faulty(modules, None), data(), data())
+    assert {f.code for f in report.findings} == {"first-step-failed", "weight-not-finite", "no-optimizer"}
+    assert "Traceback" in report.findings[0].what and report.text().count("Traceback") == 1
+
+
+def test_a_check_that_raises_is_a_remark(monkeypatch):
+    from speechbrain.preflight import first_loss, weights
+
+    for module, name in ((first_loss, "_look"), (weights, "look")):
+        monkeypatch.setattr(module, name, lambda *args: 1 / 0)
+    report = preflight(Classifier({"head": Linear(4, 3).requires_grad_(False)}), data())
+    assert [f.code for f in report.findings] == ["nothing-trainable"]
+    assert [said.partition(" ended")[0] for said in report.said if "was checked" in said] == [
+        "Not everything was checked: weights",
+        "Not everything was checked: speechbrain.preflight.first_loss",
+    ]

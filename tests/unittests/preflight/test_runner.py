@@ -1,0 +1,231 @@
+"""The command line: what it takes over, what it leaves alone, and its exit status."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from speechbrain.preflight.__main__ import main
+from speechbrain.preflight.run import checks
+
+SCRIPT = """
+import sys, torch, speechbrain as sb
+from speechbrain.utils.checkpoints import Checkpointer
+from torch.nn import Linear
+
+class Brain(sb.Brain):
+    def compute_forward(self, batch, stage):
+        return self.modules.model(batch[0])
+
+    def compute_objectives(self, predictions, batch, stage):
+        return torch.nn.functional.cross_entropy(predictions, batch[1])
+
+    def on_stage_end(self, stage, loss, epoch=None):
+        open("trained", "w").close()
+        self.checkpointer.save_and_keep_only()
+
+def make(cls=Brain, model=None, **options):
+    model = model or Linear(4, 3)
+    options = {"device": "cpu", "noprogressbar": True, **options}
+    return cls({"model": model}, lambda p: torch.optim.Adam(p), {}, options, Checkpointer("save", {"model": model}))
+
+torch.manual_seed(0)
+data = torch.utils.data.TensorDataset(torch.randn(16, 4), torch.arange(16).flip(0) * 5 % 3)
+loader = {"train_loader_kwargs": {"batch_size": 8}}
+frozen = Linear(4, 3).requires_grad_(False)
+"""
+
+FIT = "make().fit(range(1, 2), data, **loader)"
+FROZEN = "make(model=frozen).fit(range(1, 2), data, **loader)"
+NOT_SAVED = "brain = make(); brain.checkpointer.recoverables.pop('model'); brain.fit(range(1, 2), data, **loader)"
+OWN_FIT = """
+class Own(Brain):
+    def fit(self, epochs, data, **options):
+        {body}
+        self.on_fit_start()
+        for batch in self.make_dataloader(data, sb.Stage.TRAIN, batch_size=8):
+            self.fit_batch(batch)
+        open("trained", "w").close()
+
+make(Own).fit(range(1, 2), data, **loader)
+"""
+NESTED = """
+class Nested(Brain):
+    def on_stage_start(self, stage, epoch=None):
+        self.fit(range(1), data, **loader)
+
+make(Nested).fit(range(1, 2), data, **loader)
+"""
+STEPPING = """
+class Stepping(Brain):
+    def fit(self, *args, **options):
+        super().fit(*args, **options)
+
+    def fit_batch(self, batch):
+        before = self.modules.model.weight.clone()
+        loss = self.compute_objectives(self.compute_forward(batch, None), batch, None)
+        loss.backward()
+        self.optimizer.step()
+        self.checkpointer.save_checkpoint()
+        assert torch.equal(before, self.modules.model.weight)
+        self.optimizer.zero_grad()
+        return loss.detach()
+
+make(Stepping).fit(range(1, 2), data, **loader)
+"""
+
+
+@pytest.fixture
+def flight(tmp_path, monkeypatch, capsys):
+    """callable: Runs the command line on a script; returns the exit status and what was written to either stream."""
+
+    def run(body, *options, arguments=()):
+        (tmp_path / "train.py").write_text(SCRIPT + body)
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["preflight"])
+        monkeypatch.setattr(sys, "path", ["", *sys.path])
+        try:
+            status = main([*options, "train.py", *arguments])
+        except SystemExit as end:
+            status = end.code
+        assert not (tmp_path / "trained").exists() and not list(tmp_path.glob("save/CKPT*"))
+        return status, *capsys.readouterr()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "body, options, status, said",
+    [
+        (FIT, [], 0, r"^Found: nothing\."),
+        (FROZEN, [], 1, r"^error +nothing-trainable +all 2 parameters are[^$]+^Found: 1 error\."),
+        (NOT_SAVED, [], 0, r"^warning +trained-not-saved[^$]+^Found: 1 warning\."),
+        (NOT_SAVED, ["--strict"], 1, r"^warning +trained-not-saved"),
+        ("raise OSError('no such corpus')", [], 1, r"script-failed: OSError: no such corpus\n    Traceback"),
+        (f"{FROZEN}\n{FIT}", ["--fit", "2"], 0, r"^Found: nothing\."),
+        (f"make().evaluate(data)\n{FIT}", [], 0, r"^Found: nothing\."),
+        (
+            f"assert sys.argv == ['train.py', 'x.yaml', '--lr', '1'], sys.argv\nimport beside\n{FIT}",
+            [],
+            0,
+            r"^Found: nothing\.",
+        ),
+        (f"try:\n    {FROZEN}\nexcept Exception:\n    pass\n{FIT}", [], 1, "nothing-trainable"),
+        (NESTED, [], 0, r"^A fit\(\) within fit\(\) was skipped\."),
+        (STEPPING, [], 0, r"^Found: nothing\."),
+        (OWN_FIT.format(body="super().fit(epochs, data, **options)"), [], 0, r"^Found: nothing\."),
+    ],
+)
+def test_report_and_exit_status(flight, tmp_path, body, options, status, said):
+    (tmp_path / "beside.py").touch()
+    answer, out, err = flight(body, *options, arguments=["x.yaml", "--lr", "1"])
+    assert answer == status, out + err
+    assert re.search(said, out, re.MULTILINE), out
+
+
+@pytest.mark.parametrize(
+    "body, options, said",
+    [
+        ("", [], r"it ended without calling Brain.fit\."),
+        ("sys.exit('bye')", [], r"it left with sys.exit\('bye'\) before Brain.fit"),
+        (FIT, ["--fit", "3"], "it called Brain.fit 1 time, and --fit 3 asks for a later call"),
+        (OWN_FIT.format(body="pass"), [], "Own has a fit of its own, which does not call Brain.fit"),
+        (OWN_FIT.format(body="return"), [], "it ended without calling Brain.fit; Own has a fit of its own"),
+        ("make(test_only=True).fit(range(1), data)", [], "with --test_only nothing is trained"),
+        ("x = make().evaluate(data)\nassert x < 9", [], "AssertionError: , after 1 calls of fit and evaluate were skipped"),
+        (FIT, ["--no-such-option"], "unrecognized arguments|the following|there is no file"),
+        (FIT, ["--fit", "0"], "--fit counts from 1"),
+        (FIT, ["no_such_script.py"], "there is no file no_such_script.py"),
+    ],
+)
+def test_nothing_to_look_at_exits_with_2(flight, body, options, said):
+    status, out, err = flight(body, *options)
+    assert status == 2 and re.search(said, err) and not out, out + err
+
+
+def test_json_holds_the_same_report(flight, tmp_path):
+    assert flight(FROZEN, "--json", "report.json")[0] == 1
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert set(report) == {"ok", "findings", "said"} and report["ok"] is False
+    (finding,) = report["findings"]
+    assert list(finding) == ["level", "code", "what", "where", "remedy"] and finding["code"] == "nothing-trainable"
+
+
+def test_all_codes_are_listed(capsys):
+    assert main(["--codes"]) == 0
+    listed = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines())
+    codes = [code for module in checks() for code in module.CODES]
+    assert sorted(listed) == sorted(codes) and len(set(codes)) == len(codes)
+    assert all(re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", code) for code in codes) and all(listed.values())
+
+
+def test_as_a_module(tmp_path):
+    (tmp_path / "train.py").write_text(SCRIPT + FROZEN)
+    command = [sys.executable, "-m", "speechbrain.preflight", "train.py"]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert process.returncode == 1 and "nothing-trainable" in process.stdout, process.stderr
+
+
+TOGETHER = """
+import datetime, speechbrain.preflight.ranks
+speechbrain.preflight.ranks.HASTE = datetime.timedelta(seconds=2)
+sb.utils.distributed.ddp_init_group({'distributed_backend': 'gloo'})
+rank = torch.distributed.get_rank()
+
+class Failing(Brain):
+    def on_fit_start(self):
+        assert (sys.argv[1], rank) != ("start", 1), "a rank fails"  # while the other waits for it to wrap the modules
+        super().on_fit_start()
+
+    def compute_forward(self, batch, stage):
+        assert (sys.argv[1], rank) != ("step", 1), "a rank fails"
+        return super().compute_forward(batch, stage)
+
+model = torch.nn.Sequential(Linear(4, 4), torch.nn.BatchNorm1d(4), Linear(4, 3))
+make(Failing, model).fit(range(1, 2), data, **loader)
+"""
+SAME = """
+from speechbrain.preflight import preflight
+
+sb.utils.distributed.ddp_init_group({'distributed_backend': 'gloo'})
+hashes = []
+for flown in (False, True):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(Linear(4, 4), torch.nn.BatchNorm1d(4), torch.nn.Dropout(), Linear(4, 3))
+    brain = make(model=model)
+    brain.checkpointer = None
+    brain.on_stage_end = lambda *args: None
+    for _ in range(2 * flown):
+        report = preflight(brain, data, **loader)
+        assert report.ok and not report.findings, report.text()
+    brain.fit(range(1, 3), data, **loader)
+    hashes.append(b"".join(value.numpy().tobytes() for value in model.state_dict().values()))
+assert hashes[0] == hashes[1]
+"""
+
+
+def torchrun(folder, script, *command):
+    (folder / "train.py").write_text(SCRIPT + script)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    process = subprocess.run([*launcher, *command], cwd=folder, capture_output=True, text=True, timeout=200)
+    return process.returncode, process.stdout, process.stderr
+
+
+@pytest.mark.parametrize(
+    "fault, said",
+    [
+        ("step", r"error +first-step-failed[^$]+\(rank 1\)"),
+        ("start", r"error +fit-start-failed[^$]+This is what rank 1 found"),
+    ],
+)
+def test_torchrun_makes_one_report(tmp_path, fault, said):
+    status, out, err = torchrun(tmp_path, TOGETHER, "-m", "speechbrain.preflight", "train.py", fault)
+    assert status == 1, err
+    assert out.count("Found: ") == 1 and re.search(said, out), out + err
+    assert not (tmp_path / "trained").exists()
+
+
+def test_torchrun_trains_the_same_after_a_preflight(tmp_path):
+    status, _, err = torchrun(tmp_path, SAME, "train.py")
+    assert status == 0, err
