@@ -1,0 +1,84 @@
+"""How fast the preflight scans audio, against merely reading the same files.
+
+> python tests/benchmarks/audio_scan.py [--files 2000] [--seconds 4]
+All files are read with soundfile, and scanned, in turn, on as many threads; the ratio is that of the speeds.
+"""
+
+import argparse
+import math
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import soundfile
+from speechbrain.dataio.dataio import read_audio
+from speechbrain.dataio.dataset import DynamicItemDataset
+from speechbrain.preflight import audio
+from speechbrain.preflight.clips import in_parallel
+from speechbrain.preflight.seen import Seen
+
+FORMATS = [("wav", "PCM_16"), ("wav", "PCM_24"), ("wav", "FLOAT"), ("flac", "PCM_16"), ("mp3", "MPEG_LAYER_III")]
+
+
+def write(folder, count, seconds, extension, subtype):
+    """Write noisy clips of somewhat different lengths; every tenth touches full scale."""
+    draw = np.random.default_rng(0)
+    for i in range(count):
+        clip = draw.normal(0, 0.1, int(16000 * seconds * draw.uniform(0.5, 1.5)))
+        if i % 10 == 0:
+            clip *= 0.9999 / np.abs(clip).max()
+        soundfile.write(folder / f"{i}.{extension}", clip, 16000, subtype=subtype)
+    return [str(path) for path in sorted(folder.iterdir())]
+
+
+def merely_read(paths):
+    """Read the files as recipes do, on as many threads as the scan has."""
+    return in_parallel(lambda path, _: soundfile.read(path, dtype="float32"), paths, math.inf, "reading")
+
+
+def scan(paths):
+    """Do all that the preflight does with audio."""
+    items = {path: {"wav": path} for path in paths}
+    pipeline = [{"func": read_audio, "takes": "wav", "provides": "sig"}]
+    valid, train = (DynamicItemDataset(part, pipeline, ["sig"]) for part in split(items))
+    return audio.check(Seen(SimpleNamespace(modules=None), {"sample_rate": 16000}, train, valid, scan_seconds=math.inf))
+
+
+def split(items):
+    """A tenth of the items, and the others."""
+    names = list(items)
+    return [{name: items[name] for name in part} for part in (names[::10], [n for i, n in enumerate(names) if i % 10])]
+
+
+def took(function, *arguments):
+    """Time a call, in seconds."""
+    began = time.perf_counter()
+    for _ in function(*arguments):
+        pass
+    return time.perf_counter() - began
+
+
+def main():
+    """Print a line for each format."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--files", type=int, default=1000, help="how many files of each format")
+    parser.add_argument("--seconds", type=float, default=4, help="how long they are on average")
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    for extension, subtype in FORMATS:
+        with tempfile.TemporaryDirectory() as folder:
+            paths = write(Path(folder), options.files, options.seconds, extension, subtype)
+            read, scanned = [], []
+            for _ in range(options.rounds + 1):  # the first fills the page cache
+                read.append(took(merely_read, paths))
+                scanned.append(took(scan, paths))
+        ratio = statistics.median(a / b for a, b in zip(read[1:], scanned[1:]))
+        speed = options.files / statistics.median(scanned[1:])
+        print(f"{extension} {subtype}: the scan does {speed:.0f} files/s, {ratio:.2f} times the speed of merely reading")
+
+
+if __name__ == "__main__":
+    main()
