@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 
+import hypothesis
 import pytest
 
 from composer import base, record
@@ -13,6 +14,10 @@ from composer.adopt import ON_STOCK
 FORK = record.load()
 STOCK = bool(os.environ.get(ON_STOCK))
 collect_ignore = [str(record.ROOT / name) for name, page in FORK.tests.items() if page not in FORK.pages.values() and not STOCK]
+
+
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 def pytest_configure(config):

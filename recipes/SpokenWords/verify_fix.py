@@ -42,7 +42,7 @@ for call in {list(CALLS.values())}:
     except Exception:
         print("outcome:", traceback.format_exc().splitlines()[-1])
 """
-SHOWN = re.compile(r"(trainable of|epoch: |Test error|making )")
+SHOWN = re.compile(r"(trainable of|epoch: |Test error|making |Found: )")
 
 
 def run(arguments, log, stock=None):
@@ -109,11 +109,17 @@ def main():
         sys.exit(f"pretraining failed: {last(lines)}; the whole log is {work / 'pretrain.log'}")
     table["the recipe, train.py"] = row = []
     complaints = []
+    fine_tuning = ["train.py", "hparams/finetune.yaml", f"--source={work / 'pretrain' / 'inference'}", "--full_epochs=4"]
+    fine_tuning += [f"--cache_folder={work / 'embeddings'}", *common]
+    step("the recipe: what the preflight says before epoch 1")
+    output = f"--output_folder={work / 'preflight'}"
+    status, lines = run(["-m", "speechbrain.preflight", *fine_tuning, output], work / "preflight.log")
+    if status:
+        sys.exit(f"the preflight found an error: {last(lines)}; the whole log is {work / 'preflight.log'}")
     for label, package, _ in packages:
         step(f"the recipe: fine-tuning on the {label} package")
-        arguments = ["train.py", "hparams/finetune.yaml", f"--source={work / 'pretrain' / 'inference'}", "--full_epochs=4"]
-        folders = [f"--output_folder={work / label}", f"--cache_folder={work / 'embeddings'}"]
-        status, lines = run([*arguments, *folders, *common], work / f"train_{label}.log", package)
+        output = f"--output_folder={work / label}"
+        status, lines = run([*fine_tuning, output], work / f"train_{label}.log", package)
         errors = [float(error) for error in re.findall(r"Test error \w+ fine-tuning: ([\d.]+)%", "\n".join(lines))]
         trained = status == 0 and len(errors) == 2
         row.append(f"test error {errors[0]} % -> {errors[1]} %" if trained else last(lines))
