@@ -1,0 +1,196 @@
+"""Reads audio files for what is wrong with them: all headers, then whole files as fast as they can be decoded."""
+
+import os
+import struct
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import soundfile
+from tqdm import tqdm
+
+BITS = {"PCM_U8": 8, "PCM_S8": 8, "PCM_16": 16, "PCM_24": 24, "PCM_32": 32}
+FLOATS = ("FLOAT", "DOUBLE")
+UNKNOWN_SIZE = 0x7FFFF000  # from here on, sizes are what programs write that cannot go back to fill them in
+CHUNK = 16  # files that a thread takes at a time
+ROOM = 1 << 19  # samples that are read at a time
+TOGETHER = 3  # samples in a row that make a run
+STRIDE = 61  # of the samples that a fingerprint is made of
+
+
+class Header(NamedTuple):
+    """What a file says of itself: Hz, channels, frames that are there, encoding, and frames that are not there."""
+
+    rate: int
+    channels: int
+    frames: int
+    subtype: str
+    missing: int = 0
+
+
+class Look(NamedTuple):
+    """What a whole file holds: frames, extreme samples (nan if one is), the share in clipped runs, a fingerprint."""
+
+    frames: int
+    low: float
+    high: float
+    clipped: float
+    fingerprint: int
+
+
+def read_header(path):
+    """Read the header of an audio file.
+
+    Arguments
+    ---------
+    path : str
+        The file.
+
+    Returns
+    -------
+    Header
+        What it says.
+    """
+    with open(path, "rb", buffering=0) as file:
+        header = _riff_header(file.read(4096), os.fstat(file.fileno()).st_size)
+    if header is None:
+        with soundfile.SoundFile(path) as file:
+            header = Header(file.samplerate, file.channels, file.frames, file.subtype)
+    return header
+
+
+def _riff_header(start, size):
+    """Read the start of a WAV file; None if it is none, or one that needs more thought."""
+    if start[:4] != b"RIFF" or start[8:12] != b"WAVE":
+        return None
+    at, form = 12, None
+    while at + 8 <= len(start):
+        name, length = struct.unpack_from("<4sI", start, at)
+        at += 8
+        if name == b"fmt " and at + 16 <= len(start):
+            tag, channels, rate, _, align, bits = struct.unpack_from("<HHIIHH", start, at)
+            if tag == 0xFFFE and length >= 26 and at + 26 <= len(start):  # extensible: the tag proper comes later
+                (tag,) = struct.unpack_from("<H", start, at + 24)
+            names = {1: {8: "PCM_U8", 16: "PCM_16", 24: "PCM_24", 32: "PCM_32"}, 3: {32: "FLOAT", 64: "DOUBLE"}}
+            subtype = names.get(tag, {}).get(bits)
+            if subtype and rate and channels and align == channels * bits // 8:
+                form = rate, channels, align, subtype
+        elif name == b"data":
+            if form is None or not 0 < length < UNKNOWN_SIZE:
+                return None
+            rate, channels, align, subtype = form
+            there = min(length, size - at) // align
+            return Header(rate, channels, there, subtype, length // align - there)
+        at += length + length % 2
+    return None
+
+
+def read_whole(path, header, room=None):
+    """Read a file to its end.
+
+    Arguments
+    ---------
+    path : str
+        The file.
+    header : Header
+        What its header says.
+    room : dict of str to numpy.ndarray
+        Where to read to: an array for each type of samples.
+
+    Returns
+    -------
+    Look
+        What it holds.
+
+    Example
+    -------
+    >>> path = str(getfixture("tmpdir") / "clip.wav")
+    >>> soundfile.write(path, np.array([0.0, 0.5, -0.25]), 16000)
+    >>> read_whole(path, read_header(path))[:4]
+    (3, -8192, 16384, 0.0)
+    """
+    dtype = "int16" if header.subtype == "PCM_16" else "float32"
+    into = (room or make_room())[dtype]
+    top = 32767 if dtype == "int16" else 1 - 2.0 ** (1 - BITS.get(header.subtype, 99))
+    frames, clipped, fingerprint, lows, highs = 0, 0, 0, [], []
+    with soundfile.SoundFile(path) as file:
+        if file.channels > 1:
+            into = into[: len(into) // file.channels * file.channels].reshape(-1, file.channels)
+        while True:
+            block = file.read(dtype=dtype, out=into)
+            if len(block):
+                low, high = block.min().item(), block.max().item()
+                lows.append(low)
+                highs.append(high)
+                frames += len(block)
+                fingerprint = hash((fingerprint, block.ravel()[::STRIDE].tobytes()))
+                if high >= top or low <= -top:
+                    clipped += _in_runs(np.abs(block) >= top if dtype == "float32" else (block >= top) | (block <= -top))
+            if len(block) < len(into):
+                break
+    if not frames:
+        return Look(0, 0, 0, 0.0, 0)
+    low, high = np.min(lows).item(), np.max(highs).item()
+    # What a lossy format decodes to, or floats beyond 1, were not cut off there.
+    exact = header.subtype in BITS or (header.subtype in FLOATS and max(high, -low) <= 1)
+    return Look(frames, low, high, clipped / (frames * header.channels) if exact else 0.0, fingerprint)
+
+
+def make_room():
+    """Make the arrays that files are read into.
+
+    Returns
+    -------
+    dict of str to numpy.ndarray
+    """
+    return {dtype: np.empty(ROOM, dtype) for dtype in ("int16", "float32")}
+
+
+def _in_runs(at_top):
+    """Count the samples at full scale that are among several in a row."""
+    starts = at_top[2:] & at_top[1:-1] & at_top[:-2]
+    inside = np.zeros_like(at_top)
+    for shift in range(TOGETHER):
+        inside[shift : shift + len(starts)] |= starts
+    return int(inside.sum())
+
+
+def in_parallel(work, paths, deadline, name):
+    """Do something with many files, on several threads, showing how far it is.
+
+    Arguments
+    ---------
+    work : callable
+        Takes a path, and what :func:`make_room` makes.
+    paths : list of str
+        The files.
+    deadline : float
+        When to begin no further file, by ``time.perf_counter``.
+    name : str
+        What the progress bar is to say.
+
+    Yields
+    ------
+    tuple
+        A path, and what the work returned or raised.
+    """
+
+    def some(paths):
+        room, done = make_room(), []
+        for path in paths:
+            if time.perf_counter() > deadline:
+                break
+            try:
+                done.append((path, work(path, room)))
+            except (OSError, RuntimeError, ValueError, TypeError) as error:  # soundfile's own are RuntimeErrors
+                done.append((path, error))
+        return done
+
+    chunks = [paths[i : i + CHUNK] for i in range(0, len(paths), CHUNK)]
+    threads = max(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    bar = tqdm(total=len(paths), desc=name, unit="file", disable=None, leave=False)
+    with bar, ThreadPoolExecutor(threads) as pool:
+        for done in pool.map(some, chunks):
+            bar.update(len(done))
+            yield from done

@@ -1,0 +1,451 @@
+"""What is wrong with audio files is told, unless the pipeline does not mind it."""
+
+import copy
+import os
+import shutil
+import struct
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from speechbrain.augment.time_domain import Resample
+from speechbrain.dataio.dataio import read_audio
+from speechbrain.dataio.dataset import DynamicItemDataset
+from speechbrain.preflight import audio
+from speechbrain.preflight.clips import read_header, read_whole
+from speechbrain.preflight.items import Items
+from speechbrain.preflight.seen import Seen
+from torch.utils.data import DataLoader, Subset
+from torchaudio.functional import resample
+
+RATE = 16000
+
+
+def clip(seed=0, seconds=0.5, rate=RATE):
+    return np.random.default_rng(seed).normal(0, 0.1, int(seconds * rate))
+
+
+class Data:
+    """Eight clips to train on and four to validate on, their manifests, and how they are read."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.read, self.takes, self.hparams, self.stepped = read_audio, ["wav"], {"sample_rate": RATE}, True
+        self.train, self.valid = ({f"{split}{i}": {} for i in range(n)} for split, n in (("train", 8), ("valid", 4)))
+        for seed, (name, item) in enumerate([*self.train.items(), *self.valid.items()]):
+            item["wav"] = str(folder / f"{name}.wav")
+            self.write(item, clip(seed, 0.5 + seed / 100))
+
+    def write(self, item, samples, rate=RATE, **options):
+        soundfile.write(item["wav"], samples, rate, **options)
+
+    @property
+    def item(self):
+        return self.train["train1"]
+
+    @property
+    def items(self):
+        return [*self.train.values(), *self.valid.values()]
+
+    def dataset(self, split):
+        pipeline = {"func": self.read, "takes": self.takes, "provides": "sig"}
+        return DynamicItemDataset(copy.deepcopy(getattr(self, split)), [pipeline], ["id", "sig"])
+
+    def seen(self, **options):
+        brain = SimpleNamespace(modules=torch.nn.ModuleDict())
+        sets = {"train_set": self.dataset("train"), "valid_set": self.dataset("valid")}
+        return Seen(brain, self.hparams, **{**sets, "batch": {}, "stepped": self.stepped, **options})
+
+
+@pytest.fixture
+def data(tmp_path):
+    return Data(tmp_path)
+
+
+def missing(data):
+    os.remove(data.item["wav"])
+
+
+def unreadable(data):
+    Path(data.item["wav"]).write_text("<html>Not found</html>")
+
+
+def cut(extension):
+    def cut(data):
+        name = data.item["wav"]
+        data.item["wav"] = name.replace("wav", extension)
+        data.write(data.item, clip(3, 3))
+        whole = Path(data.item["wav"]).read_bytes()
+        Path(data.item["wav"]).write_bytes(whole[: len(whole) * 2 // 3])
+
+    return cut
+
+
+def empty(data):
+    data.write(data.item, clip(0, 0))
+
+
+def not_finite(data):
+    samples = clip()
+    samples[100] = np.nan
+    data.write(data.item, samples, subtype="FLOAT")
+
+
+def other_rate(data):
+    data.write(data.item, clip(rate=8000), 8000)
+
+
+def other_rate_everywhere(data):
+    data.hparams = {"features": SimpleNamespace(), "compute": torch.nn.Sequential(Features(RATE), Features(RATE))}
+    for seed, item in enumerate(data.items):
+        data.write(item, clip(seed, 0.5 + seed / 100, 44100), 44100)
+
+
+class Features(torch.nn.Module):
+    def __init__(self, rate):
+        super().__init__()
+        self.sample_rate = rate
+
+
+def stereo(data):
+    data.write(data.item, np.stack([clip(20), clip(21)], -1))
+
+
+def stereo_everywhere(data):
+    for seed, item in enumerate(data.items):
+        data.write(item, np.stack([clip(seed, 0.5 + seed / 100)] * 2, -1))
+
+
+def stereo_for_a_model_that_fails(data):
+    stereo_everywhere(data)
+    data.stepped = False
+
+
+def silent(data):
+    data.write(data.item, 0 * clip())
+
+
+def clipped(data):
+    data.write(data.item, (20 * clip()).clip(-1, 1))
+
+
+def the_same_name(data):
+    data.valid["valid1"]["wav"] = data.item["wav"]
+
+
+def a_copy(data):
+    shutil.copy(data.item["wav"], data.valid["valid1"]["wav"])
+
+
+def long(data):
+    data.write(data.item, clip(3, 30))
+
+
+BROKEN = [
+    (missing, "audio-missing"),
+    (unreadable, "audio-unreadable"),
+    (cut("wav"), "audio-truncated"),
+    (cut("flac"), "audio-truncated"),
+    (cut("mp3"), "audio-truncated"),
+    (empty, "audio-empty"),
+    (not_finite, "audio-not-finite"),
+    (other_rate, "audio-rate"),
+    (other_rate_everywhere, "audio-rate"),
+    (stereo, "audio-channels"),
+    (stereo_for_a_model_that_fails, "audio-channels"),
+    (silent, "audio-silent"),
+    (clipped, "audio-clipped"),
+    (the_same_name, "audio-leak"),
+    (a_copy, "audio-leak"),
+    (long, "audio-duration"),
+]
+LEVELS = {"audio-silent": "warning", "audio-clipped": "warning", "audio-leak": "warning", "audio-duration": "note"}
+
+
+@pytest.mark.parametrize(("spoil", "code"), BROKEN, ids=[f"{code}-{spoil.__name__}" for spoil, code in BROKEN])
+def test_what_is_wrong_is_told(data, spoil, code):
+    spoil(data)
+    (finding,) = audio.check(data.seen())
+    assert finding.code == code
+    assert finding.level == LEVELS.get(code, "error")
+    assert (data.valid["valid1"] if code == "audio-leak" else data.item)["wav"] in finding.where
+    assert finding.what and finding.remedy
+
+
+def test_every_code_has_a_case():
+    assert set(audio.CODES) == {code for _, code in BROKEN}
+
+
+def nothing(data):
+    pass
+
+
+def read_if_there(data):
+    missing(data)
+    data.read = lambda wav: read_audio(wav) if os.path.exists(wav) else torch.zeros(100)
+
+
+def unreadable_but_not_read(data):
+    unreadable(data)
+    data.takes, data.read = ["id"], len
+
+
+def read_by_its_text(data):
+    for item in data.items:
+        Path(item["wav"]).write_text("0 1 2 3")
+    data.read = lambda wav: torch.tensor([float(number) for number in open(wav).read().split()])
+
+
+def size_not_filled_in(data):
+    content = bytearray(Path(data.item["wav"]).read_bytes())
+    content[40:44] = struct.pack("<I", 0xFFFFFFFF)
+    Path(data.item["wav"]).write_bytes(content)
+
+
+def empty_but_padded(data):
+    empty(data)
+    data.read = lambda wav: torch.nn.functional.pad(read_audio(wav), (0, 16000))
+
+
+def not_finite_but_mended(data):
+    not_finite(data)
+    data.read = lambda wav: read_audio(wav).nan_to_num()
+
+
+def resampled(data):
+    other_rate(data)
+    data.read = lambda wav: resample(read_audio(wav), soundfile.info(wav).samplerate, RATE)
+
+
+def resampled_and_cut(data):
+    for seed, item in enumerate(data.items):
+        data.write(item, clip(seed, 1.0, 8000), 8000)
+    data.read = lambda wav: resample(read_audio(wav), 8000, RATE)[:8000]
+
+
+def resampled_by_a_module(data):
+    other_rate(data)
+    data.hparams["resample"] = Resample(8000, RATE)
+
+
+def features_of_another_rate(data):
+    other_rate(data)
+    data.read = lambda wav: read_audio(wav).unfold(0, 400, 160)
+
+
+def no_rate_expected(data):
+    other_rate(data)
+    data.hparams = {"one": Features(RATE), "other": Features(8000)}
+
+
+def mixed_down(data):
+    stereo(data)
+    data.read = lambda wav: torch.from_numpy(soundfile.read(wav, always_2d=True)[0].mean(-1))
+
+
+def quiet(data):
+    data.write(data.item, clip() / 5000)
+
+
+def loud(data):
+    samples = clip()
+    data.write(data.item, samples / np.abs(samples).max())
+
+
+def loud_and_lossy(data):
+    data.item["wav"] = data.item["wav"].replace("wav", "mp3")
+    data.write(data.item, (20 * clip()).clip(-1, 1))
+
+
+def parts_of_one_recording(data):
+    for seed, item in enumerate(data.items):
+        item["start"], item["stop"] = str(100 * seed), str(100 * seed + 100)
+        item["wav"] = data.item["wav"]
+    data.takes = ["wav", "start", "stop"]
+    data.read = lambda wav, start, stop: read_audio({"file": wav, "start": int(start), "stop": int(stop)})
+
+
+def two_parts_of_one_recording(data):
+    parts = {"train0": (0, 4000), "valid1": (4000, 8000)}
+    wav = data.item["wav"]
+    for name, item in [*data.train.items(), *data.valid.items()]:
+        start, stop = parts.get(name, (0, 0))
+        item["wav"] = {"file": wav if name in parts else item["wav"], "start": start, "stop": stop}
+    data.item["wav"] = {"file": data.train["train2"]["wav"]["file"], "start": 0, "stop": 0}
+
+
+def one_noise_for_all(data):
+    for item in data.items:
+        item["noise"] = data.item["wav"]
+    data.train.pop("train1")
+    data.takes, data.read = ["wav", "noise"], lambda wav, noise: read_audio(wav)[:3000] + read_audio(noise)[:3000]
+
+
+def some_longer_some_shorter(data):
+    for seed, item in enumerate(data.items):
+        data.write(item, clip(seed, 0.2 * 1.4**seed))
+
+
+HEALTHY = [
+    nothing,
+    read_if_there,
+    unreadable_but_not_read,
+    read_by_its_text,
+    size_not_filled_in,
+    empty_but_padded,
+    not_finite_but_mended,
+    resampled,
+    resampled_and_cut,
+    resampled_by_a_module,
+    features_of_another_rate,
+    no_rate_expected,
+    mixed_down,
+    stereo_everywhere,
+    quiet,
+    loud,
+    loud_and_lossy,
+    parts_of_one_recording,
+    two_parts_of_one_recording,
+    one_noise_for_all,
+    some_longer_some_shorter,
+]
+
+
+@pytest.mark.parametrize("change", HEALTHY)
+def test_nothing_is_told_of_what_is_right(data, change):
+    change(data)
+    assert list(audio.check(data.seen())) == []
+
+
+def in_folder(data):
+    for item in data.items:
+        item["wav"] = os.path.basename(item["wav"])
+    data.read = lambda wav: read_audio(str(data.folder / wav))
+    return ("wav",)
+
+
+def by_id(data):
+    for item in data.items:
+        item["wav"] = "nothing"
+    data.takes, data.read = ["id"], lambda name: read_audio(f"{data.folder}/{name}.wav")
+    return ("id",)
+
+
+def in_a_mapping(data):
+    for item in data.items:
+        item["wav"] = {"file": item["wav"], "start": 0}
+    return ("wav", "file")
+
+
+def in_a_list(data):
+    for item in data.items:
+        item["wav"] = [item["wav"]]
+    data.read = lambda wavs: torch.stack([read_audio(wav) for wav in wavs])
+    return ("wav",)
+
+
+def opened_in_python(data):
+    data.read = lambda wav: torch.from_numpy(soundfile.read(open(wav, "rb"))[0])
+    return ("wav",)
+
+
+def opened_by_pathlib(data):
+    data.read = lambda wav: torch.frombuffer(bytearray(Path(wav).read_bytes()[44:]), dtype=torch.int16)
+    return ("wav",)
+
+
+def of_no_extension(data):
+    for item in data.items:
+        item["wav"] = shutil.move(item["wav"], item["wav"].removesuffix(".wav"))
+    return ("wav",)
+
+
+def read_before(data):
+    sounds = {item["wav"]: read_audio(item["wav"]) for item in data.items}
+    data.read = sounds.get
+    return ("wav",)
+
+
+WAYS = [in_folder, by_id, in_a_mapping, in_a_list, opened_in_python, opened_by_pathlib, of_no_extension, read_before]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_files_are_found_as_they_are_read(data, way):
+    keys = way(data)
+    assert [source.keys for source in audio.sources(Items.of("train", data.dataset("train")))] == [keys]
+    seen = data.seen()
+    assert list(audio.check(seen)) == []
+    assert "12 of 12 headers and 12 whole files" in seen.said[0]
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda dataset: DataLoader(dataset, collate_fn=list),
+        lambda dataset: Subset(Subset(dataset, [0, 1, 5]), [1, 2]),
+        lambda dataset: dataset.filtered_sorted(sort_key="id"),
+        lambda dataset: [{"wav": item["wav"]} for item in dataset.data.values()],
+    ],
+    ids=["loader", "subset", "sorted", "list"],
+)
+def test_files_are_found_in_what_fit_takes(data, wrap):
+    silent(data)
+    (finding,) = audio.check(data.seen(train_set=wrap(data.dataset("train")), valid_set=None))
+    assert finding.code == "audio-silent" and finding.where == f"train wav: {data.item['wav']}"
+
+
+class OfTorch(torch.utils.data.Dataset):
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, i):
+        return torch.zeros(3)
+
+
+@pytest.mark.parametrize("given", [OfTorch(), None, [], [torch.zeros(3)], iter([1])])
+def test_it_says_where_it_cannot_know(data, given):
+    seen = data.seen(train_set=given, valid_set=None)
+    assert list(audio.check(seen)) == [] and "was not scanned" in seen.said[0]
+
+
+def test_without_time_the_headers_are_read(data):
+    other_rate(data)
+    silent(data)
+    data.write(data.train["train5"], clip(rate=8000), 8000)
+    seen = data.seen(scan_seconds=0)
+    assert [finding.code for finding in audio.check(seen)] == ["audio-rate"]
+    assert "12 of 12 headers and 0 whole files" in seen.said[0]
+
+
+def test_the_pipeline_is_left_as_it_was(data):
+    missing(data)
+    seen = data.seen()
+    mapping = dict(seen.train_set.pipeline.output_mapping)
+    opener = open
+    list(audio.check(seen))
+    assert seen.train_set.pipeline.output_mapping == mapping and set(seen.train_set[0]) == {"id", "sig"}
+    assert open is opener
+
+
+FORMATS = [
+    (extension, subtype)
+    for extension in ("wav", "flac", "mp3", "ogg", "aiff")
+    for subtype in ("PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", None)
+    if soundfile.check_format(extension.upper(), subtype)
+]
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize(("extension", "subtype"), FORMATS)
+def test_a_header_says_what_soundfile_says(tmp_path, extension, subtype, channels):
+    path = str(tmp_path / f"clip.{extension}")
+    soundfile.write(path, np.stack([clip()] * channels, -1), RATE, subtype=subtype)
+    told = soundfile.info(path)
+    header = read_header(path)
+    assert header == (told.samplerate, told.channels, told.frames, told.subtype, 0)
+    look = read_whole(path, header)
+    samples = soundfile.read(path)[0] * (2**15 if header.subtype == "PCM_16" else 1)
+    assert look[:3] == pytest.approx((told.frames, samples.min(), samples.max()), rel=1e-5)
