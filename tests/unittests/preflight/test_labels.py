@@ -1,0 +1,279 @@
+"""What is wrong with labels and batches is told; of targets that are not one label an item nothing is said."""
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+from speechbrain.core import Brain
+from speechbrain.dataio.dataset import DynamicItemDataset
+from speechbrain.dataio.encoder import CategoricalEncoder
+from speechbrain.dataio.sampler import ReproducibleWeightedRandomSampler
+from speechbrain.nnet.losses import AdditiveAngularMargin, LogSoftmaxWrapper, nll_loss
+from speechbrain.preflight import labels
+from speechbrain.preflight.first_step import reach_first_step
+from speechbrain.preflight.ranks import Ranks
+from speechbrain.preflight.seen import Seen
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
+
+WORDS = ["bed", "cat", "dog", "tree"]
+
+
+class Run:
+    """A small classifier of four words: its data, its encoder, how it is loaded, and its loss."""
+
+    def __init__(self):
+        self.train = {f"t{i}": {"word": WORDS[i % 4], "size": i} for i in range(16)}
+        self.valid = {f"v{i}": {"word": WORDS[i % 4], "size": i} for i in range(8)}
+        self.model = torch.nn.Linear(3, 4)
+        self.loader = {"batch_size": 4, "shuffle": True}
+        self.label = {"takes": ["word"], "provides": "label"}
+        encode(self, WORDS)
+        self.sound = {"func": lambda size: torch.full((3,), size / 10), "takes": ["size"], "provides": "sound"}
+        self.loss = lambda scores, batch: cross_entropy(scores, batch.label.data[:, 0])
+        self.wrap = lambda dataset: dataset
+        self.copies = 1
+
+    def dataset(self, split):
+        return self.wrap(DynamicItemDataset(copy.deepcopy(split), [self.label, self.sound], ["id", "sound", "label"]))
+
+    def findings(self):
+        run = self
+
+        class Classifier(Brain):
+            def compute_forward(self, batch, stage):
+                return self.modules.model(batch.sound.data.repeat(run.copies, 1))
+
+            def compute_objectives(self, scores, batch, stage):
+                return run.loss(scores, batch)
+
+        brain = Classifier({"model": self.model}, lambda p: torch.optim.SGD(p, 0.1), run_opts={"device": "cpu"})
+        valid = self.valid and self.dataset(self.valid)
+        seen = Seen(brain, train_set=self.dataset(self.train), valid_set=valid)
+        reach_first_step(seen, Ranks(), iter([1]), self.loader, {"batch_size": 4})
+        return list(labels.check(seen))
+
+
+def more_classes(run):
+    run.model = torch.nn.Linear(3, 2)
+
+
+def encode(run, words, **options):
+    run.encoder = CategoricalEncoder(**options)
+    run.encoder.update_from_iterable(words)
+    run.encoder.ignore_len()
+    run.label["func"] = run.encoder.encode_label_torch
+
+
+def from_one(run):
+    encode(run, WORDS, starting_index=1)
+
+
+def from_one_with_log_probabilities(run):
+    from_one(run)
+    run.model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LogSoftmax(-1))
+    run.loss = lambda scores, batch: nll_loss(scores.unsqueeze(1), batch.label.data)
+
+
+def more_classes_in_valid(run):
+    run.encoder.update_from_iterable(["wow"])
+    run.valid["v0"]["word"] = "wow"
+
+
+def a_class_is_ignored(run):
+    run.loss = lambda scores, batch: cross_entropy(scores, batch.label.data[:, 0], ignore_index=0)
+
+
+def only_in_valid(run):
+    run.train = {name: item for name, item in run.train.items() if item["word"] != "cat"}
+
+
+def only_in_valid_with_margin(run):
+    only_in_valid(run)
+    margin(run)
+
+
+def margin(run):
+    loss = LogSoftmaxWrapper(AdditiveAngularMargin())
+    run.loss = lambda scores, batch: loss(scores.tanh().unsqueeze(1), batch.label.data)
+
+
+def encoder_of_other_words(run):
+    encode(run, ["yes", "no"])
+
+
+def encoder_of_fewer_words(run):
+    encode(run, WORDS[:3])
+
+
+def encoder_of_other_words_and_unk(run):
+    encoder_of_other_words(run)
+    run.encoder.add_unk()
+
+
+def in_order(run):
+    run.train = dict(sorted(run.train.items(), key=lambda item: item[1]["word"]))
+    run.loader["shuffle"] = False
+
+
+def drop_last(run):
+    run.loader |= {"batch_size": 17, "drop_last": True}
+
+
+def drop_last_in_valid(run):
+    run.wrap = lambda dataset: dataset if len(dataset) > 8 else DataLoader(dataset, batch_size=9, drop_last=True)
+
+
+def one_left_over(run):
+    run.loader["batch_size"] = 5
+    run.model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+
+
+def only_one(run):
+    one_left_over(run)
+    run.train = {"t0": run.train["t0"]}
+    run.valid = None
+
+
+BROKEN = [
+    (more_classes, "label-outside", "train label: dog"),
+    (from_one, "label-outside", "train label: tree"),
+    (from_one_with_log_probabilities, "label-outside", "train label: tree"),
+    (more_classes_in_valid, "label-outside", "valid label: wow"),
+    (a_class_is_ignored, "label-ignored", "train label: bed"),
+    (only_in_valid, "label-only-in-valid", "valid label: cat"),
+    (only_in_valid_with_margin, "label-only-in-valid", "valid label: cat"),
+    (encoder_of_other_words, "label-unknown", "train label"),
+    (encoder_of_fewer_words, "label-unknown", "train label"),
+    (encoder_of_other_words_and_unk, "label-unknown", "train label"),
+    (in_order, "labels-sorted", "train label"),
+    (drop_last, "no-batch", "train"),
+    (drop_last_in_valid, "no-batch", "valid"),
+    (one_left_over, "batch-of-one", "model.1"),
+    (only_one, "batch-of-one", "model.1"),
+]
+LEVELS = {"label-ignored": "warning", "label-only-in-valid": "warning", "labels-sorted": "warning"}
+
+
+@pytest.mark.parametrize(("spoil", "code", "where"), BROKEN, ids=[spoil.__name__ for spoil, *_ in BROKEN])
+def test_what_is_wrong_is_told(spoil, code, where):
+    run = Run()
+    spoil(run)
+    findings = run.findings()
+    assert {finding.code for finding in findings} == {code}
+    assert findings[0].level == LEVELS.get(code, "error") and findings[0].where.startswith(where)
+    assert findings[0].what and findings[0].remedy
+
+
+def test_every_code_has_a_case():
+    assert set(labels.CODES) == {code for _, code, _ in BROKEN}
+
+
+def nothing(run):
+    pass
+
+
+def padded_with_the_ignored(run):
+    run.label |= {"func": lambda size: torch.arange(size % 3 + 1), "takes": ["size"]}
+    run.sound["func"] = lambda size: torch.ones(3, 3)
+    run.loss = lambda scores, batch: cross_entropy(scores[:, : batch.label.data.shape[1]].transpose(1, 2), batch.label.data)
+
+
+def some_are_not_labelled(run):
+    run.label["func"] = lambda word: torch.tensor([-1 if word == "cat" else WORDS.index(word)])
+    run.loss = lambda scores, batch: cross_entropy(scores, batch.label.data[:, 0], ignore_index=-1)
+
+
+def several_labels(run):
+    run.label["func"] = lambda word: torch.nn.functional.one_hot(run.encoder.encode_label_torch(word)[0], 5).float()
+    run.model = torch.nn.Linear(3, 5)
+    run.loss = lambda scores, batch: torch.nn.functional.binary_cross_entropy_with_logits(scores, batch.label.data)
+
+
+def not_the_labels(run):
+    run.loss = lambda scores, batch: cross_entropy(scores, batch.label.data[:, 0] * 0)
+
+
+def in_order_but_shuffled(run):
+    in_order(run)
+    run.loader["shuffle"] = True
+
+
+def in_order_but_sampled(run):
+    in_order(run)
+    run.loader |= {"shuffle": False, "sampler": ReproducibleWeightedRandomSampler([1] * 16, 16, True, seed=1)}
+
+
+def mostly_one_class(run):
+    for i, item in enumerate(run.train.values()):
+        item["word"] = WORDS[0] if i % 9 else WORDS[i % 4]
+    run.valid = {"v": {"word": WORDS[0], "size": 3}}
+    run.loader["shuffle"] = False
+
+
+def one_left_over_but_dropped(run):
+    one_left_over(run)
+    run.loader["drop_last"] = True
+
+
+def one_left_over_but_augmented(run):
+    one_left_over(run)
+    run.copies = 2
+    run.loss = lambda scores, batch: cross_entropy(scores, batch.label.data[:, 0].repeat(2))
+
+
+def one_left_over_but_long(run):
+    one_left_over(run)
+    layers = [torch.nn.Linear(3, 12), torch.nn.Unflatten(1, (4, 3)), torch.nn.BatchNorm1d(4), torch.nn.AvgPool1d(3)]
+    run.model = torch.nn.Sequential(*layers, torch.nn.Flatten())
+
+
+def one_left_over_but_frozen(run):
+    one_left_over(run)
+    run.model[1].register_forward_pre_hook(lambda module, _: module.eval() and None)
+
+
+def unknown_but_allowed(run):
+    encoder_of_fewer_words(run)
+    run.encoder.add_unk()
+
+
+def no_validation(run):
+    run.valid = None
+
+
+def a_loader(run):
+    run.wrap = lambda dataset: DataLoader(dataset, batch_size=4, collate_fn=dataset_of)
+
+
+def dataset_of(items):
+    tensors = {key: SimpleNamespace(data=torch.stack([item[key] for item in items])) for key in ("sound", "label")}
+    return SimpleNamespace(to=lambda device: None, **tensors)
+
+
+HEALTHY = [
+    nothing,
+    padded_with_the_ignored,
+    some_are_not_labelled,
+    several_labels,
+    not_the_labels,
+    margin,
+    in_order_but_shuffled,
+    in_order_but_sampled,
+    mostly_one_class,
+    one_left_over_but_dropped,
+    one_left_over_but_augmented,
+    one_left_over_but_long,
+    one_left_over_but_frozen,
+    unknown_but_allowed,
+    no_validation,
+    a_loader,
+]
+
+
+@pytest.mark.parametrize("change", HEALTHY)
+def test_nothing_is_told_of_what_is_right(change):
+    run = Run()
+    change(run)
+    assert run.findings() == []
