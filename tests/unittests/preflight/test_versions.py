@@ -1,0 +1,85 @@
+"""What is installed is held against what SpeechBrain and the recipe ask for."""
+
+from importlib.metadata import PackageNotFoundError, requires
+
+import pytest
+from speechbrain.preflight import versions
+from speechbrain.preflight.seen import Seen
+
+RECIPE = """# of the recipe
+transformers>=4.30,<5  # a comment
+-r more.txt
+git+https://example.org/tool.git
+k2; python_version < "3"
+"""
+NUMPY = {"numpy": "1.16.6"}
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch):
+    """callable: Makes a recipe with some requirements, and pretends that something is installed; returns the findings."""
+
+    def findings(lines=None, installed=None, folder="."):
+        script = tmp_path / "task" / "train.py"
+        script.parent.mkdir()
+        if lines is not None:
+            (script.parent / folder / versions.EXTRA).write_text(lines)
+        real = versions.version
+
+        def version(name):
+            found = (installed or {}).get(name, "") or real(name)
+            if found == "none":
+                raise PackageNotFoundError(name)
+            return found
+
+        monkeypatch.setattr(versions, "version", version)
+        return list(versions.check(Seen(None, script=script)))
+
+    return findings
+
+
+BROKEN = [
+    ((None, NUMPY), "version-untested", "numpy"),
+    ((None, {"torch": "2.7.0+cu128"}), "version-untested", "torch"),
+    ((None, {"torchaudio": "2.7.0"}), "version-untested", "torchaudio"),
+    ((None, {"hyperpyyaml": "0.0.0"}), "version-untested", "hyperpyyaml"),
+    ((RECIPE, {"transformers": "5.0"}), "version-of-recipe", "transformers 5.0 is installed, transformers<5,>=4.30"),
+    ((RECIPE, {"transformers": "5.0"}, ".."), "version-of-recipe", "transformers 5.0 is installed, transformers<5,>=4.30"),
+    ((RECIPE, {"transformers": "none"}), "not-installed", "transformers<5,>=4.30"),
+]
+
+
+@pytest.mark.parametrize(("case", "code", "what"), BROKEN)
+def test_another_version_is_told(recipe, case, code, what):
+    (finding,) = recipe(*case)
+    assert finding.code == code and what in finding.what and finding.where and finding.remedy
+    assert finding.level == ("note" if code == "not-installed" else "warning")
+
+
+def test_every_code_has_a_case():
+    assert set(versions.CODES) == {code for _, code, _ in BROKEN}
+
+
+HEALTHY = [
+    (None, {}),
+    ("", {}),
+    (RECIPE, {"transformers": "4.57.1"}),
+    (RECIPE, {"transformers": "4.30.0.dev0"}),
+    (RECIPE, {"transformers": "5.0"}, "../.."),
+    ("torch==2.9.1", {"torch": "2.9.1+cu128"}),
+    ("torch>=2.9", {"torch": "2.9.0a0+git123"}),
+    ("tool>=3", {"tool": "unknown"}),
+]
+
+
+@pytest.mark.parametrize("case", HEALTHY)
+def test_a_version_that_was_asked_for_is_no_news(recipe, case):
+    assert recipe(*case) == []
+
+
+def test_what_was_tested_is_what_the_package_requires():
+    assert {"torch", "torchaudio", "hyperpyyaml", "numpy"} <= {one.name for one in versions._parse(requires("speechbrain"))}
+
+
+def test_without_a_script_only_the_package_speaks():
+    assert list(versions.check(Seen(None))) == []
