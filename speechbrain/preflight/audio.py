@@ -38,6 +38,7 @@ CODES = {
     "audio-duration": "a clip is far longer or shorter than the others",
 }
 
+MP3 = "MPEG_LAYER_III"
 TRIES = 4  # items to try something on
 SLACK = 0.1  # seconds that a file may lack without a word
 CLIPPED = 0.001  # of a clip's samples
@@ -327,8 +328,9 @@ class Clips:
         lacks = header.missing
         if path in self.looks and not lacks and header.frames > self.looks[path].frames:
             with open(path, "rb") as file:
-                known = header.subtype != "MPEG_LAYER_III" or any(tag in file.read(4096) for tag in (b"Xing", b"Info"))
-            lacks = header.frames - self.looks[path].frames if known else 0  # else the length was an estimate
+                start = file.read(4096)
+            if header.subtype != MP3 or b"Xing" in start or b"Info" in start:  # else its length is an estimate
+                lacks = header.frames - self.looks[path].frames
         return lacks / header.rate
 
 
@@ -472,8 +474,9 @@ def _durations(clips):
     """Clips far from the usual duration, and from the spread of the durations too."""
     logs = defaultdict(dict)
     for path, header in clips.headers.items():
-        if header.frames and len(clips.uses[path]) == 1:  # else it is no clip, but a recording of many
-            logs[clips.uses[path][0].source.keys][path] = math.log(header.frames / header.rate)
+        frames = clips.looks[path].frames if path in clips.looks else 0 if header.subtype == MP3 else header.frames
+        if frames and len(clips.uses[path]) == 1:  # else it is no clip, but a recording of many
+            logs[clips.uses[path][0].source.keys][path] = math.log(frames / header.rate)
     for of in logs.values():
         if len(of) < 2:
             continue

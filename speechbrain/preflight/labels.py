@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from speechbrain.preflight.items import ENCODER, Items, Watch
 from speechbrain.preflight.report import Finding
+from torch.nn.functional import one_hot
 from torch.utils.data import BatchSampler, SequentialSampler
 
 CODES = {
@@ -188,9 +189,9 @@ def _target(call):
     if call.name in ("cross_entropy", "nll_loss") and not given.is_floating_point() and given.numel() == len(given):
         return Target(given.reshape(-1).cpu(), scores.shape[1], call.options.get("ignore_index", -100))
     if call.name == "kl_div" and given.dim() == 2 and given.shape == scores.shape:  # the wrapper of the margin losses
-        hot = given == given.amax(1, keepdim=True)
-        if (hot.sum(1) == 1).all() and torch.equal(given, hot.to(given.dtype)):
-            return Target(given.argmax(1).cpu(), given.shape[1], -100)
+        labels = given.argmax(1)
+        if torch.equal(given, one_hot(labels, given.shape[1]).to(given.dtype)):
+            return Target(labels.cpu(), given.shape[1], -100)
     return None
 
 

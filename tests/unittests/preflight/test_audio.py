@@ -32,7 +32,7 @@ class Data:
     """Eight clips to train on and four to validate on, their manifests, and how they are read."""
 
     def __init__(self, folder):
-        self.folder = folder
+        self.folder, self.script = folder, folder / "train.py"
         self.read, self.takes, self.hparams, self.stepped = read_audio, ["wav"], {"sample_rate": RATE}, True
         self.train, self.valid = ({f"{split}{i}": {} for i in range(n)} for split, n in (("train", 8), ("valid", 4)))
         for seed, (name, item) in enumerate([*self.train.items(), *self.valid.items()]):
@@ -57,7 +57,7 @@ class Data:
     def seen(self, **options):
         brain = SimpleNamespace(modules=torch.nn.ModuleDict())
         sets = {"train_set": self.dataset("train"), "valid_set": self.dataset("valid")}
-        return Seen(brain, self.hparams, **{**sets, "batch": {}, "stepped": self.stepped, **options})
+        return Seen(brain, self.hparams, **{**sets, "batch": {}, "stepped": self.stepped, "script": self.script, **options})
 
 
 @pytest.fixture
@@ -128,8 +128,16 @@ def silent(data):
     data.write(data.item, 0 * clip())
 
 
-def clipped(data):
-    data.write(data.item, (20 * clip()).clip(-1, 1))
+def silent_in_both(data):
+    silent(data)
+    a_copy(data)
+
+
+def clipped(subtype):
+    def clipped(data):
+        data.write(data.item, (20 * clip()).clip(-1, 1), subtype=subtype)
+
+    return clipped
 
 
 def the_same_name(data):
@@ -157,7 +165,8 @@ BROKEN = [
     (stereo, "audio-channels"),
     (stereo_for_a_model_that_fails, "audio-channels"),
     (silent, "audio-silent"),
-    (clipped, "audio-clipped"),
+    (silent_in_both, "audio-silent"),
+    *((clipped(subtype), "audio-clipped") for subtype in ("PCM_U8", "PCM_16", "PCM_24", "FLOAT")),
     (the_same_name, "audio-leak"),
     (a_copy, "audio-leak"),
     (long, "audio-duration"),
@@ -231,6 +240,11 @@ def resampled_by_a_module(data):
     data.hparams["resample"] = Resample(8000, RATE)
 
 
+def resampled_by_the_script(data):
+    other_rate(data)
+    data.script.write_text("feats = self.hparams.compute_features(resample(wavs))")
+
+
 def features_of_another_rate(data):
     other_rate(data)
     data.read = lambda wav: read_audio(wav).unfold(0, 400, 160)
@@ -255,9 +269,24 @@ def loud(data):
     data.write(data.item, samples / np.abs(samples).max())
 
 
+def peaks(data):
+    samples = clip().clip(-0.9, 0.9)
+    samples[::50] = 1.0
+    data.write(data.item, samples)
+
+
 def loud_and_lossy(data):
     data.item["wav"] = data.item["wav"].replace("wav", "mp3")
     data.write(data.item, (20 * clip()).clip(-1, 1))
+
+
+def mp3_of_unknown_length(data):
+    data.item["wav"] = data.item["wav"].replace("wav", "mp3")
+    content = b""
+    for level in (0.99, 0.0):  # few bits a second, then many: a length is told that never comes
+        data.write(data.item, clip(0, 5), bitrate_mode="CONSTANT", compression_level=level)
+        content += Path(data.item["wav"]).read_bytes()
+    Path(data.item["wav"]).write_bytes(content)
 
 
 def parts_of_one_recording(data):
@@ -266,6 +295,12 @@ def parts_of_one_recording(data):
         item["wav"] = data.item["wav"]
     data.takes = ["wav", "start", "stop"]
     data.read = lambda wav, start, stop: read_audio({"file": wav, "start": int(start), "stop": int(stop)})
+
+
+def parts_of_a_long_recording(data):
+    long(data)
+    for i, name in enumerate(("train4", "train5")):
+        data.train[name] = {"wav": data.item["wav"], "start": 100 * i}
 
 
 def two_parts_of_one_recording(data):
@@ -300,14 +335,18 @@ HEALTHY = [
     resampled,
     resampled_and_cut,
     resampled_by_a_module,
+    resampled_by_the_script,
     features_of_another_rate,
     no_rate_expected,
     mixed_down,
     stereo_everywhere,
     quiet,
     loud,
+    peaks,
     loud_and_lossy,
+    mp3_of_unknown_length,
     parts_of_one_recording,
+    parts_of_a_long_recording,
     two_parts_of_one_recording,
     one_noise_for_all,
     some_longer_some_shorter,
@@ -349,7 +388,7 @@ def in_a_list(data):
 
 def opened_in_python(data):
     data.read = lambda wav: torch.from_numpy(soundfile.read(open(wav, "rb"))[0])
-    return ("wav",)
+    return of_no_extension(data)
 
 
 def opened_by_pathlib(data):
@@ -363,13 +402,28 @@ def of_no_extension(data):
     return ("wav",)
 
 
+def by_soundfile_as_a_path(data):
+    data.read = lambda wav: torch.from_numpy(soundfile.read(Path(wav))[0])
+    return of_no_extension(data)
+
+
 def read_before(data):
     sounds = {item["wav"]: read_audio(item["wav"]) for item in data.items}
     data.read = sounds.get
     return ("wav",)
 
 
-WAYS = [in_folder, by_id, in_a_mapping, in_a_list, opened_in_python, opened_by_pathlib, of_no_extension, read_before]
+WAYS = [
+    in_folder,
+    by_id,
+    in_a_mapping,
+    in_a_list,
+    opened_in_python,
+    opened_by_pathlib,
+    of_no_extension,
+    by_soundfile_as_a_path,
+    read_before,
+]
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -408,6 +462,17 @@ class OfTorch(torch.utils.data.Dataset):
 @pytest.mark.parametrize("given", [OfTorch(), None, [], [torch.zeros(3)], iter([1])])
 def test_it_says_where_it_cannot_know(data, given):
     seen = data.seen(train_set=given, valid_set=None)
+    assert list(audio.check(seen)) == [] and "was not scanned" in seen.said[0]
+
+
+def test_it_says_so_where_two_keys_make_a_path(data):
+    for name, item in {**data.train, **data.valid}.items():
+        speaker = data.folder / name[-1]
+        speaker.mkdir(exist_ok=True)
+        shutil.move(item["wav"], speaker / f"{name}.wav")
+        item |= {"wav": name, "speaker": name[-1]}
+    data.takes, data.read = ["wav", "speaker"], lambda wav, speaker: read_audio(f"{data.folder}/{speaker}/{wav}.wav")
+    seen = data.seen()
     assert list(audio.check(seen)) == [] and "was not scanned" in seen.said[0]
 
 

@@ -1,5 +1,6 @@
 """What is wrong with labels and batches is told; of targets that are not one label an item nothing is said."""
 
+import contextlib
 import copy
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from speechbrain.dataio.sampler import ReproducibleWeightedRandomSampler
 from speechbrain.nnet.losses import AdditiveAngularMargin, LogSoftmaxWrapper, nll_loss
 from speechbrain.preflight import labels
 from speechbrain.preflight.first_step import reach_first_step
+from speechbrain.preflight.items import Items
 from speechbrain.preflight.ranks import Ranks
 from speechbrain.preflight.seen import Seen
 from torch.nn.functional import cross_entropy
@@ -29,6 +31,7 @@ class Run:
         self.model = torch.nn.Linear(3, 4)
         self.loader = {"batch_size": 4, "shuffle": True}
         self.label = {"takes": ["word"], "provides": "label"}
+        self.items, self.keys = [], ["id", "sound", "label"]
         encode(self, WORDS)
         self.sound = {"func": lambda size: torch.full((3,), size / 10), "takes": ["size"], "provides": "sound"}
         self.loss = lambda scores, batch: cross_entropy(scores, batch.label.data[:, 0])
@@ -36,7 +39,8 @@ class Run:
         self.copies = 1
 
     def dataset(self, split):
-        return self.wrap(DynamicItemDataset(copy.deepcopy(split), [self.label, self.sound], ["id", "sound", "label"]))
+        items = [self.label, self.sound, *self.items]
+        return self.wrap(DynamicItemDataset(copy.deepcopy(split), items, self.keys))
 
     def findings(self):
         run = self
@@ -195,6 +199,38 @@ def not_the_labels(run):
     run.loss = lambda scores, batch: cross_entropy(scores, batch.label.data[:, 0] * 0)
 
 
+def two_that_are_the_same(run):
+    twin = {"bed": 0, "cat": 1, "dog": 2, "tree": 3, "wow": 9}
+    run.items.append({"func": lambda word: torch.tensor([twin[word]]), "takes": ["word"], "provides": "twin"})
+    run.keys.insert(0, "twin")
+    run.label["func"] = lambda word: torch.tensor([twin[word] % 9])
+    run.valid["v0"]["word"] = "wow"
+
+
+def labels_that_need_audio(run):
+    encode = run.encoder.encode_label_torch
+
+    def read(word):
+        with contextlib.suppress(OSError):
+            open("absent.wav")
+        return encode(word)
+
+    more_classes_in_valid(run)
+    run.label["func"] = read
+
+
+def soft_targets(run):
+    run.train = {f"t{i}": {"word": "tree" if i > 7 else "bed", "size": i} for i in range(16)}
+    run.loader["shuffle"] = False
+    run.model = torch.nn.Linear(3, 2)
+    run.loss = lambda scores, batch: torch.nn.functional.kl_div(scores.log_softmax(1), torch.full_like(scores, 0.5))
+
+
+def one_left_over_but_in_several_processes(run):
+    one_left_over(run)
+    run.model[1] = torch.nn.SyncBatchNorm(4)
+
+
 def in_order_but_shuffled(run):
     in_order(run)
     run.loader["shuffle"] = True
@@ -259,6 +295,10 @@ HEALTHY = [
     several_labels,
     not_the_labels,
     margin,
+    two_that_are_the_same,
+    labels_that_need_audio,
+    soft_targets,
+    one_left_over_but_in_several_processes,
     in_order_but_shuffled,
     in_order_but_sampled,
     mostly_one_class,
@@ -277,3 +317,23 @@ def test_nothing_is_told_of_what_is_right(change):
     run = Run()
     change(run)
     assert run.findings() == []
+
+
+def test_a_label_that_is_yielded_can_be_unknown():
+    run = Run()
+    encode(run, WORDS[:2])
+
+    def label(word):
+        yield word
+        yield run.encoder.encode_label_torch(word)
+
+    run.label |= {"func": label, "provides": ["text", "label"]}
+    of_train, of_valid = run.findings()
+    assert "'dog', 'tree': 8 of 16 items" in of_train.what and "4 of 8 items" in of_valid.what
+
+
+def test_the_pipeline_is_left_as_it_was_by_what_fails():
+    items = Items("train", Run().dataset(Run().train))
+    with pytest.raises(KeyError), items.providing(["label"]):
+        raise KeyError
+    assert set(items.pipeline.output_mapping) == {"id", "sound", "label"}
