@@ -14,8 +14,7 @@ import torch
 from speechbrain.augment.time_domain import Resample
 from speechbrain.dataio.dataio import read_audio
 from speechbrain.dataio.dataset import DynamicItemDataset
-from speechbrain.preflight import audio
-from speechbrain.preflight.clips import read_header, read_whole
+from speechbrain.preflight import audio, clips
 from speechbrain.preflight.items import Items
 from speechbrain.preflight.seen import Seen
 from torch.utils.data import DataLoader, Subset
@@ -505,12 +504,13 @@ FORMATS = [
 
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize(("extension", "subtype"), FORMATS)
-def test_a_header_says_what_soundfile_says(tmp_path, extension, subtype, channels):
+def test_a_file_is_read_as_soundfile_reads_it(tmp_path, monkeypatch, extension, subtype, channels):
+    monkeypatch.setattr(clips, "ROOM", 999)
     path = str(tmp_path / f"clip.{extension}")
     soundfile.write(path, np.stack([clip()] * channels, -1), RATE, subtype=subtype)
     told = soundfile.info(path)
-    header = read_header(path)
-    assert header == (told.samplerate, told.channels, told.frames, told.subtype, 0)
-    look = read_whole(path, header)
+    header = clips.read_header(path)
+    assert header[:5] == (told.samplerate, told.channels, told.frames, told.subtype, 0)
+    look = clips.read_whole(path, header)
     samples = soundfile.read(path)[0] * (2**15 if header.subtype == "PCM_16" else 1)
     assert look[:3] == pytest.approx((told.frames, samples.min(), samples.max()), rel=1e-5)
