@@ -282,7 +282,7 @@ class Clips:
         if paths:
             more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
             where = f"{self.uses[paths[0]][0]}: {', '.join(paths[:3])}{more}"
-            yield Finding(level, code, f"{what}: {len(paths)} of {len(self.uses)} files", where, remedy)
+            yield Finding(level, code, f"files {what}: {len(paths)} of {len(self.uses)}", where, remedy)
 
     def faults(self):
         """Tell what is wrong with files by themselves.
@@ -314,13 +314,15 @@ class Clips:
         again = "copy or convert them again, or drop their items"
         drop = "drop their items, or mend what made the files"
         louder = "use the recordings as they were before they were made louder"
-        yield from self.finding("error", "audio-missing", "absent", missing, "correct the paths, or drop the items", fails)
-        yield from self.finding("error", "audio-unreadable", "not decodable", unreadable, again, fails)
-        yield from self.finding("error", "audio-truncated", "cut off", truncated, again)
+        yield from self.finding(
+            "error", "audio-missing", "that do not exist", missing, "correct the paths, or drop the items", fails
+        )
+        yield from self.finding("error", "audio-unreadable", "that cannot be decoded", unreadable, again, fails)
+        yield from self.finding("error", "audio-truncated", "that end before their time", truncated, again)
         yield from self.finding("error", "audio-empty", "without a sample", empty, drop, is_made_empty)
-        yield from self.finding("error", "audio-not-finite", "nan or inf", wild, drop, is_made_wild)
-        yield from self.finding("warning", "audio-silent", "silent", silent, "drop their items, if they should hold sound")
-        yield from self.finding("warning", "audio-clipped", "clipped", clipped, louder)
+        yield from self.finding("error", "audio-not-finite", "with nan or infinite samples", wild, drop, is_made_wild)
+        yield from self.finding("warning", "audio-silent", "of silence", silent, "drop their items, if they should hold sound")
+        yield from self.finding("warning", "audio-clipped", "that are clipped", clipped, louder)
 
     def _lacks(self, path):
         """How many seconds a file lacks."""
@@ -416,7 +418,9 @@ def _channels(seen, clips):
         return seen.batch is not None and not seen.stepped and clips.headers[path].channels in _last_sizes(clips.make(path))
 
     remedy = "mix them down in the audio pipeline (sig.mean(-1)), or convert the files"
-    yield from clips.finding("error", "audio-channels", "of several channels, and so are their items", several, remedy, differs)
+    yield from clips.finding(
+        "error", "audio-channels", "whose several channels go on into their items", several, remedy, differs
+    )
 
 
 def _last_sizes(made):
@@ -447,8 +451,10 @@ def _leaks(clips):
         return _equal(path, pairs[path])
 
     remedy = "split by speaker or recording, and make sure that no clip is in two sets"
-    yield from clips.finding("warning", "audio-leak", "validated on, and trained on too", both, remedy)
-    yield from clips.finding("warning", "audio-leak", "validated on, and a copy of a training clip", copies, remedy, same)
+    yield from clips.finding("warning", "audio-leak", "that are validated on, and trained on too", both, remedy)
+    yield from clips.finding(
+        "warning", "audio-leak", "that are validated on, and copies of training clips", copies, remedy, same
+    )
 
 
 def _numbers(value, keys=()):

@@ -28,7 +28,7 @@ CODES = {
     "batch-of-one": "a batch of one item is left over, and a BatchNorm sees one value of it a channel",
 }
 
-AT_LEAST = 0.5  # seconds for the labels, however few the audio gets
+AT_LEAST = 0.25  # seconds for the labels, however few the audio gets
 SHOWN = 4
 SORTED = 0.1  # of the changes from class to class that a random order has
 
@@ -101,6 +101,8 @@ def check(seen):
             column = evaluate(items, key, deadline, outer in targets)
             if column is not None:
                 columns[split, outer] = column
+                if len(column.values) < len(items):
+                    seen.said.append(f"Labels ({column.where}): {len(column.values)} of {len(items)} items were looked at.")
                 yield from _unknown(column)
     for outer, target in targets.items():
         train, valid = columns.get(("train", outer)), columns.get(("valid", outer))
@@ -224,9 +226,10 @@ def _unknown(column):
     what = None
     if labels:
         what = f"the label encoder does not know {_some(map(repr, labels))}: {labels.total()} of {len(column.items)} items"
-    elif column.complete and column.items.split == "train" and len({column.say(i) for i in range(len(column.items))}) > 1:
+    elif column.complete and column.items.split == "train":
         for encoder in column.encoders:
-            if set(column.values) == {encoder.lab2ind.get(getattr(encoder, "unk_label", None))}:
+            all_unknown = set(column.values) == {encoder.lab2ind.get(getattr(encoder, "unk_label", None))}
+            if all_unknown and len({column.say(i) for i in range(len(column.items))}) > 1:
                 what = f"the label encoder knows none of the labels: all items are {encoder.unk_label!r} to it"
     if what:
         remedy = "remove the file that the encoder was loaded from, so that it is made of this data, or use labels it knows"
@@ -253,7 +256,8 @@ def _only_in_valid(train, valid, target):
     first = {}
     for i, value in enumerate(valid.values):
         first.setdefault(value, i)
-    new = [i for value, i in first.items() if value not in set(train.values) and 0 <= value < target.classes]
+    known = set(train.values)
+    new = [i for value, i in first.items() if value not in known and 0 <= value < target.classes]
     if new:
         what = f"{len(new)} of {len(first)} classes of the validation set are not in the training set"
         where = f"{valid.where}: {_some(valid.say(i) for i in new)}"
@@ -285,11 +289,11 @@ def _no_batch(seen):
         except (TypeError, AttributeError, NotImplementedError):  # no loader, or no telling
             continue
         if not batches:
-            if items:
-                what = f"{items} items are too few for a batch of {loader.batch_size}, and drop_last is set"
-            else:
-                what = "there is no item"
-            yield Finding("error", "no-batch", what, split, "take a smaller batch_size, or leave out drop_last")
+            remedy = "take a smaller batch_size, or leave out drop_last"
+            what = f"{items} items are too few for a batch of {loader.batch_size}, and drop_last is set"
+            if not items or not loader.drop_last:
+                what, remedy = f"its sampler gives none of {items} items", "look at what the items and the sampler are made of"
+            yield Finding("error", "no-batch", what, split, remedy)
 
 
 def _batch_of_one(seen):

@@ -129,6 +129,10 @@ def drop_last_in_valid(run):
     run.wrap = lambda dataset: dataset if len(dataset) > 8 else DataLoader(dataset, batch_size=9, drop_last=True)
 
 
+def no_item(run):
+    run.wrap = lambda dataset: dataset.filtered_sorted(key_min_value={"size": 8})
+
+
 def one_left_over(run):
     run.loader["batch_size"] = 5
     run.model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
@@ -154,6 +158,7 @@ BROKEN = [
     (in_order, "labels-sorted", "train label"),
     (drop_last, "no-batch", "train"),
     (drop_last_in_valid, "no-batch", "valid"),
+    (no_item, "no-batch", "valid"),
     (one_left_over, "batch-of-one", "model.1"),
     (only_one, "batch-of-one", "model.1"),
 ]
@@ -337,3 +342,9 @@ def test_the_pipeline_is_left_as_it_was_by_what_fails():
     with pytest.raises(KeyError), items.providing(["label"]):
         raise KeyError
     assert set(items.pipeline.output_mapping) == {"id", "sound", "label"}
+
+
+def test_it_says_of_how_many_labels_there_was_no_time(monkeypatch):
+    monkeypatch.setattr(labels, "AT_LEAST", 0)
+    seen = Seen(None, train_set=Run().dataset(Run().train), scan_seconds=0)
+    assert list(labels.check(seen)) == [] and seen.said == ["Labels (train label): 1 of 16 items were looked at."]
