@@ -430,21 +430,15 @@ def _last_sizes(made):
 
 def _leaks(clips):
     """Clips that are both in the training and in the validation set, by name or by content."""
-    by_name, by_content = defaultdict(dict), defaultdict(dict)
+    named, sounding = defaultdict(dict), defaultdict(dict)
     for path, uses in clips.uses.items():
+        look = clips.looks.get(path)
         for split in {use.items.split for use in uses}:
-            names = {use.items.static(use.i).get("id", use.i): use for use in uses if use.items.split == split}
-            if len(names) > 1:
-                continue  # noise, an enrolment, or a recording of many parts
-            (use,) = names.values()
-            numbers = tuple(sorted(_numbers(use.items.static(use.i))))  # parts of a recording differ in these
-            by_name[(os.path.abspath(path), use.source.keys, numbers)][split] = path
-            look = clips.looks.get(path)
+            named[os.path.abspath(path)][split] = path
             if look is not None and look.low < look.high:
-                header = clips.headers[path]
-                by_content[(use.source.keys, numbers, header[:3], look)].setdefault(split, path)
-    both = [found["valid"] for found in by_name.values() if len(found) == 2]
-    pairs = {found["valid"]: found["train"] for found in by_content.values() if len(found) == 2}
+                sounding[clips.headers[path][:3], look].setdefault(split, path)
+    both = [found["valid"] for found in named.values() if len(found) == 2 and _same_part(clips, **found)]
+    pairs = {found["valid"]: found["train"] for found in sounding.values() if len(found) == 2 and _same_part(clips, **found)}
     copies = [valid for valid, train in pairs.items() if os.path.abspath(valid) != os.path.abspath(train)]
 
     def same(path):
@@ -455,6 +449,18 @@ def _leaks(clips):
     yield from clips.finding(
         "warning", "audio-leak", "that are validated on, and copies of training clips", copies, remedy, same
     )
+
+
+def _same_part(clips, train, valid):
+    """Whether a file of each set is read for one item there, in the same way."""
+    ways = []
+    for split, path in (("train", train), ("valid", valid)):
+        items = {use.items.static(use.i).get("id", use.i): use for use in clips.uses[path] if use.items.split == split}
+        if len(items) > 1:
+            return False  # noise, an enrolment, or a recording of many parts
+        (use,) = items.values()
+        ways.append((use.source.keys, sorted(_numbers(use.items.static(use.i)))))  # parts of a recording differ in numbers
+    return ways[0] == ways[1]
 
 
 def _numbers(value, keys=()):

@@ -60,7 +60,8 @@ def read_header(path):
         What it says.
     """
     with open(path, "rb", buffering=0) as file:
-        header = _riff_header(file.read(4096), os.fstat(file.fileno()).st_size)
+        start = file.read(4096)
+        header = _riff_header(start, os.fstat(file.fileno()).st_size) or _flac_header(start)
     if header is None:
         with soundfile.SoundFile(path) as file:
             header = Header(file.samplerate, file.channels, file.frames, file.subtype)
@@ -91,6 +92,16 @@ def _riff_header(start, size):
             return Header(rate, channels, there, subtype, length // align - there, at if subtype in TYPES else 0)
         at += length + length % 2
     return None
+
+
+def _flac_header(start):
+    """Read the start of a FLAC file; None if it is none, or one that does not say how long it is."""
+    if start[:4] != b"fLaC" or start[4] & 127 or len(start) < 26:
+        return None
+    packed = int.from_bytes(start[18:26], "big")  # Hz in 20 bits, channels in 3, bits a sample in 5, frames in 36
+    subtype = {8: "PCM_S8", 16: "PCM_16", 24: "PCM_24"}.get((packed >> 36 & 31) + 1)
+    frames = packed & (1 << 36) - 1
+    return Header(packed >> 44, (packed >> 41 & 7) + 1, frames, subtype) if frames and subtype else None
 
 
 def read_whole(path, header, room=None):

@@ -67,7 +67,7 @@ class Watch:
         self.encoders = []
 
     def __enter__(self):
-        self._before = (sys.getprofile(), builtins.open, io.open)
+        self._before = (builtins.open, io.open)
 
         def opening(file, *args, _open=builtins.open, **kwargs):
             if is_audio(file):
@@ -75,12 +75,14 @@ class Watch:
             return _open(file, *args, **kwargs)
 
         builtins.open = io.open = opening  # pathlib opens by the latter
-        sys.setprofile(self._called)
+        if sys.getprofile() is None:  # a profiler that is at work could not be put back
+            sys.setprofile(self._called)
         return self
 
     def __exit__(self, *raised):
-        profile, builtins.open, io.open = self._before
-        sys.setprofile(profile)
+        builtins.open, io.open = self._before
+        if getattr(sys.getprofile(), "__self__", None) is self:
+            sys.setprofile(None)
 
     def _note(self, file):
         path = os.fspath(file) if isinstance(file, os.PathLike) else file

@@ -1,6 +1,7 @@
 """What is wrong with audio files is told, unless the pipeline does not mind it."""
 
 import copy
+import cProfile
 import os
 import shutil
 import struct
@@ -482,6 +483,14 @@ def test_without_time_the_headers_are_read(data):
     seen = data.seen(scan_seconds=0)
     assert [finding.code for finding in audio.check(seen)] == ["audio-rate"]
     assert "12 of 12 headers and 0 whole files" in seen.said[0]
+
+
+def test_a_profiler_is_left_at_work(data):
+    profiler = cProfile.Profile()
+    missing(data)
+    with profiler:
+        assert list(audio.check(data.seen())) == []
+    assert profiler.getstats()
 
 
 def test_the_pipeline_is_left_as_it_was(data):
