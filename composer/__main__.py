@@ -93,10 +93,11 @@ def message(page):
     <BLANKLINE>
     """
     title, _, rest = page.removeprefix("# ").partition("\n")
-    reason = re.search(r"^\| Reason \| (.*) \|$", rest, re.M)[1]
+    reason = re.search(r"^\| Reason \| (.*) \|$", rest, re.M)
     story = re.split(r"^(?=## )", rest, flags=re.M)[1:]
     body = "".join(section for section in story if not section.startswith("## To have stock's behaviour back"))
-    return f"Subject: [PATCH] {title}\n\n{reason}\n\n{body.strip()}\n---\n"
+    why = [reason[1]] if reason else []
+    return "\n\n".join([f"Subject: [PATCH] {title}", *why, body.strip()]) + "\n---\n"
 
 
 def main():
