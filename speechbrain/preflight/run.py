@@ -108,7 +108,7 @@ def preflight(brain, train_set, valid_set=None, train_loader_kwargs=None, valid_
             return examine(seen, Ranks(), epochs, train_loader_kwargs or {}, valid_loader_kwargs or {})
 
     alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
-    if alone and brain.device_type == "cpu" and not torch.cuda.is_initialized() and hasattr(os, "fork"):
+    if alone and torch.device(brain.device).type == "cpu" and not torch.cuda.is_initialized() and hasattr(os, "fork"):
         try:
             return in_child(look)
         except ChildProcessError as error:
