@@ -10,6 +10,7 @@ import os
 
 import numpy as np
 import torch
+from filelock import FileLock
 from speechbrain.utils.logger import get_logger
 
 logger = get_logger(__name__)
@@ -59,17 +60,28 @@ def keep(path, batches, count, embed):
     embed : callable
         Gives the embeddings of a batch, [batch, 1, emb_dim].
     """
-    checksum, part = f"{path}.sha256", f"{path}.part"
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with FileLock(f"{path}.lock"):  # of two runs at once, the second finds what the first has made
+        if not _whole(path):
+            _write(path, batches, count, embed)
+
+
+def _whole(path):
+    """Tell whether a file is there, and its checksum is right."""
     try:
-        with open(checksum, encoding="utf-8") as file:
+        with open(f"{path}.sha256", encoding="utf-8") as file:
             if file.read().split()[0] == _sha256(path):
-                return
+                return True
         logger.warning(f"{path} is damaged: its embeddings are computed again.")
     except (FileNotFoundError, IndexError):
         pass  # none yet, or a run was killed before the checksum
-    os.makedirs(os.path.dirname(path), exist_ok=True)
+    return False
+
+
+def _write(path, batches, count, embed):
+    """Compute embeddings and write them, then their checksum."""
     rows = 0
-    with open(part, "wb") as file, torch.no_grad():  # written row by row: only a batch is in memory
+    with open(f"{path}.part", "wb") as file, torch.no_grad():  # written row by row: only a batch is in memory
         for batch in batches:
             found = embed(batch).squeeze(1).float().cpu().numpy()
             if rows == 0:
@@ -77,10 +89,10 @@ def keep(path, batches, count, embed):
                 np.lib.format.write_array_header_1_0(file, header)
             file.write(found.astype("<f4").tobytes())
             rows += len(found)
-    os.replace(part, path)
-    with open(f"{checksum}.part", "w", encoding="utf-8") as file:
+    os.replace(f"{path}.part", path)
+    with open(f"{path}.sha256.part", "w", encoding="utf-8") as file:
         file.write(f"{_sha256(path)}  {os.path.basename(path)}\n")
-    os.replace(f"{checksum}.part", checksum)
+    os.replace(f"{path}.sha256.part", f"{path}.sha256")
 
 
 class Embeddings:

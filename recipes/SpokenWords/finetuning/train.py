@@ -108,6 +108,8 @@ class KeywordBrain(sb.Brain):
     def compute_objectives(self, predictions, batch, stage):
         """Compute the loss, and remember the predictions where the model is evaluated."""
         targets = batch.word_encoded.data
+        if stage == sb.Stage.TRAIN and self.augment is not None:
+            targets = self.augment.replicate_labels(targets)
         if stage != sb.Stage.TRAIN:
             self.predictions += zip(batch.id, targets.squeeze(-1).tolist(), predictions.squeeze(1).exp().tolist())
         return sb.nnet.losses.nll_loss(predictions, targets)
