@@ -433,7 +433,7 @@ def _leaks(clips):
     by_name, by_content = defaultdict(dict), defaultdict(dict)
     for path, uses in clips.uses.items():
         for split in {use.items.split for use in uses}:
-            names = {use.items.static(use.i).get("id", use.i): use for use in uses if use.items.split == split}
+            names = {str(use.items.static(use.i).get("id", use.i)): use for use in uses if use.items.split == split}
             if len(names) > 1:
                 continue  # noise, an enrolment, or a recording of many parts
             (use,) = names.values()
@@ -464,7 +464,7 @@ def _numbers(value, keys=()):
             if key != "id":
                 yield from _numbers(inner, (*keys, str(key)))
         return
-    with contextlib.suppress(TypeError, ValueError):
+    with contextlib.suppress(TypeError, ValueError, OverflowError):
         yield keys, float(value)
 
 
