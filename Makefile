@@ -21,9 +21,11 @@ faults: .venv/installed    ## kills at random moments, a full disk, nan at every
 	$(IN_VENV) tests/faults/recipe.py
 	$(IN_VENV) -m pytest tests/unittests/test_nonfinite_steps.py tests/unittests/test_checkpoints.py tests/unittests/test_torchrun.py
 
-fuzz: .venv/installed      ## random inputs, deltas and modules; what it prints is a defect
+fuzz: .venv/installed      ## random inputs, deltas, modules, logs, manifests and audio files; exits with 1 for a defect
 	$(IN_VENV) tests/fuzz/formatter.py
 	$(IN_VENV) tests/fuzz/grafter.py
+	$(IN_VENV) tests/fuzz/watch.py
+	$(IN_VENV) tests/fuzz/preflight.py
 
 parity: .venv/installed    ## the doctests of the whole package on the stock release and on the fork; nothing may differ
 	$(IN_VENV) tests/fork/parity.py

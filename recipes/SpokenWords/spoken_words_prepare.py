@@ -26,6 +26,7 @@ EXTENSIONS = (".wav", ".flac", ".mp3", ".ogg")
 LISTS = {"valid": "validation_list.txt", "test": "testing_list.txt"}  # the names that Speech Commands gives them
 SHORTEST = 0.1  # seconds
 SILENT = -60.0  # dB below full scale, of the loudest sample
+LOUDEST = 2.0**31  # times full scale: floats may hold whole numbers of 32 bits, but the energy of far more is infinite
 FEW = 10  # clips of a word to learn from
 
 # What the made corpus says: words of Speech Commands, so that the recipe's settings fit both.
@@ -72,12 +73,14 @@ def prepare_spoken_words(
     FileNotFoundError
         If the folder is missing, and no speech is to be made.
     ValueError
-        If a word has no clip or a split has none, or clips are to be refused.
+        If words is no list of different ones, a word has no clip or a split has none, or clips are to be refused.
     """
     if skip_prep:
         return
     if bad_clips not in ("leave_out", "refuse"):
         raise ValueError(f"bad_clips is {bad_clips!r}: it can be leave_out or refuse.")
+    if not words or isinstance(words, str) or len({str(word) for word in words}) < len(words):
+        raise ValueError(f'words is {words!r}: it must be a list of different words, as in --words "[left, right]".')
     folder, words = Path(data_folder), [str(word) for word in words]
     if not folder.is_dir() or not any(folder.iterdir()):
         if not make_speech:
@@ -135,7 +138,8 @@ def clips_of(folder, word):
         found = sorted(path.name for path in folder.iterdir() if path.is_dir())
         raise ValueError(
             f"{folder / word} holds no {', '.join(EXTENSIONS)} file; expected is {folder}/<word>/<speaker>_nohash_<n>.wav, "
-            f"and the folders there are: {', '.join(found) or 'none'}. Mend data_folder or words."
+            f"and the folders there are: {', '.join(found) or 'none'}. Mend data_folder, or words, where quotes keep what YAML "
+            "would take for a number or null."
         )
     return clips
 
@@ -177,6 +181,8 @@ def look_at(clip):
         look["fault"] = f"is {look['duration']:.3f} s long, shorter than {SHORTEST} s"
     elif not np.isfinite(samples).all():
         look["fault"] = f"holds {np.count_nonzero(~np.isfinite(samples))} samples that are not finite"
+    elif np.abs(samples).max() > LOUDEST:
+        look["fault"] = f"holds samples of up to {np.abs(samples).max():.0e}, where full scale is 1"
     else:
         level = 20 * np.log10(max(np.abs(samples).max(), 1e-10))
         look["fault"] = f"is silent: its loudest sample is at {level:.0f} dB" if level < SILENT else None
@@ -249,7 +255,7 @@ def same_run(folder, **what):
     Arguments
     ---------
     folder : str
-        The output folder; it remembers what its first run was on.
+        The output folder; it remembers what its checkpoints are of.
     **what : object
         What the run is on.
 
@@ -260,7 +266,7 @@ def same_run(folder, **what):
     """
     path = os.path.join(folder, "run_on.json")
     what = json.loads(json.dumps(what))
-    if not os.path.exists(path):
+    if not any(Path(folder, "save").rglob("CKPT*")):  # nothing to go on from, as after a mistyped word
         write(path, json.dumps(what, indent=1))
     with open(path, encoding="utf-8") as file:
         before = json.load(file)

@@ -470,7 +470,7 @@ def _numbers(value, keys=()):
             if key != "id":
                 yield from _numbers(inner, (*keys, str(key)))
         return
-    with contextlib.suppress(TypeError, ValueError):
+    with contextlib.suppress(TypeError, ValueError, OverflowError):
         yield keys, float(value)
 
 

@@ -191,7 +191,8 @@ class Items:
         if self.pipeline is None:
             return self.given[i]
         name = self.given.data_ids[i]
-        return {"id": name, **self.given.data[name]}
+        values = self.given.data[name]
+        return {"id": name, **values} if isinstance(values, Mapping) else {"id": name}  # an item may be null, say
 
     def needed(self, keys=None):
         """Find out what a pipeline takes from the manifest.

@@ -116,7 +116,8 @@ class Report:
             parts.append("\n".join(self.said))
         counts = [(sum(finding.level == level for finding in self.findings), level) for level in LEVELS]
         parts.append("Found: " + (", ".join(f"{n} {level}{'s' * (n > 1)}" for n, level in counts if n) or "nothing") + ".")
-        return "\n\n".join(parts)
+        # The name of a file that is not UTF-8 has characters in it that no terminal takes.
+        return "\n\n".join(parts).encode("utf-8", "backslashreplace").decode()
 
     def json(self):
         """Give everything as JSON.

@@ -224,6 +224,13 @@ def test_an_error_says_which_utterances_it_happened_with(brain, stage, caplog):
     assert f"in test, {'train' if stage == 'fit_batch' else 'valid'}, epoch 0, step 0, with clip0, clip1" in said
 
 
+def test_one_clip_at_a_time_is_refused(brain):
+    brain = brain("classifier")
+    brain.hparams.dataloader_options = {"batch_size": 1}
+    with pytest.raises(ValueError, match="BatchNorm cannot train on one clip at a time: batch_size is 1, of 2 clips"):
+        brain.fit_and_test({"train": [0, 1]})
+
+
 def test_a_loss_that_is_not_finite_is_named_with_its_utterances(brain, caplog):
     brain = brain("classifier")
     brain.on_fit_start()
@@ -294,6 +301,16 @@ def test_a_damaged_cache_is_computed_again(tmp_path, damage):
     damage(path)
     assert cached().tolist() == [[[101.0, 0.5]], [[98.0, 0.5]]] and len(seen) == 10
     assert not list(tmp_path.rglob("*.part"))
+
+
+def test_a_cache_that_is_cut_off_while_it_is_in_use_is_named(tmp_path):
+    data, path = dataset(a="a", b="b"), tmp_path / "e.npy"
+    keep(str(path), [["a", "b"]], 2, lambda batch: torch.ones(2, 1, 9))
+    embeddings = Embeddings({"train": data}, {"train": str(path)})
+    assert embeddings(["b"]).shape == (1, 1, 9)
+    os.truncate(path, path.stat().st_size - 1)
+    with pytest.raises(RuntimeError, match=r"e\.npy was cut off .* the same command computes it again"):
+        embeddings(["b"])
 
 
 def fail(error):

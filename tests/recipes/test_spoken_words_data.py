@@ -15,7 +15,7 @@ from speechbrain.dataio.preprocess import AudioNormalizer
 
 from background_noise import BackgroundNoise
 from scripts import NEW, RECIPE, make
-from spoken_words_prepare import prepare_spoken_words
+from spoken_words_prepare import prepare_spoken_words, same_run
 from train import read_clip
 
 
@@ -113,6 +113,7 @@ NOISE = numpy.random.default_rng(0).uniform(-0.5, 0.5, 16000)
         (rewritten(NOISE, ".flac", keep=0.5), r"flac cannot be read"),
         (rewritten(NOISE, ".mp3", keep=0.5), r"mp3 is cut off: \d+ of 16000 samples can be read"),
         (rewritten(numpy.where(numpy.arange(16000) == 9, numpy.nan, NOISE), subtype="FLOAT"), "holds 1 samples that are not f"),
+        (rewritten(NOISE * 2e30, subtype="FLOAT"), r"wav holds samples of up to 1e\+30, where full scale is 1"),
         (rewritten(NOISE * 1e-4), r"wav is silent: its loudest sample is at -8\d dB"),
         (rewritten(numpy.zeros(16000)), r"wav is silent"),
         (rewritten(NOISE[:100]), r"wav is 0.006 s long, shorter than 0.1 s"),
@@ -120,7 +121,19 @@ NOISE = numpy.random.default_rng(0).uniform(-0.5, 0.5, 16000)
         (lambda folder: first(folder).write_bytes(b""), r"wav is empty"),
         (lambda folder: first(folder).write_bytes(b"RIFF, but no more"), r"wav cannot be read"),
     ],
-    ids=["cut wav", "cut flac", "cut mp3", "nan", "near-silent", "silent", "short", "no sample", "empty", "no audio"],
+    ids=[
+        "cut wav",
+        "cut flac",
+        "cut mp3",
+        "nan",
+        "enormous",
+        "near-silent",
+        "silent",
+        "short",
+        "no sample",
+        "empty",
+        "no audio",
+    ],
 )
 def test_a_clip_with_a_fault_is_named_and_left_out_or_refused(corpus, tmp_path, files, change, fault):
     folder = tmp_path / "data"
@@ -185,13 +198,26 @@ def test_what_is_odd_in_the_data_is_reported(corpus, tmp_path, files, change, wo
     "change, options, error, said",
     [
         (None, {"words": ["cat", "cow"]}, ValueError, r"cow holds no .* the folders there are: _back.*Mend data_folder"),
-        (None, {"words": [1, 2]}, ValueError, r"data/1 holds no"),
+        (None, {"words": [1, 2]}, ValueError, r"data/1 holds no .*where quotes keep what YAML would take for a number"),
+        (None, {"words": "cat"}, ValueError, "words is 'cat': it must be a list of different words"),
+        (None, {"words": ["cat", "dog", "cat"]}, ValueError, "must be a list of different words"),
+        (None, {"words": []}, ValueError, "must be a list of different words"),
         (None, {"bad_clips": "keep"}, ValueError, r"bad_clips is 'keep': it can be leave_out or refuse"),
         (shutil.rmtree, {}, FileNotFoundError, r"data is no folder, or empty: mend data_folder, or .* --make_speech True"),
         (something_else, {}, ValueError, "the folders there are: none"),
         (few, {"words": ["cat"], "valid_percent": 0}, ValueError, "no speaker falls into valid"),
     ],
-    ids=["a word without clips", "numbers for words", "mistyped", "no folder", "something else", "an empty split"],
+    ids=[
+        "a word without clips",
+        "numbers for words",
+        "one word, no list",
+        "a word twice",
+        "no words",
+        "mistyped",
+        "no folder",
+        "something else",
+        "an empty split",
+    ],
 )
 def test_bad_data_are_named_and_no_manifest_is_written(corpus, tmp_path, files, change, options, error, said):
     folder = tmp_path / "data"
@@ -221,3 +247,12 @@ def test_background_noise_is_drawn_from_the_corpus_alone(corpus):
     torch.manual_seed(1)
     assert torch.equal(drawn, noise(torch.zeros(4, 16000))) and len(noise.recordings) == 3
     assert any(torch.equal(drawn[0], piece) for recording in noise.recordings for piece in recording.unfold(0, 16000, 1))
+
+
+def test_only_a_run_with_checkpoints_refuses_another(tmp_path):
+    same_run(str(tmp_path), words=["cta"])
+    same_run(str(tmp_path), words=["cat"])
+    (tmp_path / "save/head/CKPT+1").mkdir(parents=True)
+    same_run(str(tmp_path), words=["cat"])
+    with pytest.raises(ValueError, match=r"holds a run with words \['cat'\], not \['dog'\]: name another --output_folder"):
+        same_run(str(tmp_path), words=["dog"])

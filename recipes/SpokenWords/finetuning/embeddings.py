@@ -109,12 +109,22 @@ class Embeddings:
     def __init__(self, datasets, paths):
         self.row = {}
         for split, path in paths.items():
-            array = np.load(path, mmap_mode="r")
-            self.row.update((name, (array, number)) for number, name in enumerate(datasets[split].data_ids))
+            array = np.load(path, mmap_mode="r")  # to know where the rows are: reading a map that is cut off kills a process
+            file = open(path, "rb", buffering=0)  # noqa: SIM115 - read as long as this lives
+            places = range(array.offset, array.offset + array.nbytes, array.strides[0])
+            self.row.update((name, (file, at, array.strides[0])) for at, name in zip(places, datasets[split].data_ids))
 
     def __call__(self, names):
         """Give the embeddings of some utterances, [batch, 1, emb_dim]."""
-        return torch.from_numpy(np.stack([array[number] for array, number in map(self.row.get, names)]))[:, None]
+        return torch.from_numpy(np.stack([self._read(*self.row[name]) for name in names]))[:, None]
+
+    def _read(self, file, at, size):
+        """Read a row; RuntimeError if it is no longer there."""
+        file.seek(at)
+        row = file.read(size)
+        if len(row) < size:
+            raise RuntimeError(f"{file.name} was cut off while it was in use: the same command computes it again.")
+        return np.frombuffer(row, "<f4")
 
 
 def _sha256(path):

@@ -5,31 +5,36 @@
 """
 
 import argparse
+import os
 import sys
+from pathlib import Path
 
 import torch
 from speechbrain.inference.classifiers import EncoderClassifier
 
+from spoken_words_prepare import look_at
 from train import read_clip
 
 
 def main():
-    """Tell the words; exit 1 if a file could not be read."""
+    """Tell the words; exit 1 if a file has a fault."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", metavar="FILE", help="wav, flac, mp3 or ogg; of any sample rate, one word in each")
     parser.add_argument(
         "--model", default="results/finetune/1234/inference", help="an inference folder (default: the one of train.py)"
     )
     arguments = parser.parse_args()
+    if not os.path.isfile(os.path.join(arguments.model, "hyperparams.yaml")):
+        parser.error(f"{arguments.model} is no inference folder: train.py leaves one in its output folder; name it by --model.")
     model = EncoderClassifier.from_hparams(arguments.model)
     unread = 0
     for path in arguments.files:
-        try:
-            sig = read_clip(path, model.audio_normalizer, model.hparams.clip_seconds)
-        except (OSError, RuntimeError) as error:
-            print(f"{path} cannot be read: {error}", file=sys.stderr)
+        fault = look_at(Path(path))["fault"]  # the model would take silence, too, for a word
+        if fault:
+            print(f"{path} {fault}", file=sys.stderr)
             unread += 1
             continue
+        sig = read_clip(path, model.audio_normalizer, model.hparams.clip_seconds)
         with torch.no_grad():
             scores, _, _, words = model.classify_batch(sig[None])
         print(f"{words[0]:12} {scores.exp().max():6.1%}  {path}")

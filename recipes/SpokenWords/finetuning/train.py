@@ -177,8 +177,10 @@ class KeywordBrain(sb.Brain):
     def fit_and_test(self, datasets):
         """Train, then test the best epoch."""
         loader = self.hparams.dataloader_options
-        # BatchNorm cannot train on a last batch of one.
-        alone = len(datasets["train"]) % loader["batch_size"] == 1
+        clips, size = len(datasets["train"]), loader["batch_size"]
+        if min(clips, size) < 2:
+            raise ValueError(f"BatchNorm cannot train on one clip at a time: batch_size is {size}, of {clips} clips.")
+        alone = clips % size == 1  # nor on a last batch of one
         self.fit(
             self.counter,
             datasets["train"],

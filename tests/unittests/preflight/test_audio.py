@@ -324,8 +324,19 @@ def some_longer_some_shorter(data):
         data.write(item, clip(seed, 0.2 * 1.4**seed))
 
 
+def an_item_that_is_none(data):
+    data.train["train7"] = None
+
+
+def ids_and_numbers_beyond_all_bounds(data):
+    for item in data.items[1:8]:
+        item |= {"id": ["train"], "length": 10**400}
+
+
 HEALTHY = [
     nothing,
+    an_item_that_is_none,
+    ids_and_numbers_beyond_all_bounds,
     read_if_there,
     unreadable_but_not_read,
     read_by_its_text,

@@ -8,6 +8,7 @@ import numpy
 import pytest
 import torch
 from speechbrain.preflight import preflight
+from speechbrain.preflight.report import Finding, Report
 from speechbrain.processing.features import InputNormalization
 from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.epoch_loop import EpochCounter
@@ -156,3 +157,9 @@ def test_a_check_that_raises_is_a_remark(monkeypatch):
         "Not everything was checked: weights",
         "Not everything was checked: speechbrain.preflight.first_loss",
     ]
+
+
+@pytest.mark.parametrize("field", ["what", "where", "remedy"])
+def test_a_report_of_a_file_whose_name_is_not_utf_8_can_be_printed(field):
+    finding = Finding(**{"level": "error", "code": "a-b", "what": "a", field: os.fsdecode(b"caf\xe9.wav")})
+    assert "caf\\udce9.wav" in Report([finding]).text().encode().decode()

@@ -1,0 +1,279 @@
+#!/usr/bin/env python3
+"""Mutates manifests and audio files, has the preflight's checks of both look at them, and prints what was found.
+
+A case is lost if a check raises, takes longer than --seconds, or yields a finding that does not say all that one has to,
+and if an error is told where nothing has happened to the clips and labels. Exits 1, and keeps the case, if any is.
+
+> python tests/fuzz/preflight.py --cases 5000
+"""
+
+import argparse
+import copy
+import faulthandler
+import io
+import json
+import logging
+import os
+import random
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from speechbrain.core import Brain
+from speechbrain.dataio import audio_io
+from speechbrain.dataio.dataio import read_audio
+from speechbrain.dataio.dataset import DynamicItemDataset
+from speechbrain.dataio.encoder import CategoricalEncoder
+from speechbrain.preflight import audio, labels
+from speechbrain.preflight.first_step import reach_first_step
+from speechbrain.preflight.ranks import Ranks
+from speechbrain.preflight.report import LEVELS, Finding, Report
+from speechbrain.preflight.seen import Seen
+from tqdm import tqdm
+
+RATE = 16000
+WORDS = ["bed", "cat", "dög", "7"]
+EXTENSIONS = ("wav", "flac", "ogg", "mp3")
+NUMBERS = (0, 1, 8, 2**15, 2**16 - 1, 2**24 + 1, 2**31 - 1, 2**31, 2**32 - 1)
+# No small number and no True: to open, these are files that are open already, and standard output would be closed.
+ODD = [None, -1, 999, 10**30, 10**400, 0.5, float("nan"), float("inf"), "", " ", "0", "nan", "no.wav", "\0.wav"]
+ODD += ["x" * 5000 + ".wav", "/", ".", "..wav", ".wav", "/dev/null", "http://a/b.wav", "a\nb.wav", "%s{0}.wav", "\ud800.wav"]
+ODD += ["ß\u2028µ.flac", [], {}, [[]], [1, "a.wav"], {"file": "no.wav"}, {"file": None, "start": "x"}, {"": ""}, b"a.wav", 1j]
+ODD += [
+    Path("no.wav"),
+    len,
+    np.float32(1),
+    np.zeros(2),
+    torch.zeros(2),
+    torch.tensor([]),
+    {1: {2: "no.wav"}},
+    ("no.wav",),
+    {"set"},
+]
+KEYS = ["wav", "word", "start", "stop", "id", "length", "", "é", "sig", 3]
+
+
+def tolerant(wav):
+    """Reads what can be read."""
+    with suppress(Exception):
+        return read_audio(wav)
+    return torch.zeros(100)
+
+
+def part(wav, start, stop):
+    """Reads a segment."""
+    return read_audio({"file": wav, "start": int(start), "stop": int(stop)})
+
+
+READERS = {
+    "read_audio": (read_audio, ["wav"]),
+    "soundfile": (lambda wav: torch.from_numpy(soundfile.read(wav, dtype="float32")[0]), ["wav"]),
+    "audio_io": (lambda wav: audio_io.load(wav, channels_first=False)[0].mean(-1), ["wav"]),
+    "bytes": (lambda wav: torch.from_numpy(soundfile.read(io.BytesIO(open(wav, "rb").read()), dtype="float32")[0]), ["wav"]),
+    "tolerant": (tolerant, ["wav"]),
+    "part": (part, ["wav", "start", "stop"]),
+}
+
+
+class Classifier(Brain):
+    """Learns a word by how loud it is."""
+
+    def compute_forward(self, batch, stage):
+        """Score the words."""
+        return self.modules.model(batch.sig.data.float().mean(1, keepdim=True))
+
+    def compute_objectives(self, scores, batch, stage):
+        """Compare them with the labels."""
+        return torch.nn.functional.cross_entropy(scores, batch.label.data[:, 0])
+
+
+def make_clips(folder):
+    """Write healthy clips of each format; returns their paths."""
+    paths = []
+    for number, extension in enumerate(EXTENSIONS * 4):
+        samples = np.random.default_rng(number).normal(0, 0.1, RATE // 4 + 100 * number)
+        paths.append(str(folder / f"clip {number} ü.{extension}"))
+        soundfile.write(paths[-1], samples.clip(-0.9, 0.9), RATE)
+    return paths
+
+
+def damage(path, draw):
+    """Have something happen to a file."""
+    content = bytearray(Path(path).read_bytes())
+    what = draw.choice(("bits", "bits", "number", "number", "cut", "insert", "zero", "folder", "gone", "swap", "link"))
+    reach = draw.choice((12, 50, 300, len(content)))  # headers above all
+    if what == "bits":
+        for _ in range(draw.choice((1, 3, 30))):
+            content[draw.randrange(min(reach, len(content)))] = draw.randrange(256)
+    elif what == "number":
+        size = draw.choice((1, 2, 4))
+        at = draw.randrange(min(reach, len(content) - size))
+        content[at : at + size] = (draw.choice(NUMBERS) % 256**size).to_bytes(size, draw.choice(("little", "big")))
+    elif what == "cut":
+        content = content[: draw.randrange(min(reach, len(content)))]
+    elif what == "insert":
+        at = draw.randrange(min(reach, len(content)))
+        content[at:at] = draw.randbytes(draw.choice((1, 2, 7, 5000)))
+    elif what == "swap":
+        at = draw.randrange(min(reach, len(content)))
+        content = content[at:] + content[:at]
+    elif what == "zero":
+        content = b""
+    os.remove(path)
+    if what == "folder":
+        os.mkdir(path)
+    elif what == "link":
+        os.symlink(path, path)  # to itself
+    elif what != "gone":
+        Path(path).write_bytes(content)
+    return what
+
+
+def spoil(manifests, draw):
+    """Have something happen to a manifest; returns what."""
+    items = draw.choice(manifests)
+    what = draw.choice(("missing", "odd", "odd", "item", "empty", "twice", "inside", "id", "all"))
+    if what == "empty":
+        items.clear()
+    if not items:
+        return what
+    name = draw.choice(list(items))
+    item = items[name] if isinstance(items[name], dict) else {}
+    key = draw.choice(KEYS)
+    if what == "missing":
+        item.pop(key, None)
+    elif what == "odd":
+        item[key] = draw.choice(ODD)
+    elif what == "item":
+        items[name] = draw.choice(ODD)
+    elif what == "twice":
+        items.update({f"{name} {number}": copy.copy(item) for number in range(draw.choice((1, 300)))})
+    elif what == "inside":
+        items[name] = {
+            **item,
+            key: draw.choice(([item.get(key)], {"file": item.get(key), "start": 0, "stop": draw.choice(ODD)})),
+        }
+    elif what == "id":
+        items[draw.choice(("", "a/b", "\ud800", "é", 3, None, ("a", 1), 0.5))] = items.pop(name)
+    else:
+        odd = draw.choice(ODD)
+        for value in items.values():
+            if isinstance(value, dict):
+                value[key] = odd
+    return what
+
+
+def make_case(clips, folder, draw):
+    """Draw manifests, what is done with them, and whether anything happened to what is read."""
+    paths = [shutil.copy(path, folder) for path in draw.sample(clips, draw.randint(3, len(clips)))]
+    items = [{"wav": path, "word": WORDS[number % 4], "start": 0, "stop": 1000} for number, path in enumerate(paths)]
+    split = draw.randint(1, len(items) - 1)
+    manifests = [{f"{number}": item for number, item in enumerate(half)} for half in (items[:split], items[split:])]
+    happened = [damage(path, draw) for path in draw.sample(paths, draw.choice((0, 0, 1, 2)) if len(paths) > 2 else 0)]
+    happened += [spoil(manifests, draw) for _ in range(draw.choice((0, 0, 1, 2)))]
+    if not happened and draw.random() < 0.7:  # what nobody reads may be anything
+        for item in [*manifests[0].values(), *manifests[1].values()]:
+            if draw.random() < 0.5:
+                item[draw.choice(("length", "é", "speaker"))] = draw.choice(ODD)
+    return manifests, happened
+
+
+def datasets(manifests, draw):
+    """Make what fit is given; None where upstream makes no dataset of these manifests."""
+    (read, takes), encoder = draw.choice(list(READERS.values())), CategoricalEncoder()
+    encoder.update_from_iterable(WORDS)
+    encoder.expect_len(4)
+    encode = encoder.encode_label_torch if draw.random() < 0.8 else lambda word: torch.tensor([WORDS.index(word)])
+    pipeline = [
+        {"func": read, "takes": takes, "provides": "sig"},
+        {"func": encode, "takes": ["word"], "provides": "label"},
+    ]
+    with suppress(Exception):
+        return [DynamicItemDataset(manifest, pipeline, ["id", "sig", "label"]) for manifest in manifests]
+
+
+def look(sets, draw):
+    """Have the preflight look at a training on them; returns what it saw and found."""
+    brain = Classifier({"model": torch.nn.Linear(1, 4)}, lambda p: torch.optim.SGD(p, 0.1), run_opts={"device": "cpu"})
+    seen = Seen(brain, {"sample_rate": RATE}, *sets, scan_seconds=draw.choice((0, 20, 20)))
+    loader = {"batch_size": draw.choice((1, 2, 64)), "shuffle": draw.random() < 0.5}
+    reach_first_step(seen, Ranks(), iter([1]), loader, {"batch_size": 2})
+    return seen, [*seen.failures, *audio.check(seen), *labels.check(seen)]
+
+
+def judge(seen, findings, happened):
+    """Hold what was found against what a report must be."""
+    for finding in findings:
+        assert isinstance(finding, Finding) and finding.level in LEVELS, f"{finding} has no level"
+        texts = (finding.code, finding.what, finding.where, finding.remedy)
+        assert all(isinstance(text, str) and text for text in texts), f"{finding} does not say all"
+    report = Report(findings, seen.said)
+    assert json.loads(report.json())["ok"] == report.ok and report.text(), "the report cannot be written"
+    report.text().encode()
+    assert happened or report.ok, "an error where there is none: " + ", ".join(finding.code for finding in findings)
+
+
+def main():
+    """Print the counts; exit 1 if a case was lost."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", type=int, default=3000, help="how many to look at (default: %(default)s)")
+    parser.add_argument("--first", type=int, default=0, help="the number of the first case, to see a lost one again")
+    parser.add_argument("--seconds", type=int, default=60, help="how long a case may take (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="of the mutations (default: %(default)s)")
+    arguments = parser.parse_args()
+    logging.disable(logging.CRITICAL)
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    sys.stderr = os.fdopen(os.dup(2), "w")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # where libmpg123 says what it thinks of a file
+    counts, lost, such, slowest = Counter(), Counter(), {}, (0.0, None)
+    with tempfile.TemporaryDirectory() as home:
+        clips = make_clips(Path(home))
+        for number in tqdm(range(arguments.first, arguments.first + arguments.cases), disable=not sys.stderr.isatty()):
+            draw = random.Random(arguments.seed * 10**9 + number)
+            folder = Path(home, "case")
+            folder.mkdir()
+            manifests, happened = make_case(clips, folder, draw)
+            shown = f"{happened}\n" + "".join(f"{manifest!r}\n" for manifest in manifests)
+            # A thread that hangs can be ended in no other way; the traceback that it prints names the file's reader.
+            faulthandler.dump_traceback_later(arguments.seconds, exit=True, file=sys.stderr)
+            started = time.perf_counter()
+            sets = datasets(manifests, draw)
+            if sets is None:
+                happened = ["upstream makes no dataset of it"]
+            elif draw.random() < 0.1:
+                sets, happened = [list(manifest.values()) for manifest in manifests], ["a list of items, which makes no batch"]
+            try:
+                if sets is not None:
+                    seen, findings = look(sets, draw)
+                    judge(seen, findings, happened)
+                    counts.update(f"findings: {finding.level} {finding.code}" for finding in findings)
+            except Exception as error:
+                kept = Path(tempfile.gettempdir(), f"lost_{arguments.seed}_{number}")
+                shutil.copytree(folder, kept, symlinks=True, dirs_exist_ok=True, ignore_dangling_symlinks=True)
+                text = shown + traceback.format_exc()
+                (kept / "case.txt").write_text(text, encoding="utf-8", errors="backslashreplace")
+                message = f"lost: {type(error).__name__}: {str(error)[:70]!r}"
+                lost[message] += 1
+                such.setdefault(message, kept)
+            faulthandler.cancel_dump_traceback_later()
+            counts.update(f"cases: {what}" for what in set(happened) or ["nothing happened"])
+            slowest = max(slowest, (time.perf_counter() - started, number))
+            shutil.rmtree(folder)
+    print(f"{arguments.cases} cases, the slowest, {slowest[1]}, took {slowest[0]:.2f} s")
+    for what, count in [*sorted(counts.items()), *lost.most_common()]:
+        print(f"{count:8}  {what}" + (f" (such as {such[what]})" if what in such else ""))
+    sys.exit(bool(lost))
+
+
+if __name__ == "__main__":
+    main()
