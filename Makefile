@@ -2,6 +2,7 @@
 PYTHON ?= python3
 RECIPE := recipes/SpokenWords
 IN_VENV := .venv/bin/python
+BENCHMARK := @OMP_NUM_THREADS=1 $(IN_VENV) tests/benchmarks
 MODULES := $(subst /,.,$(basename $(shell find speechbrain -name '*.py')))
 
 .PHONY: verify test bench faults fuzz parity reproducible bases diff lint
@@ -13,8 +14,14 @@ test: .venv/installed      ## what CI runs: the tests, then the doctests of the 
 	$(IN_VENV) -m pytest
 	$(IN_VENV) -m pytest --doctest-modules composer --pyargs $(MODULES)
 
-bench: .venv/installed     ## time per call over the stock release's
-	OMP_NUM_THREADS=1 $(IN_VENV) tests/benchmarks/against_stock.py
+bench: .venv/benchmarks    ## against the stock release and other libraries: ratios of calls in turn; four minutes, then the recipe's
+	$(BENCHMARK)/formatter.py
+	$(BENCHMARK)/counting.py
+	$(BENCHMARK)/installing.py
+	$(BENCHMARK)/saving.py
+	$(BENCHMARK)/preflight.py
+	$(BENCHMARK)/audio_scan.py --files 100 --rounds 3
+	$(BENCHMARK)/recipe.py
 
 faults: .venv/installed    ## kills at random moments, a full disk, nan at every place of an epoch, damaged files, two processes
 	$(IN_VENV) tests/faults/checkpoints.py
@@ -48,4 +55,8 @@ PAGES := PR_2537.md $(wildcard patches/*.md)
 .venv/installed: pyproject.toml NOTICE $(PAGES) $(shell find composer speechbrain -name '*.py') tests/requirements.txt $(RECIPE)/extra_requirements.txt
 	$(PYTHON) -m venv .venv
 	$(IN_VENV) -m pip install . -r tests/requirements.txt
+	touch $@
+
+.venv/benchmarks: .venv/installed tests/benchmarks/requirements.txt
+	$(IN_VENV) -m pip install -r tests/benchmarks/requirements.txt
 	touch $@
