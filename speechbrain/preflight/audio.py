@@ -455,7 +455,7 @@ def _same_part(clips, train, valid):
     """Whether a file of each set is read for one item there, in the same way."""
     ways = []
     for split, path in (("train", train), ("valid", valid)):
-        items = {use.items.static(use.i).get("id", use.i): use for use in clips.uses[path] if use.items.split == split}
+        items = {str(use.items.static(use.i).get("id", use.i)): use for use in clips.uses[path] if use.items.split == split}
         if len(items) > 1:
             return False  # noise, an enrolment, or a recording of many parts
         (use,) = items.values()

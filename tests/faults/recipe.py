@@ -51,15 +51,30 @@ def main():
     with tempfile.TemporaryDirectory() as work:
         work = Path(work)
         make(work / "data")
-        common = [f"--data_folder={work / 'data'}", "--batch_size=8"]
-        pretraining = [f"--words=[{','.join(PRETRAINED)}]", "--model={channels: 16}", "--number_of_epochs=2", *common]
+        common = [f"--data_folder={work / 'data'}"]
+        pretraining = [
+            f"--words=[{','.join(PRETRAINED)}]",
+            "--model={channels: 16}",
+            "--number_of_epochs=2",
+            "--batch_size=8",
+            *common,
+        ]
         status, said = run("pretrain.py", *pretraining, f"--output_folder={work / 'pretrained'}")
         assert status == 0, said
 
         def options(folder):
             source, words = f"--source={work / 'pretrained/inference'}", f"--words=[{','.join(NEW)}]"
             own = [f"--output_folder={folder}", f"--cache_folder={folder}/embeddings"]
-            return [*common, *own, source, words, "--head_epochs=6", "--full_epochs=4"]
+            return [
+                *common,
+                *own,
+                source,
+                words,
+                "--head_epochs=6",
+                "--full_epochs=4",
+                "--head_batch_size=8",
+                "--full_batch_size=8",
+            ]
 
         def check(folder, what):
             status, said = train(options(folder))

@@ -36,7 +36,8 @@ def fine_tuning(corpus, pretrained):
             "words": f"[{','.join(NEW)}]",
             "output_folder": folder,
             "cache_folder": f"{folder}/embeddings",
-            "batch_size": 8,
+            "head_batch_size": 8,
+            "full_batch_size": 8,
             "head_epochs": 15,
             "full_epochs": 3,
         }

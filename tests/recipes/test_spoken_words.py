@@ -183,8 +183,8 @@ def brain(pretrained, tmp_path):
 
     def make(*trained, lr=0.01):
         stage = {"name": "test", "trained": trained, "opt_class": lambda p: torch.optim.Adam(p, lr=lr)}
-        stage.update(counter=counter, checkpointer=checkpointer)
-        return KeywordBrain(stage, modules, None, {"seed": 1, "batch_size": 8}, {"device": "cpu", "noprogressbar": True})
+        stage.update(counter=counter, checkpointer=checkpointer, dataloader_options={"batch_size": 8})
+        return KeywordBrain(stage, modules, None, {"seed": 1}, {"device": "cpu", "noprogressbar": True})
 
     return make
 
@@ -226,7 +226,7 @@ def test_an_error_says_which_utterances_it_happened_with(brain, stage, caplog):
 
 def test_one_clip_at_a_time_is_refused(brain):
     brain = brain("classifier")
-    brain.hparams.dataloader_options = {"batch_size": 1}
+    brain.loader_options = {"batch_size": 1}
     with pytest.raises(ValueError, match="BatchNorm cannot train on one clip at a time: batch_size is 1, of 2 clips"):
         brain.fit_and_test({"train": [0, 1]})
 

@@ -45,7 +45,7 @@ class KeywordBrain(sb.Brain):
     ---------
     stage : dict
         From the YAML: ``name``, ``trained`` (names of modules), ``opt_class``,
-        ``counter``, ``checkpointer``, and ``augment`` where there is one.
+        ``dataloader_options``, ``counter``, ``checkpointer``, and ``augment`` where there is one.
     modules : dict of str to torch.nn.Module
         ``compute_features``, ``mean_var_norm``, ``embedding_model`` and ``classifier``.
     metrics : results.Metrics
@@ -54,18 +54,18 @@ class KeywordBrain(sb.Brain):
         As ever.
     """
 
+    # Of the last test; none has been run where the preflight passes over evaluate().
+    test_stats = {"loss": float("nan"), "error": float("nan")}  # noqa: RUF012
+
     def __init__(self, stage, modules, metrics, hparams, run_opts):
         self.name, self.metrics, self.counter = stage["name"], metrics, stage["counter"]
-        self.augment, self.cached = stage.get("augment"), None
+        self.loader_options, self.augment, self.cached = stage["dataloader_options"], stage.get("augment"), None
         self.frozen = [name for name in modules if name not in stage["trained"]]
         for name, module in modules.items():
             module.requires_grad_(name in stage["trained"])
         stage["checkpointer"].add_recoverables({name: modules[name] for name in stage["trained"]})
         stage["checkpointer"].add_recoverable("counter", stage["counter"])
         super().__init__(modules, stage["opt_class"], hparams, run_opts, stage["checkpointer"])
-
-    # Of the last test; none has been run where the preflight passes over evaluate().
-    test_stats = {"loss": float("nan"), "error": float("nan")}  # noqa: RUF012
 
     def print_trainable_parameters(self):
         """Say of each module how much of it is trained: the first thing to check when modules are frozen."""
@@ -95,7 +95,7 @@ class KeywordBrain(sb.Brain):
         if "embedding_model" in self.frozen:
             # The last bit of an embedding depends on the size of the batch: always a full one, so that it is the same
             # in the cache, in training and in testing.
-            missing = max(0, self.hparams.batch_size - count)
+            missing = max(0, self.loader_options["batch_size"] - count)
             wavs, lens = torch.cat([wavs, wavs.new_zeros(missing, wavs.shape[1])]), torch.cat([lens, lens.new_ones(missing)])
         feats = self.modules.mean_var_norm(self.modules.compute_features(wavs), lens)
         return self.modules.embedding_model(feats, lens)[:count]
@@ -176,7 +176,7 @@ class KeywordBrain(sb.Brain):
 
     def fit_and_test(self, datasets):
         """Train, then test the best epoch."""
-        loader = self.hparams.dataloader_options
+        loader = self.loader_options
         clips, size = len(datasets["train"]), loader["batch_size"]
         if min(clips, size) < 2:
             raise ValueError(f"BatchNorm cannot train on one clip at a time: batch_size is {size}, of {clips} clips.")
@@ -276,7 +276,7 @@ def cache_embeddings(brain, datasets, hparams):
     for split, dataset in datasets.items():
         key = embeddings.key_of(encoder, dataset, **settings)
         paths[split] = os.path.join(hparams["cache_folder"], f"{split}-{key}.npy")
-        loader = brain.make_dataloader(dataset, sb.Stage.TEST, ckpt_prefix=None, **hparams["dataloader_options"])
+        loader = brain.make_dataloader(dataset, sb.Stage.TEST, ckpt_prefix=None, **brain.loader_options)
         batches = tqdm(loader, desc=f"embedding {split}", disable=brain.noprogressbar, leave=False)
         run_on_main(embeddings.keep, [paths[split], batches, len(dataset), lambda batch: brain.embed(batch.to(brain.device))])
         dataset.set_output_keys(["id", "word_encoded"])
@@ -310,7 +310,7 @@ def main():
     if hparams["cache_embeddings"]:
         cache_embeddings(brain, datasets, hparams)
     if hparams["head"]["checkpointer"].find_checkpoint() is None:  # else the classifier is no longer a new one
-        brain.evaluate(datasets["test"], test_loader_kwargs=hparams["dataloader_options"])
+        brain.evaluate(datasets["test"], test_loader_kwargs=brain.loader_options)
         metrics.add("before", brain.test_stats)
     brain.fit_and_test(datasets)
 

@@ -25,7 +25,16 @@ def prepared(tmp_path_factory):
             tone = numpy.sin(numpy.arange(6400 + 10 * speaker + number) * (number + 1) / 9) / 5
             soundfile.write(folder / f"data/{word}/{speaker}_nohash_0.wav", tone + 0.1 * draw.random(len(tone)), 16000)
     with pytest.MonkeyPatch.context() as patch:
-        arrange(patch, ["pretrain.py", "hparams/pretrain.yaml", "--number_of_epochs=1", *options(folder, "pre", PRETRAINED)])
+        arrange(
+            patch,
+            [
+                "pretrain.py",
+                "hparams/pretrain.yaml",
+                "--number_of_epochs=1",
+                "--batch_size=4",
+                *options(folder, "pre", PRETRAINED),
+            ],
+        )
         runpy.run_path("pretrain.py", run_name="__main__")
         sys.modules.pop("train")
     return folder
@@ -39,7 +48,7 @@ def arrange(patch, command):
 
 def options(folder, output, words):
     paths = [f"--data_folder={folder / 'data'}", f"--output_folder={folder / output}"]
-    return [*paths, f"--words=[{','.join(words)}]", "--batch_size=4", "--device=cpu", "--noprogressbar"]
+    return [*paths, f"--words=[{','.join(words)}]", "--device=cpu", "--noprogressbar"]
 
 
 def healthy(folder):
@@ -74,7 +83,7 @@ def test_the_recipe(prepared, tmp_path, monkeypatch, capsys, change, status, sai
     shutil.copytree(prepared / "pre", tmp_path, dirs_exist_ok=True)
     change(tmp_path)
     arrange(monkeypatch, ["preflight"])
-    own = [f"--source={tmp_path / 'inference'}", f"--cache_folder={tmp_path / 'embeddings'}"]
+    own = [f"--source={tmp_path / 'inference'}", f"--cache_folder={tmp_path / 'embeddings'}", "--head_batch_size=4"]
     answer = main(["train.py", "hparams/finetune.yaml", *own, *options(prepared, f"fine {change.__name__}", NEW)])
     out = capsys.readouterr().out
     assert answer == status and re.search(said, out), out
