@@ -11,18 +11,10 @@ import tempfile
 import time
 from pathlib import Path
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "recipes"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from scripts import NEW, PRETRAINED, command, environment, make, run
-
-
-def weights(folder):
-    """All tensors of the model that a run saved."""
-    states = [torch.load(path) for path in sorted((folder / "inference").glob("[ce]*.ckpt"))]
-    return [value for state in states for value in state.values()]
+from scripts import NEW, PRETRAINED, command, environment, make, run, same, weights
 
 
 def train(options, killed_after=None):
@@ -79,7 +71,7 @@ def main():
         def check(folder, what):
             status, said = train(options(folder))
             found = weights(folder) if status == 0 else []
-            if len(found) != len(wanted) or not all(map(torch.equal, found, wanted)):
+            if not same(found, wanted):
                 lost.append(f"{what}: exit status {status}\n{said[-2000:]}")
 
         started = time.monotonic()

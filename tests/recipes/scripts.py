@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import torch
+
 from composer import record
 
 RECIPE = record.ROOT / "recipes" / "SpokenWords"
@@ -53,3 +55,14 @@ def run(script, *arguments, stock=None, cwd=None):
         text=True,
     )
     return done.returncode, done.stdout
+
+
+def weights(folder):
+    """All tensors of the model that a run of train.py left in its output folder."""
+    states = [torch.load(path) for path in sorted((folder / "inference").glob("[ce]*.ckpt"))]
+    return [value for state in states for value in state.values()]
+
+
+def same(one, other):
+    """Whether two lists of tensors are equal, and there are any."""
+    return len(one) == len(other) > 0 and all(map(torch.equal, one, other))

@@ -19,18 +19,8 @@ from speechbrain.inference.classifiers import EncoderClassifier
 from composer import record
 from embeddings import Embeddings, keep, key_of
 from results import advice_on_storage
-from scripts import RECIPE, command, environment, run
+from scripts import RECIPE, command, environment, run, same, weights
 from train import KeywordBrain
-
-
-def weights(folder):
-    """All tensors of the saved model."""
-    states = [torch.load(path) for path in sorted((folder / "inference").glob("[ce]*.ckpt"))]
-    return [value for state in states for value in state.values()]
-
-
-def same(one, other):
-    return len(one) == len(other) > 0 and all(map(torch.equal, one, other))
 
 
 def test_the_recipe_dies_on_the_stock_release(fine_tuning, tmp_path, stock):

@@ -6,6 +6,8 @@ import torch
 from speechbrain.dataio import audio_io
 from speechbrain.dataio.preprocess import AudioNormalizer
 
+from spoken_words_prepare import EXTENSIONS
+
 
 class BackgroundNoise:
     """Draws a piece of a recording for each waveform; white noise where there are no recordings.
@@ -36,7 +38,7 @@ class BackgroundNoise:
         """Draw noise of the shape of the waveforms, [batch, time]."""
         if self.recordings is None:  # when noise is first wanted, the corpus is there
             normalizer = AudioNormalizer(self.sample_rate)
-            paths = sorted(path for path in self.folder.glob("*") if path.suffix in (".wav", ".flac", ".mp3", ".ogg"))
+            paths = sorted(path for path in self.folder.glob("*") if path.suffix in EXTENSIONS)
             self.recordings = [normalizer(*audio_io.load(str(path), channels_first=False)) for path in paths]
         count, length = waveforms.shape
         long = [recording for recording in self.recordings if len(recording) >= length]

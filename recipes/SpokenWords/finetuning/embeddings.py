@@ -13,6 +13,8 @@ import torch
 from filelock import FileLock
 from speechbrain.utils.logger import get_logger
 
+from spoken_words_prepare import write as write_text
+
 logger = get_logger(__name__)
 
 
@@ -90,9 +92,7 @@ def _write(path, batches, count, embed):
             file.write(found.astype("<f4").tobytes())
             rows += len(found)
     os.replace(f"{path}.part", path)
-    with open(f"{path}.sha256.part", "w", encoding="utf-8") as file:
-        file.write(f"{_sha256(path)}  {os.path.basename(path)}\n")
-    os.replace(f"{path}.sha256.part", f"{path}.sha256")
+    write_text(f"{path}.sha256", f"{_sha256(path)}  {os.path.basename(path)}\n")
 
 
 class Embeddings:
