@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import soundfile
 import torch
-from speechbrain.preflight.clips import in_parallel, read_header, read_whole
+from speechbrain.preflight.clips import in_parallel, read, read_whole
 from speechbrain.preflight.items import Items, Watch, is_audio
 from speechbrain.preflight.report import Finding
 from speechbrain.utils.distributed import if_main_process
@@ -229,12 +229,16 @@ class Clips:
         deadline : float
             When that is, by ``time.perf_counter``.
         """
-        _sort(in_parallel(lambda path, _: read_header(path), list(self.uses), math.inf, "headers"), self.headers, self.errors)
-        paths = list(self.headers)
+        paths = list(self.uses)
         random.Random(0).shuffle(paths)  # those that the time allows shall stand for the others
+        both = {}
+        _sort(in_parallel(lambda path, room: read(path, room, deadline), paths, math.inf, "headers"), both, self.errors)
+        self.headers = {path: header for path, (header, _) in both.items()}
+        _sort(((path, look) for path, (_, look) in both.items() if look is not None), self.looks, self.damaged)
+        paths = [path for path, (_, look) in both.items() if look is None]
         splits = defaultdict(set)
-        for path in paths:
-            splits[self.headers[path][:3]].update(use.items.split for use in self.uses[path])
+        for path, header in self.headers.items():
+            splits[header[:3]].update(use.items.split for use in self.uses[path])
         paths.sort(key=lambda path: len(splits[self.headers[path][:3]]) < 2)  # what may be in both sets comes first
         work = lambda path, room: read_whole(path, self.headers[path], room)  # noqa: E731
         _sort(in_parallel(work, paths, deadline, "audio"), self.looks, self.damaged)

@@ -13,10 +13,13 @@ from tqdm import tqdm
 
 BITS = {"PCM_U8": 8, "PCM_S8": 8, "PCM_16": 16, "PCM_24": 24, "PCM_32": 32}
 FLOATS = ("FLOAT", "DOUBLE")
-TYPES = {"PCM_16": "<i2", "FLOAT": "<f4"}  # what is read as it is
+AS_THEY_ARE = {"PCM_16": "<i2", "PCM_24": "<i4", "FLOAT": "<f4"}  # what is read without a decoder, and as what
 UNKNOWN_SIZE = 0x7FFFF000  # from here on, sizes are what programs write that cannot go back to fill them in
 CHUNK = 16  # files that a thread takes at a time
-ROOM = 1 << 19  # samples that are read at a time
+ROOM = 3 << 19  # bytes that are read at a time
+FEW = 4096  # samples that are read at a time at least, whatever a header says
+FRONT = 4  # bytes before them
+WRONG = (OSError, RuntimeError, ValueError, TypeError)  # what reading a file can raise; soundfile's own are RuntimeErrors
 TOGETHER = 3  # samples in a row that make a run
 STRIDE = 61  # of the samples that a fingerprint is made of
 
@@ -46,26 +49,46 @@ class Look(NamedTuple):
     fingerprint: int
 
 
-def read_header(path):
-    """Read the header of an audio file.
+def read(path, room=None, until=math.inf):
+    """Read a file's header, and the file to its end if it has to be decoded for the header already.
 
     Arguments
     ---------
     path : str
         The file.
+    room : numpy.ndarray
+        What :func:`make_room` makes.
+    until : float
+        From when on to read headers only, by ``time.perf_counter``.
 
     Returns
     -------
     Header
-        What it says.
+        What the file says of itself.
+    Look, Exception or None
+        What it holds, or why that cannot be read; None if it was not read.
+
+    Example
+    -------
+    >>> path = str(getfixture("tmpdir") / "clip.mp3")
+    >>> soundfile.write(path, np.zeros(16000), 16000)
+    >>> header, look = read(path)
+    >>> header.rate, look.frames
+    (16000, 16000)
     """
     with open(path, "rb", buffering=0) as file:
         start = file.read(4096)
         header = _riff_header(start, os.fstat(file.fileno()).st_size) or _flac_header(start)
-    if header is None:
-        with soundfile.SoundFile(path) as file:
-            header = Header(file.samplerate, file.channels, file.frames, file.subtype)
-    return header
+    if header is not None:
+        return header, None
+    with soundfile.SoundFile(path) as file:
+        header = Header(file.samplerate, file.channels, file.frames, file.subtype)
+        if time.perf_counter() > until:
+            return header, None
+        try:
+            return header, _look(header, _decoded(file, header, make_room() if room is None else room))
+        except WRONG as error:
+            return header, error
 
 
 def _riff_header(start, size):
@@ -89,7 +112,7 @@ def _riff_header(start, size):
                 return None
             rate, channels, align, subtype = form
             there = min(length, size - at) // align
-            return Header(rate, channels, there, subtype, length // align - there, at if subtype in TYPES else 0)
+            return Header(rate, channels, there, subtype, length // align - there, at if subtype in AS_THEY_ARE else 0)
         at += length + length % 2
     return None
 
@@ -113,8 +136,8 @@ def read_whole(path, header, room=None):
         The file.
     header : Header
         What its header says.
-    room : dict of str to numpy.ndarray
-        Where to read to: an array for each type of samples.
+    room : numpy.ndarray
+        What :func:`make_room` makes.
 
     Returns
     -------
@@ -125,14 +148,25 @@ def read_whole(path, header, room=None):
     -------
     >>> path = str(getfixture("tmpdir") / "clip.wav")
     >>> soundfile.write(path, np.array([0.0, 0.5, -0.25]), 16000)
-    >>> read_whole(path, read_header(path))[:4]
+    >>> header, _ = read(path)
+    >>> read_whole(path, header)[:4]
     (3, -8192, 16384, 0.0)
     """
-    whole_numbers = header.subtype == "PCM_16"
-    into = (room or make_room())[TYPES.get(header.subtype, "<f4")]
-    top = 32767 if whole_numbers else 1 - 2.0 ** (1 - BITS.get(header.subtype, 99))
+    room = make_room() if room is None else room
+    if header.start:
+        with open(path, "rb", buffering=0) as file:
+            file.seek(header.start)
+            return _look(header, _as_they_are(file, header, room))
+    with soundfile.SoundFile(path) as file:
+        return _look(header, _decoded(file, header, room))
+
+
+def _look(header, blocks):
+    """Look at all samples of a file."""
     frames, clipped, fingerprint, lows, highs = 0, 0, 0, [], []
-    for block in (_blocks_of_samples if header.start else _blocks_decoded)(path, header, into):
+    bits = BITS.get(header.subtype, 99)
+    for block in blocks:
+        top = 2 ** (bits - 1) - 1 if block.dtype.kind == "i" else 1 - 2.0 ** (1 - bits)
         low, high = block.min().item(), block.max().item()
         lows.append(low)
         highs.append(high)
@@ -149,29 +183,31 @@ def read_whole(path, header, room=None):
     return Look(frames, low, high, clipped / (frames * header.channels) if exact else 0.0, fingerprint)
 
 
-def _blocks_of_samples(path, header, into):
-    """The blocks of a file that holds samples as they are in memory: many times as fast as to have them decoded."""
-    align = into.itemsize * header.channels
-    room, left = memoryview(into).cast("B"), header.frames * align
-    room = room[: len(room) // align * align]
-    with open(path, "rb", buffering=0) as file:
-        file.seek(header.start)
-        while left:
-            size = file.readinto(room[:left])
-            if not size:
-                break
-            yield np.frombuffer(room[: size // align * align], into.dtype).reshape(_shape(header))
-            left -= size
+def _as_they_are(file, header, room):
+    """The blocks of samples that lie in a file as in memory: many times as fast as to have them decoded."""
+    width = BITS.get(header.subtype, 32) // 8
+    align = width * header.channels
+    dtype, left = np.dtype(AS_THEY_ARE[header.subtype]), header.frames * align
+    bytes_ = memoryview(room)[FRONT : FRONT + (len(room) - FRONT) // align * align]
+    while left and (size := file.readinto(bytes_[:left])):
+        count = size // align * header.channels
+        block = np.ndarray(count, dtype, room, FRONT + width - dtype.itemsize, (width,))
+        # Three bytes are read as four, of which the first and lowest belongs to the sample before.
+        yield (block >> 8 if width < dtype.itemsize else block).reshape(_shape(header))
+        left -= size
 
 
-def _blocks_decoded(path, header, into):
+def _decoded(file, header, room):
     """The blocks of any other file."""
-    into = into[: len(into) // header.channels * header.channels].reshape(_shape(header))
-    with soundfile.SoundFile(path) as file:
-        while len(block := file.read(dtype=into.dtype.name, out=into)):
-            yield block
-            if len(block) < len(into):
-                break
+    dtype = "int16" if header.subtype == "PCM_16" else "float32"
+    into = room.view(dtype)
+    # No longer than need be: what is left of it is filled with zeros.
+    frames = min(max(header.frames, FEW) + 1, len(into) // header.channels)
+    into = into[: frames * header.channels].reshape(_shape(header))
+    while len(block := file.read(dtype=dtype, out=into)):
+        yield block
+        if len(block) < len(into):
+            break
 
 
 def _shape(header):
@@ -179,13 +215,14 @@ def _shape(header):
 
 
 def make_room():
-    """Make the arrays that files are read into.
+    """Make what files are read into.
 
     Returns
     -------
-    dict of str to numpy.ndarray
+    numpy.ndarray
+        Of bytes.
     """
-    return {dtype: np.empty(ROOM, dtype) for dtype in TYPES.values()}
+    return np.empty(FRONT + ROOM, np.uint8)
 
 
 def _in_runs(at_top):
@@ -224,7 +261,7 @@ def in_parallel(work, paths, deadline, name):
                 break
             try:
                 done.append((path, work(path, room)))
-            except (OSError, RuntimeError, ValueError, TypeError) as error:  # soundfile's own are RuntimeErrors
+            except WRONG as error:
                 done.append((path, error))
         return done
 
