@@ -7,6 +7,7 @@ features, audio or clip length give another file, and an old one is never read.
 import hashlib
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -84,7 +85,7 @@ def _write(path, batches, count, embed):
     """Compute embeddings and write them, then their checksum."""
     rows = 0
     with open(f"{path}.part", "wb") as file, torch.no_grad():  # written row by row: only a batch is in memory
-        for batch in batches:
+        for batch in _ahead(batches):
             found = embed(batch).squeeze(1).float().cpu().numpy()
             if rows == 0:
                 header = {"descr": "<f4", "fortran_order": False, "shape": (count, found.shape[1])}
@@ -93,6 +94,16 @@ def _write(path, batches, count, embed):
             rows += len(found)
     os.replace(f"{path}.part", path)
     write_text(f"{path}.sha256", f"{_sha256(path)}  {os.path.basename(path)}\n")
+
+
+def _ahead(batches):
+    """Give batches, of which a thread reads the next while the encoder is at work on one."""
+    batches = iter(batches)
+    with ThreadPoolExecutor(1) as reader:
+        coming = reader.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = reader.submit(next, batches, None)
+            yield batch
 
 
 class Embeddings:

@@ -22,6 +22,7 @@ import time
 import numpy as np
 import speechbrain as sb
 import torch
+import torch._dynamo  # here, or the first optimizer would import it in the middle of training
 from filelock import FileLock, Timeout
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.dataio import audio_io
@@ -119,7 +120,8 @@ class KeywordBrain(sb.Brain):
         seed_with(self.hparams.seed, self.name, self.counter.current, self.step, os.environ.get("RANK", 0))
         # fit() puts every module into training mode, which would move the BatchNorm statistics of a frozen one.
         for name in self.frozen:
-            self.modules[name].eval()
+            if self.modules[name].training:
+                self.modules[name].eval()
         with self.naming(batch, sb.Stage.TRAIN):
             return super().fit_batch(batch)
 
