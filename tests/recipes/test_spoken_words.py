@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -301,6 +302,33 @@ def test_a_cache_that_is_cut_off_while_it_is_in_use_is_named(tmp_path):
     os.truncate(path, path.stat().st_size - 1)
     with pytest.raises(RuntimeError, match=r"e\.npy was cut off .* the same command computes it again"):
         embeddings(["b"])
+
+
+PEAK = """
+import resource, sys
+import speechbrain as sb
+import torch
+from embeddings import Embeddings, keep
+
+path, count = sys.argv[1], int(sys.argv[2])
+names = [str(i) for i in range(64 * count)]
+batches = [names[i : i + 64] for i in range(0, len(names), 64)]
+keep(path, batches, len(names), lambda batch: torch.ones(len(batch), 1, 4096))
+dataset = sb.dataio.dataset.DynamicItemDataset({name: {} for name in names})
+cached = Embeddings({"train": dataset}, {"train": path})
+assert all(cached(batch).shape == (64, 1, 4096) for batch in batches)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+def test_a_cache_of_a_quarter_of_a_gigabyte_takes_no_more_memory_than_a_small_one(tmp_path):
+    def peak(count):
+        program = [sys.executable, "-c", PEAK, tmp_path / f"{count}.npy", str(count)]
+        return int(subprocess.run(program, cwd=RECIPE / "finetuning", capture_output=True, text=True, check=True).stdout)
+
+    small, large = peak(4), peak(256)
+    (tmp_path / "256.npy").unlink()
+    assert large < small + 64  # MiB
 
 
 def fail(error):

@@ -217,7 +217,7 @@ def load_hparams(arguments):
     hparams["lock"] = FileLock(os.path.join(hparams["output_folder"], ".lock"))
     if if_main_process():
         try:
-            hparams["lock"].acquire(timeout=0)
+            hparams["lock"].acquire(timeout=10)  # the loader workers of a killed run hold it for 5 seconds more
         except Timeout:
             raise RuntimeError(f"another run is writing to {hparams['output_folder']}: name another --output_folder.") from None
     return hparams_file, overrides, hparams, run_opts
