@@ -68,20 +68,25 @@ def main():
                 "--full_batch_size=8",
             ]
 
+        def left(folder):
+            return {str(path.relative_to(folder)) for path in folder.rglob("*") if "save" not in path.parts}
+
         def check(folder, what):
             status, said = train(options(folder))
             found = weights(folder) if status == 0 else []
-            if not same(found, wanted):
-                lost.append(f"{what}: exit status {status}\n{said[-2000:]}")
+            if not same(found, wanted) or left(folder) != files:
+                odd = sorted(left(folder) ^ files)
+                lost.append(f"{what}: exit status {status}, files that differ: {odd}\n{said[-2000:]}")
 
         started = time.monotonic()
         status, said = train(options(work / "whole"))
         assert status == 0, said
-        seconds, wanted = time.monotonic() - started, weights(work / "whole")
+        seconds, wanted, files = time.monotonic() - started, weights(work / "whole"), left(work / "whole")
 
         kills = 0
         for number in range(arguments.kills):
-            after = moments.uniform(0.3, 1.0) * seconds  # the first third is imports
+            # The first third is imports; every other is killed at the end, where the results are written.
+            after = moments.uniform(0.9 if number % 2 else 0.3, 1.0) * seconds
             kills += train(options(work / str(number)), killed_after=after)[0] < 0
             check(work / str(number), f"killed after {after:.1f} s")
         print(f"{kills} kills in {arguments.kills} runs, {len(lost)} lost")

@@ -78,6 +78,7 @@ def test_the_same_command_again_trains_nothing_and_another_run_is_refused(fine_t
         ({"source": "no_such_folder"}, "there is no folder no_such_folder: run pretrain.py first"),
         ({"emb_dim": "5"}, "has emb_dim 64: run again with --emb_dim 64"),
         ({"sample_rate": "8000"}, "has sample_rate 16000: run again with --sample_rate 16000"),
+        ({"clip_seconds": "0.01"}, "clip_seconds is 0.01: a word takes at least a tenth of a second"),
         ({"data_folder": "no_such_folder"}, "no_such_folder is no folder, or empty: mend data_folder"),
     ],
 )

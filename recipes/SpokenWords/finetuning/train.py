@@ -290,6 +290,8 @@ def main():
     hparams_file, overrides, hparams, run_opts = load_hparams(sys.argv[1:])
     if not os.path.isdir(hparams["source"]) and hparams["source"].count("/") != 1:  # a hub id has one slash
         raise ValueError(f"there is no folder {hparams['source']}: run pretrain.py first, or name another --source")
+    if hparams["clip_seconds"] < 0.1:
+        raise ValueError(f"clip_seconds is {hparams['clip_seconds']}: a word takes at least a tenth of a second")
     prepare(hparams)
 
     # from_hparams freezes what it loads.
