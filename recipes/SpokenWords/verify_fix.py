@@ -3,12 +3,14 @@
 
 The stock release is the hash-checked wheel that the fork is built from,
 unpacked into a temporary folder and put first on PYTHONPATH. Exits 0 only if the
-stock release died of the original error and the fork trained to a lower error.
+stock release died of the original error, the fork trained to a lower error, and
+the preflight let that pass and names what is then broken on purpose.
 
 > python verify_fix.py
 """
 
 import argparse
+import json
 import os
 import re
 import shutil
@@ -67,6 +69,17 @@ def run(arguments, log, stock=None):
     return process.wait(), lines
 
 
+def damage(work):
+    """Save the encoder as a wrapped one would be saved, and copy a training clip over a validation clip."""
+    import torch
+
+    encoder = work / "wrapped" / "embedding_model.ckpt"
+    shutil.copytree(work / "pretrain" / "inference", encoder.parent)
+    torch.save({f"module.{key}": value for key, value in torch.load(encoder).items()}, encoder)
+    manifests = [json.loads((work / "fork" / f"{split}.json").read_text()) for split in ("train", "valid")]
+    shutil.copy(*(next(iter(items.values()))["wav"].replace("{data_root}", str(work / "data")) for items in manifests))
+
+
 def last(lines):
     """The last line that a process wrote; of one that died, the last of its traceback."""
     return next((line for line in reversed(lines) if line.strip()), "nothing")
@@ -110,17 +123,18 @@ def main():
         sys.exit(f"pretraining failed: {last(lines)}; the whole log is {work / 'pretrain.log'}")
     table["the recipe, train.py"] = row = []
     complaints = []
-    fine_tuning = ["train.py", "hparams/finetune.yaml", f"--source={work / 'pretrain' / 'inference'}", "--full_epochs=3"]
-    fine_tuning += [f"--cache_folder={work / 'embeddings'}", *common]
+    fine_tuning = ["train.py", "hparams/finetune.yaml", "--full_epochs=3", f"--cache_folder={work / 'embeddings'}", *common]
+    encoder = work / "pretrain" / "inference"
     step("the recipe: what the preflight says before epoch 1")
-    output = f"--output_folder={work / 'preflight'}"
-    status, lines = run(["-m", "speechbrain.preflight", *fine_tuning, output], work / "preflight.log")
+    preflight = ["-m", "speechbrain.preflight", *fine_tuning, "--cache_embeddings=False"]  # so that it sees audio
+    options = [f"--source={encoder}", f"--output_folder={work / 'preflight'}"]
+    status, lines = run([*preflight, *options], work / "preflight.log")
     if status:
         sys.exit(f"the preflight found an error: {last(lines)}; the whole log is {work / 'preflight.log'}")
     for label, package, _ in packages:
         step(f"the recipe: fine-tuning on the {label} package")
-        output = f"--output_folder={work / label}"
-        status, lines = run([*fine_tuning, output], work / f"train_{label}.log", package)
+        options = [f"--source={encoder}", f"--output_folder={work / label}"]
+        status, lines = run([*fine_tuning, *options], work / f"train_{label}.log", package)
         errors = [float(error) for error in re.findall(r"Test error \w+ fine-tuning: ([\d.]+)%", "\n".join(lines))]
         trained = status == 0 and len(errors) == 2
         row.append(f"test error {errors[0]} % -> {errors[1]} %" if trained else last(lines))
@@ -128,6 +142,16 @@ def main():
             complaints.append("the stock release did not die of that error")
         if label == "fork" and not (trained and errors[1] < errors[0]):
             complaints.append("the fork did not train to a lower error")
+
+    if not complaints:
+        step("the recipe: what it says of an encoder that was saved from a wrapped model, and of a copied clip\n")
+        damage(work)
+        options = [f"--source={work / 'wrapped'}", f"--output_folder={work / 'broken'}"]
+        status, lines = run([*preflight, *options], work / "broken.log")
+        report = "\n".join(lines[next((i for i, line in enumerate(lines) if line.startswith("level ")), 0) :])
+        print(f"\n{report}\n")
+        if status != 1 or not all(code in report for code in ("pretrained-not-loaded", "audio-leak")):
+            complaints.append("the preflight did not name what was broken on purpose")
 
     step("done\n")
     table = {name: [textwrap.shorten(cell, 60) for cell in cells] for name, cells in table.items()}
