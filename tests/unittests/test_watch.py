@@ -652,10 +652,17 @@ def test_tail_gives_every_byte_once(tmp_path):
 
 def test_the_command_line_ends_at_ctrl_c(log):
     command = [sys.executable, "-m", "speechbrain.watch", str(log), "--follow", "--every", "0.01"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=log.parent)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=log.parent,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore it
+    )
     for line in process.stdout:
         if "test of epoch 3" in line:
             break
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate()
+    out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "") and "Best: epoch 2" in out and "\x1b" not in out
