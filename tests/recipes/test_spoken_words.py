@@ -87,6 +87,12 @@ def test_a_wrong_option_is_named_with_the_remedy(fine_tuning, tmp_path, options,
     assert status == 1 and said in output
 
 
+@pytest.mark.parametrize("script", ["train.py", "pretrain.py"])
+def test_help_teaches_the_commands(script):
+    status, said = run(script, "--help")
+    assert status == 0 and f"> python {script} hparams/" in said and "Each key of the YAML is an option" in said
+
+
 def killed(options, when, folder):
     """Start train.py, kill it once something is there, and run it again."""
     process = subprocess.Popen(

@@ -209,6 +209,8 @@ def seed_with(*what):
 
 def load_hparams(arguments):
     """Read the command line and the YAML, and make the output folder."""
+    if {"-h", "--help"} & {*arguments}:
+        print(sys.modules["__main__"].__doc__ + "\nEach key of the YAML is an option; so are these of SpeechBrain's:\n")
     hparams_file, run_opts, overrides = sb.parse_arguments(arguments)
     sb.utils.distributed.ddp_init_group(run_opts)
     with open(hparams_file, encoding="utf-8") as file:
