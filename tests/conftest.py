@@ -13,7 +13,10 @@ from composer.adopt import ON_STOCK
 
 FORK = record.load()
 STOCK = bool(os.environ.get(ON_STOCK))
-collect_ignore = [str(record.ROOT / name) for name, page in FORK.tests.items() if page not in FORK.pages.values() and not STOCK]
+NEW = ["tests/unittests/preflight", "tests/unittests/test_watch.py"]  # of what the stock release does not have
+LEFT_OUT = [name for name, page in FORK.tests.items() if page not in FORK.pages.values()]
+# Here alone: pytest would take a collect_ignore further down for all of them.
+collect_ignore = [str(record.ROOT / name) for name in (NEW if STOCK else LEFT_OUT)]
 
 
 hypothesis.settings.register_profile("untimed", deadline=None)

@@ -1,10 +1,10 @@
 """What is wrong with audio files is told, unless the pipeline does not mind it."""
 
 import copy
-import cProfile
 import os
 import shutil
 import struct
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -497,11 +497,16 @@ def test_without_time_the_headers_are_read(data):
 
 
 def test_a_profiler_is_left_at_work(data):
-    profiler = cProfile.Profile()
+    def profiler(*event):
+        pass
+
     missing(data)
-    with profiler:
+    sys.setprofile(profiler)  # cProfile does no longer come here from Python 3.12 on
+    try:
         assert list(audio.check(data.seen())) == []
-    assert profiler.getstats()
+        assert sys.getprofile() is profiler
+    finally:
+        sys.setprofile(None)
 
 
 def test_the_pipeline_is_left_as_it_was(data):
