@@ -181,7 +181,7 @@ def brain(pretrained, tmp_path):
 
     def make(*trained, lr=0.01):
         stage = {"name": "test", "trained": trained, "opt_class": lambda p: torch.optim.Adam(p, lr=lr)}
-        stage.update(counter=counter, checkpointer=checkpointer, dataloader_options={"batch_size": 8})
+        stage.update(counter=counter, checkpointer=checkpointer, dataloader_options={"batch_size": 8}, lr_annealing=None)
         return KeywordBrain(stage, modules, None, {"seed": 1}, {"device": "cpu", "noprogressbar": True})
 
     return make

@@ -45,7 +45,7 @@ class KeywordBrain(sb.Brain):
     Arguments
     ---------
     stage : dict
-        From the YAML: ``name``, ``trained`` (names of modules), ``opt_class``,
+        From the YAML: ``name``, ``trained`` (names of modules), ``opt_class``, ``lr_annealing``,
         ``dataloader_options``, ``counter``, ``checkpointer``, and ``augment`` where there is one.
     modules : dict of str to torch.nn.Module
         ``compute_features``, ``mean_var_norm``, ``embedding_model`` and ``classifier``.
@@ -60,6 +60,7 @@ class KeywordBrain(sb.Brain):
 
     def __init__(self, stage, modules, metrics, hparams, run_opts):
         self.name, self.metrics, self.counter = stage["name"], metrics, stage["counter"]
+        self.lr_annealing = stage["lr_annealing"]
         self.loader_options, self.augment, self.cached = stage["dataloader_options"], stage.get("augment"), None
         self.frozen = [name for name in modules if name not in stage["trained"]]
         for name, module in modules.items():
@@ -157,10 +158,12 @@ class KeywordBrain(sb.Brain):
             raise
 
     def on_stage_start(self, stage, epoch=None):
-        """Start to collect predictions."""
+        """Start to collect predictions; before training set the epoch's learning rate."""
         self.predictions = []
         if stage == sb.Stage.TRAIN:
             self.epoch_started = time.perf_counter()
+            self.lr, _ = self.lr_annealing(epoch)  # told by the epoch alone, so a run that was stopped goes on with the same
+            sb.nnet.schedulers.update_learning_rate(self.optimizer, self.lr)
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
         """Log the stage; after validation keep the best checkpoint."""
@@ -172,7 +175,7 @@ class KeywordBrain(sb.Brain):
             self.test_stats = stats
             return
         seconds = time.perf_counter() - self.epoch_started
-        self.hparams.train_logger.log_stats({"stage": self.name, "epoch": epoch}, self.train_stats, stats)
+        self.hparams.train_logger.log_stats({"stage": self.name, "epoch": epoch, "lr": self.lr}, self.train_stats, stats)
         self.metrics.add_epoch(self.name, epoch, self.train_stats, stats, seconds)
         self.checkpointer.save_and_keep_only(meta={"epoch": epoch, **stats}, min_keys=["error"])
 
