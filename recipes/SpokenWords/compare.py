@@ -1,20 +1,24 @@
 #!/usr/bin/env python3
 """Fine-tunes three ways and prints the table of results: the frozen encoder without and with the cache, and both stages.
 
-The ways run one after the other on one thread, each in a process of its own and
-from a new output folder. Options after ``--`` go to each of them.
+The ways run in turn on one thread, with one seed after the other, each in a
+process of its own and from a new output folder. Options after ``--`` go to each
+of them.
 
 > python compare.py
-> python compare.py -- --data_folder /path/to/speech_commands --source results/sc_pretrain/inference
+> python compare.py --seeds 1 -- --data_folder /path/to/speech_commands --source results/sc_pretrain/inference
 """
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
 import sys
 import tempfile
+from operator import itemgetter
 from pathlib import Path
+from statistics import mean, median
 
 TRAINING = Path(__file__).resolve().parent / "finetuning"
 WAYS = {
@@ -22,6 +26,7 @@ WAYS = {
     "frozen encoder, cached": ("head", ["--unfreeze=False"]),
     "cached, then unfrozen": ("full", []),
 }
+TEST = itemgetter("test_loss", "test_error")
 
 
 def run(script, *arguments):
@@ -32,40 +37,52 @@ def run(script, *arguments):
         sys.exit(f"{script} failed, as said above.")
 
 
-def compare(ways, options):
-    """Run train.py in some of the ways; returns what each one's metrics.json tells."""
-    told = {}
+def compare(ways, options, seeds):
+    """Run train.py in some of the ways with the seeds 1, 2, ...; returns what each metrics.json tells, a list for each way."""
+    told = {name: [] for name in ways}
     with tempfile.TemporaryDirectory() as work:
-        for name in ways:
-            folders = [f"--{key}_folder={Path(work, name, key)}" for key in ("output", "cache")]
-            run("train.py", *folders, *WAYS[name][1], "--device=cpu", "--noprogressbar", *options)
-            told[name] = json.loads(Path(work, name, "output", "metrics.json").read_text())
+        for seed, name in itertools.product(range(1, seeds + 1), ways):
+            folder = Path(work, f"{name} {seed}")
+            folders = [f"--{key}_folder={folder / key}" for key in ("output", "cache")]
+            run("train.py", *folders, f"--seed={seed}", *WAYS[name][1], "--device=cpu", "--noprogressbar", *options)
+            told[name].append(json.loads((folder / "output/metrics.json").read_text()))
     return told
 
 
 def show(told):
-    """Print the table, and how much faster the cache makes it."""
+    """Print the table, how much faster the cache makes it, and whether it changes the result."""
     print("| | test error | seconds per epoch | seconds in all |\n| --- | --- | --- | --- |")
-    for name, metrics in told.items():
-        stage = metrics[WAYS[name][0]]
-        print(f"| {name} | {stage['test_error']:.1%} | {stage['seconds_per_epoch']:.2f} | {metrics['seconds']:.0f} |")
-    plain, cached = (told[name] for name in list(WAYS)[:2])
-    ratio = plain["head"]["seconds_per_epoch"] / cached["head"]["seconds_per_epoch"]
+    for name, runs in told.items():
+        stages = [metrics[WAYS[name][0]] for metrics in runs]
+        errors = [stage["test_error"] for stage in stages]
+        spread = f" ({min(errors):.1%} to {max(errors):.1%})" if len(runs) > 1 else ""
+        epoch = median(stage["seconds_per_epoch"] for stage in stages)
+        whole = median(metrics["seconds"] for metrics in runs)
+        print(f"| {name} | {mean(errors):.1%}{spread} | {epoch:.2f} | {whole:.0f} |")
+    pairs = list(zip(*(told[name] for name in list(WAYS)[:2])))
+    whole = median(plain["seconds"] / cached["seconds"] for plain, cached in pairs)
+    heads = [(plain["head"], cached["head"]) for plain, cached in pairs]
+    epoch = median(plain["seconds_per_epoch"] / cached["seconds_per_epoch"] for plain, cached in heads)
+    alike = sum(TEST(plain) == TEST(cached) for plain, cached in heads)
     print(
-        f"\nWith the cache an epoch is {ratio:.0f} times faster, and a run of {len(plain['head']['epochs'])} epochs "
-        f"{plain['seconds'] / cached['seconds']:.1f} times, from the end of the imports to the end of the test."
+        f"\nWith the cache an epoch is {epoch:.0f} times faster, and a run of {len(heads[0][0]['epochs'])} epochs {whole:.1f} "
+        f"times, from the end of the imports to the end of the test. In {alike} of {len(pairs)} runs test loss and error "
+        "are the same to the last digit."
     )
 
 
 def main():
     """Run all ways, after pretraining where there is no encoder yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5, help="with how many seeds each way runs (default: %(default)s)")
     parser.add_argument("options", nargs="*", help="options of train.py, after --")
-    options = parser.parse_args().options
-    named = any(option.startswith("--source") for option in options)
+    arguments = parser.parse_args()
+    if arguments.seeds < 1:
+        parser.error(f"--seeds is {arguments.seeds}: one at the least.")
+    named = any(option.startswith("--source") for option in arguments.options)
     if not named and not (TRAINING / "results/pretrain/1234/inference").is_dir():
         run("pretrain.py", "--device=cpu", "--noprogressbar")
-    show(compare(WAYS, options))
+    show(compare(WAYS, arguments.options, arguments.seeds))
 
 
 if __name__ == "__main__":
