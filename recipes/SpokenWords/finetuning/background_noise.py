@@ -5,8 +5,11 @@ from pathlib import Path
 import torch
 from speechbrain.dataio import audio_io
 from speechbrain.dataio.preprocess import AudioNormalizer
+from speechbrain.utils.logger import get_logger
 
-from spoken_words_prepare import EXTENSIONS
+from spoken_words_prepare import EXTENSIONS, look_at
+
+logger = get_logger(__name__)
 
 
 class BackgroundNoise:
@@ -37,15 +40,27 @@ class BackgroundNoise:
     def __call__(self, waveforms):
         """Draw noise of the shape of the waveforms, [batch, time]."""
         if self.recordings is None:  # when noise is first wanted, the corpus is there
-            normalizer = AudioNormalizer(self.sample_rate)
-            paths = sorted(path for path in self.folder.glob("*") if path.suffix in EXTENSIONS)
-            self.recordings = [normalizer(*audio_io.load(str(path), channels_first=False)) for path in paths]
+            self.recordings = list(self._read(waveforms.shape[1]))
+            what = f"{len(self.recordings)} recordings in {self.folder}" if self.recordings else "white noise"
+            logger.info(f"Noise for augmentation: {what}")
         count, length = waveforms.shape
-        long = [recording for recording in self.recordings if len(recording) >= length]
-        if not long:
+        if not self.recordings:
             return torch.randn_like(waveforms)
         pieces = []
-        for which in torch.randint(len(long), (count,)):
-            start = int(torch.randint(len(long[which]) - length + 1, ()))
-            pieces.append(long[which][start : start + length])
+        for which in torch.randint(len(self.recordings), (count,)):
+            start = int(torch.randint(len(self.recordings[which]) - length + 1, ()))
+            pieces.append(self.recordings[which][start : start + length])
         return torch.stack(pieces).to(waveforms.device)
+
+    def _read(self, length):
+        """Read the recordings that have no fault and are no shorter than the waveforms; the others are named."""
+        normalizer = AudioNormalizer(self.sample_rate)
+        for path in sorted(path for path in self.folder.glob("[!.]*") if path.suffix.lower() in EXTENSIONS):
+            fault = look_at(path)["fault"]
+            if not fault:
+                recording = normalizer(*audio_io.load(str(path), channels_first=False))
+                if len(recording) >= length:
+                    yield recording
+                    continue
+                fault = "is shorter than a clip"
+            logger.warning(f"{path} {fault}: it is left out of the noise for augmentation.")
