@@ -29,12 +29,14 @@ def main():
     model = EncoderClassifier.from_hparams(arguments.model)
     unread = 0
     for path in arguments.files:
-        fault = look_at(Path(path))["fault"]  # the model would take silence, too, for a word
-        if fault:
-            print(f"{path} {fault}", file=sys.stderr)
+        look, seconds = look_at(Path(path)), model.hparams.clip_seconds
+        if look["fault"]:  # the model would take silence, too, for a word
+            print(f"{path} {look['fault']}", file=sys.stderr)
             unread += 1
             continue
-        sig = read_clip(path, model.audio_normalizer, model.hparams.clip_seconds)
+        if look["duration"] > seconds:
+            print(f"{path} is {look['duration']:.1f} s long: what is told is of the {seconds} s in its middle", file=sys.stderr)
+        sig = read_clip(path, model.audio_normalizer, seconds)
         with torch.no_grad():
             scores, _, _, words = model.classify_batch(sig[None])
         print(f"{words[0]:12} {scores.exp().max():6.1%}  {path}")

@@ -24,6 +24,7 @@ from speechbrain.utils.logger import get_logger
 from spoken_words_prepare import write as write_text
 
 matplotlib.use("Agg")  # pictures go to files, also where there is no screen
+matplotlib.rcParams["text.parse_math"] = False  # a word may hold a $
 logger = get_logger(__name__)
 
 
@@ -114,6 +115,29 @@ def write(hparams_file, overrides, hparams, brain, pretrained, metrics):
     logger.info(f"Metrics, pictures, the worst clips and the model for inference are in {folder}")
 
 
+def refuse_to_replace(folder, source=None):
+    """Refuse a place for the inference folder that holds something else, or is where the encoder comes from.
+
+    Arguments
+    ---------
+    folder : str
+        Where the inference folder would go.
+    source : str, optional
+        Where the encoder comes from.
+
+    Raises
+    ------
+    ValueError
+        If the folder is the source, or holds more than an inference folder does.
+    """
+    there = os.listdir(folder) if os.path.isdir(folder) else [folder] if os.path.lexists(folder) else []
+    other = sorted(name for name in there if name != "hyperparams.yaml" and not name.endswith(".ckpt"))
+    if other:
+        raise ValueError(f"{folder} would be replaced, and holds {', '.join(other[:5])}: name another --inference_folder.")
+    if source and os.path.realpath(source) == os.path.realpath(folder):
+        raise ValueError(f"{folder} is the source too, and would be replaced: name another --inference_folder.")
+
+
 def plot_curves(path, metrics, stages):
     """Draw losses and error by epoch, the stages side by side."""
     figure, axes = pyplot.subplots(1, len(stages), figsize=(5 * len(stages), 4), squeeze=False, sharey=True)
@@ -188,6 +212,7 @@ def save_inference_folder(folder, tree, loadables):
     # Else the encoder of labels warns at the first prediction that nobody said how many to expect.
     expect = "!apply:speechbrain.dataio.encoder.CategoricalEncoder.expect_len [!ref <label_encoder>, %d]"
     tree["__expect_len"] = yaml().load(expect % len(loadables["label_encoder"]))
+    folder = os.path.realpath(folder)  # a link stays a link
     part = f"{folder}.part"  # renamed when it is whole
     shutil.rmtree(part, ignore_errors=True)
     os.makedirs(part)
@@ -211,5 +236,5 @@ def advice_on_storage():
         )
         if not full and getattr(error, "errno", None) not in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise
-        remedy = "free some space" if full else "mend its permissions, or name another folder"
-        sys.exit(f"Could not write: {error}. Checkpoints are as they were: {remedy}, and the same command goes on from them.")
+        act, remedy = ("write", "free some space") if full else ("read or write", "mend permissions, or name another folder")
+        sys.exit(f"Could not {act}: {error}. Checkpoints are as they were: {remedy}, and the same command goes on from them.")
