@@ -6,6 +6,7 @@ honoured where they are there; else a hash of the speaker's name decides.
 """
 
 import hashlib
+import itertools
 import json
 import os
 import struct
@@ -28,6 +29,7 @@ SHORTEST = 0.1  # seconds
 SILENT = -60.0  # dB below full scale, of the loudest sample
 LOUDEST = 2.0**31  # times full scale: floats may hold whole numbers of 32 bits, but the energy of far more is infinite
 FEW = 10  # clips of a word to learn from
+STREAMED = 0x7FFFF000  # bytes; a header tells as many or more where its writer could not know
 
 # What the made corpus says: words of Speech Commands, so that the recipe's settings fit both.
 MADE_WORDS = (
@@ -41,6 +43,7 @@ def prepare_spoken_words(
     words,
     manifests,
     data_report,
+    clip_seconds,
     bad_clips="leave_out",
     make_speech=False,
     valid_percent=15,
@@ -59,6 +62,8 @@ def prepare_spoken_words(
         Where the manifests of ``train``, ``valid`` and ``test`` go.
     data_report : str
         Where the report goes.
+    clip_seconds : float
+        What will be heard of each clip: its middle, if it is longer.
     bad_clips : str
         What becomes of clips with a fault: ``leave_out`` or ``refuse``.
     make_speech : bool
@@ -71,17 +76,22 @@ def prepare_spoken_words(
     Raises
     ------
     FileNotFoundError
-        If the folder is missing, and no speech is to be made.
+        If the folder is missing, and no speech is to be made, or manifests that are to be kept are.
     ValueError
         If words is no list of different ones, a word has no clip or a split has none, or clips are to be refused.
     """
     if skip_prep:
+        for path in manifests.values():
+            if not os.path.exists(path):
+                raise FileNotFoundError(f"{path} is not there to be kept: run once without skip_prep.")
         return
     if bad_clips not in ("leave_out", "refuse"):
         raise ValueError(f"bad_clips is {bad_clips!r}: it can be leave_out or refuse.")
     if not words or isinstance(words, str) or len({str(word) for word in words}) < len(words):
         raise ValueError(f'words is {words!r}: it must be a list of different words, as in --words "[left, right]".')
     folder, words = Path(data_folder), [str(word) for word in words]
+    if any(Path(word).name != word for word in words):
+        raise ValueError(f"words is {words}: each must be the name of a folder in {folder}, not a path.")
     if not folder.is_dir() or not any(folder.iterdir()):
         if not make_speech:
             raise FileNotFoundError(
@@ -93,25 +103,25 @@ def prepare_spoken_words(
         if subprocess.run([sys.executable, str(maker), str(folder), *MADE_WORDS]).returncode:
             raise RuntimeError(f"making speech in {folder} failed, as said above")
 
-    clips = [clip for word in words for clip in clips_of(folder, word)]
+    clips, others = (list(itertools.chain(*paths)) for paths in zip(*(clips_of(folder, word) for word in words)))
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # soundfile reads without Python's lock
         looks = list(tqdm(pool.map(look_at, clips), desc="checking clips", total=len(clips), disable=None, leave=False))
     faults = {clip: look["fault"] for clip, look in zip(clips, looks) if look["fault"]}
-    split_of = splitter(folder, valid_percent, test_percent)
+    listed = read_lists(folder)
     splits = {split: {} for split in manifests}
     for clip, look in zip(clips, looks):
         if clip not in faults:
             word = clip.parent.name
-            splits[split_of(clip)][f"{word}/{clip.name}"] = {
-                "wav": str(Path("{data_root}", word, clip.name)),
+            splits[split_of(clip, listed, valid_percent, test_percent)][f"{word}/{clip.name}"] = {
+                "wav": f"{{data_root}}/{literal(word)}/{literal(clip.name)}",
                 "duration": look["duration"],
                 "sample_rate": look["sample_rate"],
                 "channels": look["channels"],
-                "word": word,
-                "speaker": speaker_of(clip),
+                "word": literal(word),
+                "speaker": literal(speaker_of(clip)),
                 "sha1": look["sha1"],
             }
-    remarks = list(remarks_on(splits, words))
+    remarks = [*remarks_on_folder(folder, words, clips, others, listed), *remarks_on_splits(splits, words, clip_seconds)]
     write(
         data_report, "".join(f"{line}\n" for line in [*(f"{c}: {f}" for c, f in faults.items()), *remarks]) or "nothing found\n"
     )
@@ -125,15 +135,17 @@ def prepare_spoken_words(
         logger.warning(f"{told}; they are left out.")
     empty = [split for split, items in splits.items() if not items]
     if empty:
-        raise ValueError(f"{folder}: no speaker falls into {', '.join(empty)}: use more speakers or other percentages.")
+        remedy = f"mend the lists, {' and '.join(LISTS.values())}" if listed else "use more speakers or other percentages"
+        raise ValueError(f"{folder}: no clip falls into {', '.join(empty)}: {remedy}.")
     for split, path in manifests.items():
         write(path, json.dumps(splits[split], indent=1))
         logger.info(f"{path}: {len(splits[split])} clips")
 
 
 def clips_of(folder, word):
-    """List the clips of a word; ValueError if there is none."""
-    clips = sorted(path for path in (folder / word).glob("*") if path.suffix.lower() in EXTENSIONS)
+    """List the clips of a word, and what else is there but hidden files; ValueError if there is no clip."""
+    there = sorted(path for path in (folder / word).glob("*") if not path.name.startswith("."))
+    clips = [path for path in there if path.suffix.lower() in EXTENSIONS]
     if not clips:
         found = sorted(path.name for path in folder.iterdir() if path.is_dir())
         raise ValueError(
@@ -141,7 +153,7 @@ def clips_of(folder, word):
             f"and the folders there are: {', '.join(found) or 'none'}. Mend data_folder, or words, where quotes keep what YAML "
             "would take for a number or null."
         )
-    return clips
+    return clips, [path for path in there if path not in clips]
 
 
 def look_at(clip):
@@ -156,7 +168,7 @@ def look_at(clip):
     -------
     dict
         ``fault`` (None if there is none), ``duration`` in seconds,
-        ``sample_rate`` in Hz, ``channels``, and the ``sha1`` of the samples.
+        ``sample_rate`` in Hz, ``channels``, and the ``sha1`` of these two and the samples.
     """
     look = dict.fromkeys(("fault", "duration", "sample_rate", "channels", "sha1"))
     try:
@@ -169,12 +181,12 @@ def look_at(clip):
         if clip.suffix.lower() == ".wav":
             with open(clip, "rb") as file:
                 tag, told = struct.unpack("<4sI", file.read(8))
-            if tag == b"RIFF" and size < told + 8 < 2**32 - 1:  # a stream's header tells the largest number
+            if tag == b"RIFF" and size < told < STREAMED:
                 return {**look, "fault": f"is cut off: its header tells {told + 8} bytes, and it has {size}"}
-    except (OSError, soundfile.SoundFileError) as error:
+    except (OSError, ValueError, MemoryError, soundfile.SoundFileError) as error:  # soundfile raises each of them
         return {**look, "fault": f"cannot be read ({error})"}
     look["duration"] = len(samples) / look["sample_rate"]
-    look["sha1"] = hashlib.sha1(samples.tobytes()).hexdigest()
+    look["sha1"] = hashlib.sha1(f"{look['sample_rate']} {look['channels']} ".encode() + samples.tobytes()).hexdigest()
     if len(samples) < expected:
         look["fault"] = f"is cut off: {len(samples)} of {expected} samples can be read"
     elif look["duration"] < SHORTEST:
@@ -184,7 +196,7 @@ def look_at(clip):
     elif np.abs(samples).max() > LOUDEST:
         look["fault"] = f"holds samples of up to {np.abs(samples).max():.0e}, where full scale is 1"
     else:
-        level = 20 * np.log10(max(np.abs(samples).max(), 1e-10))
+        level = 20 * np.log10(max(np.abs(samples.mean(axis=1)).max(), 1e-10))  # of what is heard: two channels may cancel
         look["fault"] = f"is silent: its loudest sample is at {level:.0f} dB" if level < SILENT else None
     return look
 
@@ -194,30 +206,47 @@ def speaker_of(clip):
     return clip.stem.split("_nohash_")[0]
 
 
-def splitter(folder, valid_percent, test_percent):
-    """Make the function that says which split a clip belongs to.
+def literal(text):
+    """Double the braces of a name, which SpeechBrain would take for a placeholder in a manifest."""
+    return text.replace("{", "{{").replace("}", "}}")
+
+
+def read_lists(folder):
+    """Read which clips the corpus wants in validation and in the test: the split of each ``<word>/<file>``."""
+    lists = {split: folder / name for split, name in LISTS.items() if (folder / name).is_file()}
+    texts = {split: path.read_text(encoding="utf-8-sig", errors="replace") for split, path in lists.items()}
+    return {line.strip(): split for split, text in texts.items() for line in text.splitlines() if line.strip()}
+
+
+def split_of(clip, listed, valid_percent, test_percent):
+    """Say which split a clip belongs to.
 
     By the corpus's own lists, or by a hash of the speaker, so that nobody is in
     two splits and the answer does not change when clips are added.
     """
-    listed = {}
-    for split, name in LISTS.items():
-        if (folder / name).is_file():
-            listed.update((line.strip(), split) for line in (folder / name).read_text(encoding="utf-8").splitlines())
-
-    def split_of(clip):
-        if listed:
-            return listed.get(f"{clip.parent.name}/{clip.name}", "train")
-        draw = int(hashlib.sha1(speaker_of(clip).encode()).hexdigest(), 16) % 100
-        if draw < valid_percent:
-            return "valid"
-        return "test" if draw < valid_percent + test_percent else "train"
-
-    return split_of
+    if listed:
+        return listed.get(f"{clip.parent.name}/{clip.name}", "train")
+    draw = int(hashlib.sha1(os.fsencode(speaker_of(clip))).hexdigest(), 16) % 100
+    if draw < valid_percent:
+        return "valid"
+    return "test" if draw < valid_percent + test_percent else "train"
 
 
-def remarks_on(splits, words):
-    """Say what is odd in the splits: words with few clips, people or recordings on two sides, other sample rates."""
+def remarks_on_folder(folder, words, clips, others, listed):
+    """Say what is odd in the folder: lines of the lists that name nothing, and what is taken for no clip."""
+    names = {f"{clip.parent.name}/{clip.name}" for clip in clips}
+    elsewhere = {path.name for path in folder.iterdir() if path.is_dir()} - {*words}
+    astray = [line for line in listed if line not in names and line.split("/")[0] not in elsewhere]
+    if astray:
+        shown = ", ".join(astray[:5])
+        yield f"{len(astray)} lines of {' and '.join(LISTS.values())} name no clip, and what they mean is trained on: {shown}"
+    if others:
+        shown = ", ".join(map(str, others[:5]))
+        yield f"{len(others)} files or folders beside the clips are not {', '.join(EXTENSIONS)}, and left alone: {shown}"
+
+
+def remarks_on_splits(splits, words, clip_seconds):
+    """Say what is odd in the splits: words with few clips, people or recordings on two sides, long clips, other rates."""
     count = {split: Counter(item["word"] for item in items.values()) for split, items in splits.items()}
     for word in words:
         if count["train"][word] == 0:
@@ -235,6 +264,9 @@ def remarks_on(splits, words):
     items = [item for items in splits.values() for item in items.values()]
     if items and not any("_nohash_" in item["wav"] for item in items):
         yield "the file names tell no speaker (<speaker>_nohash_<n>): one person's clips may be in two splits"
+    long = sum(item["duration"] > clip_seconds for item in items)
+    if long:
+        yield f"{long} clips are longer than clip_seconds, {clip_seconds}: of each only the middle is heard"
     rates = Counter((item["sample_rate"], item["channels"]) for item in items)
     if len(rates) > 1:
         kinds = ", ".join(f"{number} at {rate} Hz with {channels} channels" for (rate, channels), number in rates.most_common())
@@ -244,7 +276,7 @@ def remarks_on(splits, words):
 def write(path, text):
     """Write a text file whole or not at all."""
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    with open(f"{path}.part", "w", encoding="utf-8") as file:
+    with open(f"{path}.part", "w", encoding="utf-8", errors="backslashreplace") as file:  # some file names are no text
         file.write(text)
     os.replace(f"{path}.part", path)
 
@@ -266,7 +298,7 @@ def same_run(folder, **what):
     """
     path = os.path.join(folder, "run_on.json")
     what = json.loads(json.dumps(what))
-    if not any(Path(folder, "save").rglob("CKPT*")):  # nothing to go on from, as after a mistyped word
+    if not os.path.exists(path) or not any(Path(folder, "save").rglob("CKPT*")):  # nothing to go on from, as after a typo
         write(path, json.dumps(what, indent=1))
     with open(path, encoding="utf-8") as file:
         before = json.load(file)

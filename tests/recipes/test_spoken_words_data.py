@@ -3,20 +3,23 @@
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import wave
+from pathlib import Path
 
 import numpy
 import pytest
 import soundfile
+import speechbrain as sb
 import torch
 from speechbrain.dataio.preprocess import AudioNormalizer
 
 from background_noise import BackgroundNoise
 from scripts import NEW, RECIPE, make
 from spoken_words_prepare import prepare_spoken_words, same_run
-from train import read_clip
+from train import dataio_prep, read_clip
 
 
 @pytest.fixture
@@ -25,6 +28,7 @@ def files(tmp_path):
     return {
         "manifests": {split: str(tmp_path / f"{split}.json") for split in splits},
         "data_report": str(tmp_path / "data_report.txt"),
+        "clip_seconds": 1.0,
     }
 
 
@@ -76,34 +80,73 @@ def test_the_lists_of_speech_commands_decide_the_split(corpus, tmp_path, files):
     folder = tmp_path / "data"
     shutil.copytree(corpus, folder)
     names = sorted(f"cat/{name}" for name in os.listdir(folder / "cat"))
-    (folder / "validation_list.txt").write_text("".join(f"{name}\n" for name in names[::3]))
-    (folder / "testing_list.txt").write_text("".join(f"{name}\n" for name in names[1::3]))
+    (folder / "validation_list.txt").write_text("".join(f"{name}\n" for name in names[::3]), encoding="utf-8-sig")
+    (folder / "testing_list.txt").write_text("".join(f"{name} \r\n" for name in [*names[1::3], "dog/not_asked_for.wav"]))
     prepare_spoken_words(str(folder), ["cat"], **files)
     assert {split: sorted(items) for split, items in prepared(files).items()} == {
         "train": names[2::3],
         "valid": names[::3],
         "test": names[1::3],
     }
-    assert "speakers are in more than one split, so the test tells too little" in open(files["data_report"]).read()
+    report = open(files["data_report"]).read()
+    assert "speakers are in more than one split, so the test tells too little" in report and "lines of" not in report
 
 
 def first(folder):
     return min((folder / "cat").glob("*.wav"))
 
 
-def rewritten(samples, suffix=".wav", rate=16000, subtype=None, keep=1.0):
+def rewritten(samples, suffix=".wav", rate=16000, subtype=None, keep=1.0, name=None, header=None):
     def change(folder):
         path = first(folder)
         path.unlink()
-        path = path.with_suffix(suffix)
-        soundfile.write(path, samples, rate, subtype=subtype)
-        content = path.read_bytes()
+        path = path.with_name(name or path.name).with_suffix(suffix)
+        soundfile.write("clip" + suffix, samples, rate, subtype=subtype)  # its own name may be one that soundfile cannot open
+        content = Path("clip" + suffix).read_bytes()
+        if header is not None:
+            content = content[:4] + struct.pack("<I", header) + content[8:]
         path.write_bytes(content[: int(len(content) * keep)])
 
     return change
 
 
 NOISE = numpy.random.default_rng(0).uniform(-0.5, 0.5, 16000)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        rewritten(NOISE, header=32000),
+        rewritten(NOISE, header=0x7FFFF024),
+        rewritten(NOISE, header=0x80000024),
+        rewritten(NOISE, header=0xFFFFFFFF),
+        rewritten(NOISE, name="{a}_nohash_}{.wav"),
+        rewritten(NOISE, name="a, $b'_nohash_0.wav"),
+        rewritten(NOISE, ".WAV"),
+        rewritten(numpy.stack([NOISE, 0 * NOISE], 1)),
+        lambda folder: (folder / "cat" / "._x_nohash_0.wav").write_bytes(b"of macOS"),
+    ],
+    ids=[
+        "a header that tells all bytes",
+        "streamed by sox",
+        "streamed by arecord",
+        "streamed",
+        "braces in the name",
+        "other signs",
+        "capitals",
+        "one channel silent",
+        "a hidden file",
+    ],
+)
+def test_a_clip_without_a_fault_is_found_in_the_dataset(corpus, tmp_path, files, change, monkeypatch):
+    folder = tmp_path / "data"
+    shutil.copytree(corpus, folder)
+    monkeypatch.chdir(tmp_path)
+    change(folder)
+    prepare_spoken_words(str(folder), NEW, bad_clips="refuse", **files)
+    hparams = {"label_encoder": sb.dataio.encoder.CategoricalEncoder(), "words": NEW, "data_folder": str(folder), **files}
+    read = [item for dataset in dataio_prep(hparams, 16000, 1.0).values() for item in dataset]
+    assert len(read) == 96 and all(item["sig"].shape == (16000,) and len(item["word_encoded"]) == 1 for item in read)
 
 
 @pytest.mark.parametrize(
@@ -116,6 +159,9 @@ NOISE = numpy.random.default_rng(0).uniform(-0.5, 0.5, 16000)
         (rewritten(NOISE * 2e30, subtype="FLOAT"), r"wav holds samples of up to 1e\+30, where full scale is 1"),
         (rewritten(NOISE * 1e-4), r"wav is silent: its loudest sample is at -8\d dB"),
         (rewritten(numpy.zeros(16000)), r"wav is silent"),
+        (rewritten(numpy.stack([NOISE, -NOISE], 1)), r"wav is silent"),
+        (rewritten(NOISE, subtype="GSM610"), r"wav cannot be read"),
+        (rewritten(NOISE, name="Ren\udce9_nohash_0.wav"), r"wav cannot be read"),
         (rewritten(NOISE[:100]), r"wav is 0.006 s long, shorter than 0.1 s"),
         (rewritten(NOISE[:0]), r"wav is 0.000 s long"),
         (lambda folder: first(folder).write_bytes(b""), r"wav is empty"),
@@ -129,15 +175,19 @@ NOISE = numpy.random.default_rng(0).uniform(-0.5, 0.5, 16000)
         "enormous",
         "near-silent",
         "silent",
+        "silent when mixed down",
+        "not seekable",
+        "a name that is no text",
         "short",
         "no sample",
         "empty",
         "no audio",
     ],
 )
-def test_a_clip_with_a_fault_is_named_and_left_out_or_refused(corpus, tmp_path, files, change, fault):
+def test_a_clip_with_a_fault_is_named_and_left_out_or_refused(corpus, tmp_path, files, change, fault, monkeypatch):
     folder = tmp_path / "data"
     shutil.copytree(corpus, folder)
+    monkeypatch.chdir(tmp_path)
     change(folder)
     with pytest.raises(ValueError, match=f"1 of 96 clips have a fault: .*{fault}"):
         prepare_spoken_words(str(folder), NEW, bad_clips="refuse", **files)
@@ -169,6 +219,16 @@ def nameless(folder):
         path.rename(path.with_name(path.name.replace("_nohash_", "-")))
 
 
+def listed_otherwise(folder):
+    clips = [f"{path.parent.name}/{path.stem}" for path in sorted((folder / "cat").glob("*"))]
+    (folder / "testing_list.txt").write_text("".join(f"{name}.flac\n" for name in clips[:3]) + f"{clips[3]}.wav\n")
+    (folder / "validation_list.txt").write_text(f"{clips[4]}.wav\n")
+
+
+def mistaken_lists(folder):
+    (folder / "testing_list.txt").write_bytes(b"cat\\a_nohash_0.wav\nRen\xe9\n")
+
+
 def something_else(folder):
     shutil.rmtree(folder)
     folder.mkdir()
@@ -183,12 +243,25 @@ def something_else(folder):
         (only_in_validation, NEW, "dog has no clip to train on, and 1 in validation: it cannot be learned"),
         (repeated, NEW, "1 recordings are in more than one split"),
         (nameless, NEW, "the file names tell no speaker"),
+        (listed_otherwise, NEW, "3 lines of validation_list.txt and testing_list.txt name no clip, and what they mean is tr"),
+        (rewritten(numpy.tile(NOISE, 3)), NEW, "1 clips are longer than clip_seconds, 1.0: of each only the middle is heard"),
+        (lambda folder: (folder / "cat/x.m4a").touch(), NEW, "1 files or folders beside the clips are not .wav, .flac, .mp3,"),
     ],
-    ids=["8 kHz stereo ogg", "few clips", "a label in validation alone", "the same audio in two splits", "no speakers"],
+    ids=[
+        "8 kHz stereo ogg",
+        "few clips",
+        "a label in validation alone",
+        "the same audio in two splits",
+        "no speakers",
+        "listed by other names",
+        "long",
+        "another format",
+    ],
 )
-def test_what_is_odd_in_the_data_is_reported(corpus, tmp_path, files, change, words, remark):
+def test_what_is_odd_in_the_data_is_reported(corpus, tmp_path, files, change, words, remark, monkeypatch):
     folder = tmp_path / "data"
     shutil.copytree(corpus, folder)
+    monkeypatch.chdir(tmp_path)
     change(folder)
     prepare_spoken_words(str(folder), words, **files)
     assert remark in open(files["data_report"]).read()
@@ -202,10 +275,13 @@ def test_what_is_odd_in_the_data_is_reported(corpus, tmp_path, files, change, wo
         (None, {"words": "cat"}, ValueError, "words is 'cat': it must be a list of different words"),
         (None, {"words": ["cat", "dog", "cat"]}, ValueError, "must be a list of different words"),
         (None, {"words": []}, ValueError, "must be a list of different words"),
+        (None, {"words": ["cat/"]}, ValueError, "each must be the name of a folder in .*data, not a path"),
+        (None, {"skip_prep": True}, FileNotFoundError, r"train.json is not there to be kept: run once without skip_prep"),
+        (mistaken_lists, {}, ValueError, r"no clip falls into valid, test: mend the lists, validation_list.txt and testing_li"),
         (None, {"bad_clips": "keep"}, ValueError, r"bad_clips is 'keep': it can be leave_out or refuse"),
         (shutil.rmtree, {}, FileNotFoundError, r"data is no folder, or empty: mend data_folder, or .* --make_speech True"),
         (something_else, {}, ValueError, "the folders there are: none"),
-        (few, {"words": ["cat"], "valid_percent": 0}, ValueError, "no speaker falls into valid"),
+        (few, {"words": ["cat"], "valid_percent": 0}, ValueError, "no clip falls into valid: use more speakers"),
     ],
     ids=[
         "a word without clips",
@@ -213,6 +289,9 @@ def test_what_is_odd_in_the_data_is_reported(corpus, tmp_path, files, change, wo
         "one word, no list",
         "a word twice",
         "no words",
+        "a path for a word",
+        "nothing to keep",
+        "lists of something else",
         "mistyped",
         "no folder",
         "something else",
@@ -247,6 +326,15 @@ def test_background_noise_is_drawn_from_the_corpus_alone(corpus):
     torch.manual_seed(1)
     assert torch.equal(drawn, noise(torch.zeros(4, 16000))) and len(noise.recordings) == 3
     assert any(torch.equal(drawn[0], piece) for recording in noise.recordings for piece in recording.unfold(0, 16000, 1))
+
+
+def test_a_recording_with_a_fault_is_no_noise(tmp_path, caplog):
+    for name, samples in {"a.WAV": NOISE, "b.wav": NOISE[:9000], "._c.wav": NOISE}.items():
+        soundfile.write(tmp_path / name, samples, 16000)
+    (tmp_path / "d.wav").write_bytes(b"no audio")
+    noise = BackgroundNoise(tmp_path, 16000)
+    assert noise(torch.zeros(4, 10000)).shape == (4, 10000) and len(noise.recordings) == 1
+    assert "b.wav is shorter than a clip: it is left out" in caplog.text and "d.wav cannot be read" in caplog.text
 
 
 def test_only_a_run_with_checkpoints_refuses_another(tmp_path):

@@ -19,32 +19,47 @@ from spoken_words_prepare import write as write_text
 logger = get_logger(__name__)
 
 
-def key_of(modules, dataset, **settings):
-    """Digest all that embeddings depend on.
+def digest_of(modules):
+    """Digest what turns audio into embeddings.
 
     Arguments
     ---------
     modules : dict of str to torch.nn.Module
-        What turns audio into embeddings: features, normalisation, encoder.
-    dataset : DynamicItemDataset
-        Of its items, ``sha1`` tells the audio.
-    **settings : object
-        How the audio is brought to the encoder.
+        Features, normalisation, encoder.
 
     Returns
     -------
     str
         16 hexadecimal digits.
     """
-    sha = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    sha = hashlib.sha256()
     for path, part in torch.nn.ModuleDict(modules).named_modules():
         options = {name: value for name, value in vars(part).items() if isinstance(value, (int, float, str))}
         options.pop("training", None)
         sha.update(f"{path} {type(part).__qualname__} {sorted(options.items())}".encode())
     for name, value in torch.nn.ModuleDict(modules).state_dict().items():
         sha.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return sha.hexdigest()[:16]
+
+
+def key_of(dataset, **settings):
+    """Digest all that the embeddings of a dataset depend on.
+
+    Arguments
+    ---------
+    dataset : DynamicItemDataset
+        Of its items, ``sha1`` tells the audio.
+    **settings : object
+        The digest of the encoder, and how the audio is brought to it.
+
+    Returns
+    -------
+    str
+        16 hexadecimal digits.
+    """
+    sha = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name, item in dataset.data.items():
-        sha.update(f"{name} {item['sha1']}".encode())
+        sha.update(f"{name} {item['sha1']}".encode("utf-8", "surrogateescape"))
     return sha.hexdigest()[:16]
 
 

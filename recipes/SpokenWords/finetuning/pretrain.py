@@ -21,8 +21,8 @@ logger = get_logger(__name__)
 def main():
     """Train, test and save."""
     hparams_file, _, hparams, run_opts = load_hparams(sys.argv[1:])
-    prepare(hparams)
     model = hparams["model"]
+    prepare(hparams, model["clip_seconds"])
     hparams["label_encoder"] = model["label_encoder"]
     datasets = dataio_prep(hparams, model["sample_rate"], model["clip_seconds"])
     metrics = results.Metrics(os.path.join(hparams["output_folder"], "metrics.json"))

@@ -95,9 +95,9 @@ class KeywordBrain(sb.Brain):
             wavs, lens = self.augment(wavs, lens)
         count = len(wavs)
         if "embedding_model" in self.frozen:
-            # The last bit of an embedding depends on the size of the batch: always a full one, so that it is the same
-            # in the cache, in training and in testing.
-            missing = max(0, self.loader_options["batch_size"] - count)
+            # The last bit of an embedding depends on the size of the batch, and in odd ones on the place there: always a
+            # full one, of eights, so that it is the same in the cache, in training and in testing.
+            missing = -(-self.loader_options["batch_size"] // 8) * 8 - count
             wavs, lens = torch.cat([wavs, wavs.new_zeros(missing, wavs.shape[1])]), torch.cat([lens, lens.new_ones(missing)])
         feats = self.modules.mean_var_norm(self.modules.compute_features(wavs), lens)
         return self.modules.embedding_model(feats, lens)[:count]
@@ -182,7 +182,8 @@ class KeywordBrain(sb.Brain):
     def fit_and_test(self, datasets):
         """Train, then test the best epoch."""
         loader = self.loader_options
-        clips, size = len(datasets["train"]), loader["batch_size"]
+        processes = int(os.environ.get("WORLD_SIZE", 1))  # each trains on its share of the clips
+        clips, size = -(-len(datasets["train"]) // processes), loader["batch_size"]
         if min(clips, size) < 2:
             raise ValueError(f"BatchNorm cannot train on one clip at a time: batch_size is {size}, of {clips} clips.")
         alone = clips % size == 1  # nor on a last batch of one
@@ -225,16 +226,18 @@ def load_hparams(arguments):
             hparams["lock"].acquire(timeout=10)  # the loader workers of a killed run hold it for 5 seconds more
         except Timeout:
             raise RuntimeError(f"another run is writing to {hparams['output_folder']}: name another --output_folder.") from None
+    results.refuse_to_replace(hparams["inference_folder"], hparams.get("source"))
     return hparams_file, overrides, hparams, run_opts
 
 
-def prepare(hparams):
+def prepare(hparams, clip_seconds, **run_on):
     """Check and prepare the data, unless the output folder holds a run on something else."""
-    run_on = {key: hparams[key] for key in ("words", "source") if key in hparams}
-    run_on["data_folder"] = os.path.realpath(hparams["data_folder"])
-    run_on_main(same_run, [hparams["output_folder"]], run_on)
+    words, folder = [str(word) for word in hparams["words"]], os.path.realpath(hparams["data_folder"])
+    run_on_main(
+        same_run, [hparams["output_folder"]], dict(words=words, data_folder=folder, clip_seconds=clip_seconds, **run_on)
+    )
     keys = ("data_folder", "words", "manifests", "data_report", "bad_clips", "make_speech", "skip_prep")
-    run_on_main(prepare_spoken_words, kwargs={key: hparams[key] for key in keys})
+    run_on_main(prepare_spoken_words, kwargs=dict(clip_seconds=clip_seconds, **{key: hparams[key] for key in keys}))
 
 
 def read_clip(path, normalizer, seconds):
@@ -274,15 +277,13 @@ def dataio_prep(hparams, sample_rate, clip_seconds):
     }
 
 
-def cache_embeddings(brain, datasets, hparams):
+def cache_embeddings(brain, datasets, folder, **settings):
     """Have the brain find embeddings on disk instead of computing them from audio."""
     brain.modules.eval()
-    encoder = {name: brain.modules[name] for name in brain.frozen}
-    settings = {key: hparams[key] for key in ("sample_rate", "clip_seconds")}
     paths = {}
     for split, dataset in datasets.items():
-        key = embeddings.key_of(encoder, dataset, **settings)
-        paths[split] = os.path.join(hparams["cache_folder"], f"{split}-{key}.npy")
+        key = embeddings.key_of(dataset, **settings, **brain.loader_options)
+        paths[split] = os.path.join(folder, f"{split}-{key}.npy")
         loader = brain.make_dataloader(dataset, sb.Stage.TEST, ckpt_prefix=None, **brain.loader_options)
         batches = tqdm(loader, desc=f"embedding {split}", disable=brain.noprogressbar, leave=False)
         run_on_main(embeddings.keep, [paths[split], batches, len(dataset), lambda batch: brain.embed(batch.to(brain.device))])
@@ -293,14 +294,16 @@ def cache_embeddings(brain, datasets, hparams):
 def main():
     """Fine-tune, and tell the test error before and after; returns the Brain of the last stage."""
     hparams_file, overrides, hparams, run_opts = load_hparams(sys.argv[1:])
-    if not os.path.isdir(hparams["source"]) and hparams["source"].count("/") != 1:  # a hub id has one slash
-        raise ValueError(f"there is no folder {hparams['source']}: run pretrain.py first, or name another --source")
+    source = hparams["source"]
+    if os.path.isdir(source):
+        source = os.path.realpath(source)
+    elif source.count("/") != 1 or os.path.isdir(os.path.dirname(source)):  # a hub id has one slash
+        raise ValueError(f"there is no folder {source}: run pretrain.py first, or name another --source")
     if hparams["clip_seconds"] < 0.1:
         raise ValueError(f"clip_seconds is {hparams['clip_seconds']}: a word takes at least a tenth of a second")
-    prepare(hparams)
 
     # from_hparams freezes what it loads.
-    pretrained = EncoderClassifier.from_hparams(hparams["source"], run_opts=run_opts)
+    pretrained = EncoderClassifier.from_hparams(source, run_opts=run_opts)
     clip_settings = {key: hparams[key] for key in ("sample_rate", "clip_seconds")}
     found = {
         "emb_dim": pretrained.encode_batch(torch.zeros(1, round(hparams["sample_rate"] * hparams["clip_seconds"]))).shape[-1],
@@ -308,8 +311,10 @@ def main():
     }
     for key, value in found.items():
         if value != hparams[key]:
-            raise ValueError(f"{hparams['source']} has {key} {value}: run again with --{key} {value}")
+            raise ValueError(f"{source} has {key} {value}: run again with --{key} {value}")
     modules = {name: pretrained.mods[name] for name in ("compute_features", "mean_var_norm", "embedding_model")}
+    encoder = embeddings.digest_of(modules)  # one that is trained anew may well lie where the old one lay
+    prepare(hparams, hparams["clip_seconds"], source=source, encoder=encoder)
     modules["classifier"] = hparams["classifier"]
     metrics = results.Metrics(os.path.join(hparams["output_folder"], "metrics.json"))
 
@@ -317,7 +322,7 @@ def main():
     brain = KeywordBrain(hparams["head"], modules, metrics, hparams, run_opts)
     datasets = dataio_prep(hparams, **clip_settings)
     if hparams["cache_embeddings"]:
-        cache_embeddings(brain, datasets, hparams)
+        cache_embeddings(brain, datasets, hparams["cache_folder"], encoder=encoder, **clip_settings)
     if hparams["head"]["checkpointer"].find_checkpoint() is None:  # else the classifier is no longer a new one
         brain.evaluate(datasets["test"], test_loader_kwargs=brain.loader_options)
         metrics.add("before", brain.test_stats)
@@ -329,7 +334,8 @@ def main():
         brain.fit_and_test(dataio_prep(hparams, **clip_settings))
 
     metrics.add("seconds", time.perf_counter() - STARTED)
-    logger.info(f"Test error before fine-tuning: {metrics['before']['error']:.1%}")
+    if "before" in metrics:  # not where somebody has cleared the output folder, but for the checkpoints
+        logger.info(f"Test error before fine-tuning: {metrics['before']['error']:.1%}")
     logger.info(f"Test error after fine-tuning: {brain.test_stats['error']:.1%}")
     run_on_main(results.write, [hparams_file, overrides, hparams, brain, pretrained, metrics])
     return brain
