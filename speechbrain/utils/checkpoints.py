@@ -3,6 +3,7 @@
 import functools
 import logging
 import os
+import pathlib
 import pickle
 import pickletools
 import shutil
@@ -75,7 +76,8 @@ def torch_patched_state_dict_load(path, device="cpu"):
     """Load the state of a module, with the names of its parameters brought up to date.
 
     Upstream's advised ``weights_only=False`` for the pointer that git-LFS leaves
-    in place of a file that was not fetched.
+    in place of a file that was not fetched, and did not name a file that is cut
+    off or otherwise damaged.
 
     Arguments
     ---------
@@ -93,13 +95,21 @@ def torch_patched_state_dict_load(path, device="cpu"):
     ------
     ValueError
         If the file is a git-LFS pointer.
+    RuntimeError
+        If it is damaged.
     """
     with open(path, "rb") as file:
         if file.read(40).startswith(b"version https://git-lfs"):
             raise ValueError(
                 f"{path} is not the file itself but git-LFS's pointer to it: run `git lfs pull` where it comes from."
             )
-    return _upstream_torch_patched_state_dict_load(path, device)
+    try:
+        return _upstream_torch_patched_state_dict_load(path, device)
+    except Exception as error:
+        damage = _damage(pathlib.Path(path)) if os.path.getsize(path) else "it is empty"
+        if damage is None:
+            raise
+        raise RuntimeError(f"{path} is damaged ({damage}): get it anew.") from error
 
 
 @functools.cache

@@ -121,6 +121,15 @@ def test_a_git_lfs_pointer_is_called_one(models):
 
 
 @regression
+@pytest.mark.parametrize("kept", [0.5, 0.01, 0], ids=["cut off", "almost nothing", "empty"])
+def test_a_damaged_file_is_named(models, kept):
+    path = models / "model1" / "embedding_model.ckpt"
+    os.truncate(path, int(path.stat().st_size * kept))
+    with pytest.raises(RuntimeError, match=r"model1/embedding_model.ckpt is damaged \(.+\): get it anew"):
+        answer(models / "model1")
+
+
+@regression
 @pytest.mark.parametrize("break_it", [os.remove, lambda path: path.write_text("")], ids=["absent", "empty"])
 def test_a_label_encoder_without_labels_is_named_when_it_is_loaded(models, break_it):
     break_it(models / "model1" / "label_encoder.ckpt")

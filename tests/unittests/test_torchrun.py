@@ -100,3 +100,26 @@ def test_two_processes_save_and_resume_alike(torchrun, tmp_path):
     assert sorted(told) == ["None of the 2 checkpoints"] * 2 + ["found CKPT+1 1.0"] * 2, output
     assert {path.name for path in (tmp_path / "save").iterdir()} == {"CKPT+1", "CKPT+2"}
     assert {"own.ckpt0", "own.ckpt1"} <= {path.name for path in (tmp_path / "save" / "CKPT+2").iterdir()}
+
+
+# As gloo's thread does, one wants the interpreter a moment after the script's last line. Where it has gone, the thread stops
+# without a word; were it gloo's, which is not Python's, it would take the process with it.
+ENDING = """
+import atexit, os, threading, time, speechbrain as sb
+
+def want_the_interpreter(script_ended=threading.Event()):
+    atexit.register(script_ended.set)
+    script_ended.wait()
+    time.sleep(0.05)
+    os.write(1, b"let go\\n")
+
+sb.utils.distributed.ddp_init_group({"distributed_backend": "gloo"})
+threading.Thread(target=want_the_interpreter, daemon=True).start()
+time.sleep(0.05)
+"""
+
+
+@pytest.mark.regression
+def test_a_process_waits_at_its_end_for_the_threads_of_gloo(torchrun):
+    status, said = torchrun(ENDING)
+    assert status == 0 and said.count("let go") == 2, said
