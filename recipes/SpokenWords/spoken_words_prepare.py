@@ -153,7 +153,7 @@ def clips_of(folder, word):
             f"and the folders there are: {', '.join(found) or 'none'}. Mend data_folder, or words, where quotes keep what YAML "
             "would take for a number or null."
         )
-    return clips, [path for path in there if path not in clips]
+    return clips, sorted({*there} - {*clips})
 
 
 def look_at(clip):
@@ -226,7 +226,7 @@ def split_of(clip, listed, valid_percent, test_percent):
     """
     if listed:
         return listed.get(f"{clip.parent.name}/{clip.name}", "train")
-    draw = int(hashlib.sha1(os.fsencode(speaker_of(clip))).hexdigest(), 16) % 100
+    draw = int(hashlib.sha1(speaker_of(clip).encode()).hexdigest(), 16) % 100
     if draw < valid_percent:
         return "valid"
     return "test" if draw < valid_percent + test_percent else "train"

@@ -57,10 +57,8 @@ class BackgroundNoise:
         normalizer = AudioNormalizer(self.sample_rate)
         for path in sorted(path for path in self.folder.glob("[!.]*") if path.suffix.lower() in EXTENSIONS):
             fault = look_at(path)["fault"]
-            if not fault:
-                recording = normalizer(*audio_io.load(str(path), channels_first=False))
-                if len(recording) >= length:
-                    yield recording
-                    continue
-                fault = "is shorter than a clip"
-            logger.warning(f"{path} {fault}: it is left out of the noise for augmentation.")
+            recording = [] if fault else normalizer(*audio_io.load(str(path), channels_first=False))
+            if len(recording) >= length:
+                yield recording
+            else:
+                logger.warning(f"{path} {fault or 'is shorter than a clip'}: it is left out of the noise for augmentation.")

@@ -59,7 +59,7 @@ def key_of(dataset, **settings):
     """
     sha = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name, item in dataset.data.items():
-        sha.update(f"{name} {item['sha1']}".encode("utf-8", "surrogateescape"))
+        sha.update(f"{name} {item['sha1']}".encode())
     return sha.hexdigest()[:16]
 
 

@@ -232,12 +232,11 @@ def load_hparams(arguments):
 
 def prepare(hparams, clip_seconds, **run_on):
     """Check and prepare the data, unless the output folder holds a run on something else."""
-    words, folder = [str(word) for word in hparams["words"]], os.path.realpath(hparams["data_folder"])
-    run_on_main(
-        same_run, [hparams["output_folder"]], dict(words=words, data_folder=folder, clip_seconds=clip_seconds, **run_on)
-    )
+    run_on.update(words=[str(word) for word in hparams["words"]], clip_seconds=clip_seconds)
+    run_on["data_folder"] = os.path.realpath(hparams["data_folder"])
+    run_on_main(same_run, [hparams["output_folder"]], run_on)
     keys = ("data_folder", "words", "manifests", "data_report", "bad_clips", "make_speech", "skip_prep")
-    run_on_main(prepare_spoken_words, kwargs=dict(clip_seconds=clip_seconds, **{key: hparams[key] for key in keys}))
+    run_on_main(prepare_spoken_words, kwargs={"clip_seconds": clip_seconds, **{key: hparams[key] for key in keys}})
 
 
 def read_clip(path, normalizer, seconds):
@@ -282,7 +281,7 @@ def cache_embeddings(brain, datasets, folder, **settings):
     brain.modules.eval()
     paths = {}
     for split, dataset in datasets.items():
-        key = embeddings.key_of(dataset, **settings, **brain.loader_options)
+        key = embeddings.key_of(dataset, **settings, batch_size=brain.loader_options["batch_size"])
         paths[split] = os.path.join(folder, f"{split}-{key}.npy")
         loader = brain.make_dataloader(dataset, sb.Stage.TEST, ckpt_prefix=None, **brain.loader_options)
         batches = tqdm(loader, desc=f"embedding {split}", disable=brain.noprogressbar, leave=False)
