@@ -121,7 +121,7 @@ def prepare_spoken_words(
                 "speaker": literal(speaker_of(clip)),
                 "sha1": look["sha1"],
             }
-    remarks = [*remarks_on_folder(folder, words, clips, others, listed), *remarks_on_splits(splits, words, clip_seconds)]
+    remarks = [*remarks_on_folder(words, clips, others, listed), *remarks_on_splits(splits, words, clip_seconds)]
     write(
         data_report, "".join(f"{line}\n" for line in [*(f"{c}: {f}" for c, f in faults.items()), *remarks]) or "nothing found\n"
     )
@@ -181,7 +181,7 @@ def look_at(clip):
         if clip.suffix.lower() == ".wav":
             with open(clip, "rb") as file:
                 tag, told = struct.unpack("<4sI", file.read(8))
-            if tag == b"RIFF" and size < told < STREAMED:
+            if tag == b"RIFF" and size < told < STREAMED:  # not told + 8: some writers tell the size of the whole file
                 return {**look, "fault": f"is cut off: its header tells {told + 8} bytes, and it has {size}"}
     except (OSError, ValueError, MemoryError, soundfile.SoundFileError) as error:  # soundfile raises each of them
         return {**look, "fault": f"cannot be read ({error})"}
@@ -232,14 +232,14 @@ def split_of(clip, listed, valid_percent, test_percent):
     return "test" if draw < valid_percent + test_percent else "train"
 
 
-def remarks_on_folder(folder, words, clips, others, listed):
+def remarks_on_folder(words, clips, others, listed):
     """Say what is odd in the folder: lines of the lists that name nothing, and what is taken for no clip."""
     names = {f"{clip.parent.name}/{clip.name}" for clip in clips}
-    elsewhere = {path.name for path in folder.iterdir() if path.is_dir()} - {*words}
-    astray = [line for line in listed if line not in names and line.split("/")[0] not in elsewhere]
+    astray = [line for line in listed if line not in names and ("/" not in line or {*line.split("/")} & {*words})]
     if astray:
         shown = ", ".join(astray[:5])
-        yield f"{len(astray)} lines of {' and '.join(LISTS.values())} name no clip, and what they mean is trained on: {shown}"
+        lists = " and ".join(LISTS.values())
+        yield f"{len(astray)} lines of {lists} name no clip; if they mean one by another name, it is trained on: {shown}"
     if others:
         shown = ", ".join(map(str, others[:5]))
         yield f"{len(others)} files or folders beside the clips are not {', '.join(EXTENSIONS)}, and left alone: {shown}"
@@ -248,7 +248,7 @@ def remarks_on_folder(folder, words, clips, others, listed):
 def remarks_on_splits(splits, words, clip_seconds):
     """Say what is odd in the splits: words with few clips, people or recordings on two sides, long clips, other rates."""
     count = {split: Counter(item["word"] for item in items.values()) for split, items in splits.items()}
-    for word in words:
+    for word in map(literal, words):
         if count["train"][word] == 0:
             yield f"{word} has no clip to train on, and {count['valid'][word]} in validation: it cannot be learned"
         elif count["train"][word] < FEW:

@@ -76,8 +76,8 @@ def torch_patched_state_dict_load(path, device="cpu"):
     """Load the state of a module, with the names of its parameters brought up to date.
 
     Upstream's advised ``weights_only=False`` for the pointer that git-LFS leaves
-    in place of a file that was not fetched, and did not name a file that is cut
-    off or otherwise damaged.
+    in place of a file that was not fetched, and did not name a file that is empty,
+    cut off or damaged inside.
 
     Arguments
     ---------

@@ -78,9 +78,9 @@ def test_the_same_command_again_trains_nothing_and_another_run_is_refused(fine_t
     status, said = run("train.py", *fine_tuning(copy, source=retrained))
     assert status == 1 and f"holds a run with source {pretrained}, not {retrained}: name another --output_folder" in said
     told = json.loads((copy / "run_on.json").read_text())
-    (copy / "run_on.json").write_text(json.dumps({**told, "encoder": "of another training"}))
+    (copy / "run_on.json").write_text(json.dumps({**told, "encoder_digest": "of another training"}))
     status, said = run("train.py", *fine_tuning(copy))
-    assert status == 1 and "holds a run with encoder of another training, not" in said
+    assert status == 1 and "holds a run with encoder_digest of another training, not" in said
 
 
 @pytest.mark.parametrize(
@@ -260,6 +260,7 @@ def test_an_embedding_does_not_depend_on_the_clips_around_it(brain, size):
     with torch.no_grad():
         together = brain.embed(batch_of(sigs, range(size)))
         assert all(torch.equal(brain.embed(batch_of(sigs[i : i + 1], [0]))[0], together[i]) for i in range(size))
+        assert len(brain.embed(batch_of(sigs.repeat(3, 1), range(3 * size)))) == 3 * size  # as an augmenter may return
 
 
 def test_a_loss_that_is_not_finite_is_named_with_its_utterances(brain, caplog):
@@ -283,15 +284,20 @@ def test_a_pretrained_parameter_that_is_not_finite_ends_the_run_before_the_first
     "there, source, said",
     [
         (["thesis.txt", "hyperparams.yaml"], None, "would be replaced, and holds thesis.txt: name another --inference_folder"),
-        (["hyperparams.yaml", "classifier.ckpt"], "model/../model", "is the source too, and would be replaced"),
+        (["epoch=1.ckpt"], None, "would be replaced, and holds epoch=1.ckpt: name another --inference_folder"),
+        (None, None, "would be replaced, and is a file: name another --inference_folder"),
+        (["hyperparams.yaml", "classifier.ckpt"], "model/../model", "would be replaced, and is the source: name another"),
         (["hyperparams.yaml", "classifier.ckpt"], "other", None),
         ([], None, None),
     ],
-    ids=["something else", "the source", "an older one", "nothing"],
+    ids=["something else", "another's checkpoint", "a file", "the source", "an older one", "nothing"],
 )
 def test_an_inference_folder_replaces_none_but_an_older_one(tmp_path, there, source, said):
-    (tmp_path / "model").mkdir()
-    for name in there:
+    if there is None:
+        (tmp_path / "model").touch()
+    else:
+        (tmp_path / "model").mkdir()
+    for name in there or []:
         (tmp_path / "model" / name).touch()
     with pytest.raises(ValueError, match=said) if said else contextlib.nullcontext():
         refuse_to_replace(str(tmp_path / "model"), source and str(tmp_path / source))
@@ -312,7 +318,7 @@ def test_the_key_of_the_cache_changes_with_all_that_it_depends_on():
     def key(encoder, data, sample_rate=16000):
         return key_of(data, encoder=digest_of(encoder), sample_rate=sample_rate)
 
-    same = [key(linear(), dataset(a="1", b="2")) for _ in range(2)]
+    same = [key(linear(device=device), dataset(a="1", b="2")) for device in ("cpu", "cuda:0")]
     others = [
         key(linear(2.0), dataset(a="1", b="2")),
         key(linear(n_mels=80), dataset(a="1", b="2")),

@@ -222,7 +222,7 @@ def nameless(folder):
 def listed_otherwise(folder):
     clips = [f"{path.parent.name}/{path.stem}" for path in sorted((folder / "cat").glob("*"))]
     (folder / "testing_list.txt").write_text("".join(f"{name}.flac\n" for name in clips[:3]) + f"{clips[3]}.wav\n")
-    (folder / "validation_list.txt").write_text(f"{clips[4]}.wav\n")
+    (folder / "validation_list.txt").write_text(f"{clips[4]}.wav\ncow/of_a_word_that_is_not_here.wav\n")
 
 
 def mistaken_lists(folder):
@@ -243,7 +243,7 @@ def something_else(folder):
         (only_in_validation, NEW, "dog has no clip to train on, and 1 in validation: it cannot be learned"),
         (repeated, NEW, "1 recordings are in more than one split"),
         (nameless, NEW, "the file names tell no speaker"),
-        (listed_otherwise, NEW, "3 lines of validation_list.txt and testing_list.txt name no clip, and what they mean is tr"),
+        (listed_otherwise, NEW, "3 lines of validation_list.txt and testing_list.txt name no clip; if they mean one by "),
         (rewritten(numpy.tile(NOISE, 3)), NEW, "1 clips are longer than clip_seconds, 1.0: of each only the middle is heard"),
         (lambda folder: (folder / "cat/x.m4a").touch(), NEW, "1 files or folders beside the clips are not .wav, .flac, .mp3,"),
     ],

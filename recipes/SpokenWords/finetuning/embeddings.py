@@ -1,7 +1,8 @@
 """Keeps on disk what a frozen encoder makes of each clip, so that a classifier can be trained without running it again.
 
 A file is named after all that its content depends on: another encoder, other
-features, audio or clip length give another file, and an old one is never read.
+features, audio, clip length or batch size give another file, and an old one is
+never read.
 """
 
 import hashlib
@@ -35,7 +36,8 @@ def digest_of(modules):
     sha = hashlib.sha256()
     for path, part in torch.nn.ModuleDict(modules).named_modules():
         options = {name: value for name, value in vars(part).items() if isinstance(value, (int, float, str))}
-        options.pop("training", None)
+        for where in ("training", "device"):  # where it is used is no part of it
+            options.pop(where, None)
         sha.update(f"{path} {type(part).__qualname__} {sorted(options.items())}".encode())
     for name, value in torch.nn.ModuleDict(modules).state_dict().items():
         sha.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())

@@ -116,7 +116,7 @@ def write(hparams_file, overrides, hparams, brain, pretrained, metrics):
 
 
 def refuse_to_replace(folder, source=None):
-    """Refuse a place for the inference folder that holds something else, or is where the encoder comes from.
+    """Refuse a place for the inference folder that holds anything but an older one, or is where the encoder comes from.
 
     Arguments
     ---------
@@ -128,14 +128,20 @@ def refuse_to_replace(folder, source=None):
     Raises
     ------
     ValueError
-        If the folder is the source, or holds more than an inference folder does.
+        If it is the source, a file, or a folder that holds something else.
     """
-    there = os.listdir(folder) if os.path.isdir(folder) else [folder] if os.path.lexists(folder) else []
-    other = sorted(name for name in there if name != "hyperparams.yaml" and not name.endswith(".ckpt"))
-    if other:
-        raise ValueError(f"{folder} would be replaced, and holds {', '.join(other[:5])}: name another --inference_folder.")
-    if source and os.path.realpath(source) == os.path.realpath(folder):
-        raise ValueError(f"{folder} is the source too, and would be replaced: name another --inference_folder.")
+    folder = os.path.realpath(folder)
+    there = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    other = [name for name in there if name != "hyperparams.yaml" and not name.endswith(".ckpt")]
+    if os.path.isfile(folder):
+        why = "is a file"
+    elif other or (there and "hyperparams.yaml" not in there):
+        why = f"holds {', '.join((other or there)[:5])}"
+    elif source and os.path.realpath(source) == folder:
+        why = "is the source"
+    else:
+        return
+    raise ValueError(f"{folder} would be replaced, and {why}: name another --inference_folder.")
 
 
 def plot_curves(path, metrics, stages):
@@ -212,16 +218,20 @@ def save_inference_folder(folder, tree, loadables):
     # Else the encoder of labels warns at the first prediction that nobody said how many to expect.
     expect = "!apply:speechbrain.dataio.encoder.CategoricalEncoder.expect_len [!ref <label_encoder>, %d]"
     tree["__expect_len"] = yaml().load(expect % len(loadables["label_encoder"]))
+    refuse_to_replace(folder)  # once more: something may have been put there meanwhile
     folder = os.path.realpath(folder)  # a link stays a link
-    part = f"{folder}.part"  # renamed when it is whole
-    shutil.rmtree(part, ignore_errors=True)
+    part, old = f"{folder}.part", f"{folder}.replaced"  # renamed when it is whole; removed when it is replaced
+    for left in (part, old):  # by a run that was killed
+        shutil.rmtree(left, ignore_errors=True)
     os.makedirs(part)
     for name, loadable in loadables.items():
         get_default_hook(loadable, DEFAULT_SAVE_HOOKS)(loadable, os.path.join(part, f"{name}.ckpt"))
     with open(os.path.join(part, "hyperparams.yaml"), "w", encoding="utf-8") as file:
         yaml().dump(tree, file)
-    shutil.rmtree(folder, ignore_errors=True)
+    if os.path.exists(folder):
+        os.rename(folder, old)
     os.rename(part, folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -97,7 +97,7 @@ class KeywordBrain(sb.Brain):
         if "embedding_model" in self.frozen:
             # The last bit of an embedding depends on the size of the batch, and in odd ones on the place there: always a
             # full one, of eights, so that it is the same in the cache, in training and in testing.
-            missing = -(-self.loader_options["batch_size"] // 8) * 8 - count
+            missing = -count % (-(-self.loader_options["batch_size"] // 8) * 8)
             wavs, lens = torch.cat([wavs, wavs.new_zeros(missing, wavs.shape[1])]), torch.cat([lens, lens.new_ones(missing)])
         feats = self.modules.mean_var_norm(self.modules.compute_features(wavs), lens)
         return self.modules.embedding_model(feats, lens)[:count]
@@ -185,7 +185,7 @@ class KeywordBrain(sb.Brain):
         processes = int(os.environ.get("WORLD_SIZE", 1))  # each trains on its share of the clips
         clips, size = -(-len(datasets["train"]) // processes), loader["batch_size"]
         if min(clips, size) < 2:
-            raise ValueError(f"BatchNorm cannot train on one clip at a time: batch_size is {size}, of {clips} clips.")
+            raise ValueError(f"BatchNorm cannot train on one clip at a time: batch_size is {size}, of {clips} clips a process.")
         alone = clips % size == 1  # nor on a last batch of one
         self.fit(
             self.counter,
@@ -232,8 +232,8 @@ def load_hparams(arguments):
 
 def prepare(hparams, clip_seconds, **run_on):
     """Check and prepare the data, unless the output folder holds a run on something else."""
-    run_on.update(words=[str(word) for word in hparams["words"]], clip_seconds=clip_seconds)
-    run_on["data_folder"] = os.path.realpath(hparams["data_folder"])
+    words, folder = hparams["words"], os.path.realpath(hparams["data_folder"])
+    run_on.update(words=[*map(str, words)] if isinstance(words, list) else words, data_folder=folder, clip_seconds=clip_seconds)
     run_on_main(same_run, [hparams["output_folder"]], run_on)
     keys = ("data_folder", "words", "manifests", "data_report", "bad_clips", "make_speech", "skip_prep")
     run_on_main(prepare_spoken_words, kwargs={"clip_seconds": clip_seconds, **{key: hparams[key] for key in keys}})
@@ -296,7 +296,7 @@ def main():
     source = hparams["source"]
     if os.path.isdir(source):
         source = os.path.realpath(source)
-    elif source.count("/") != 1 or os.path.isdir(os.path.dirname(source)):  # a hub id has one slash
+    elif source.count("/") != 1:  # a hub id has one slash
         raise ValueError(f"there is no folder {source}: run pretrain.py first, or name another --source")
     if hparams["clip_seconds"] < 0.1:
         raise ValueError(f"clip_seconds is {hparams['clip_seconds']}: a word takes at least a tenth of a second")
@@ -312,8 +312,8 @@ def main():
         if value != hparams[key]:
             raise ValueError(f"{source} has {key} {value}: run again with --{key} {value}")
     modules = {name: pretrained.mods[name] for name in ("compute_features", "mean_var_norm", "embedding_model")}
-    encoder = embeddings.digest_of(modules)  # one that is trained anew may well lie where the old one lay
-    prepare(hparams, hparams["clip_seconds"], source=source, encoder=encoder)
+    digest = embeddings.digest_of(modules)  # an encoder that is trained anew may well lie where the old one lay
+    prepare(hparams, hparams["clip_seconds"], source=source, encoder_digest=digest)
     modules["classifier"] = hparams["classifier"]
     metrics = results.Metrics(os.path.join(hparams["output_folder"], "metrics.json"))
 
@@ -321,7 +321,7 @@ def main():
     brain = KeywordBrain(hparams["head"], modules, metrics, hparams, run_opts)
     datasets = dataio_prep(hparams, **clip_settings)
     if hparams["cache_embeddings"]:
-        cache_embeddings(brain, datasets, hparams["cache_folder"], encoder=encoder, **clip_settings)
+        cache_embeddings(brain, datasets, hparams["cache_folder"], encoder_digest=digest, **clip_settings)
     if hparams["head"]["checkpointer"].find_checkpoint() is None:  # else the classifier is no longer a new one
         brain.evaluate(datasets["test"], test_loader_kwargs=brain.loader_options)
         metrics.add("before", brain.test_stats)
