@@ -1,12 +1,18 @@
-"""Builds this fork: the released SpeechBrain wheel with the definitions of ``speechbrain/`` put into it.
+"""Builds this fork: puts the definitions of the delta into the released SpeechBrain wheel.
 
-Used at build time and by the tests, never installed.
+Used at build time and by the tests. Only ``fork.py`` is installed, as ``speechbrain/fork.py``.
 """
+
+import sys
 
 
 class Refusal(SystemExit):
-    """A build that cannot go on, said in one sentence and without a traceback.
+    """A build that cannot go on, reported in one sentence and without a traceback.
 
     It ends the process like any ``SystemExit`` with a message: the sentence on
     standard error and exit status 1, which is what pip, build and uv show.
     """
+
+
+if sys.version_info < (3, 10):
+    raise Refusal("This fork needs Python 3.10 or later, but this is Python {}.{}: use a newer one.".format(*sys.version_info))

@@ -1,78 +1,90 @@
-"""``python -m composer``: ``check``, ``diff`` and ``adopt``."""
+"""``python -m composer``: ``check``, ``lock``, ``diff`` and ``adopt``."""
 
 import argparse
 import os
 import re
 import sys
 
-from composer import Refusal, base, record, tree
+from composer import Refusal, base, lock, record, tree
 from composer.adopt import adopt
 
 
-def check(versions, delta):
-    """Hold the delta against each base, and the revision against the delta; print what each base gets.
+def check(versions):
+    """Compare the deltas with the lock on each base, print what each base gets, and see whether the revision is current.
 
     Arguments
     ---------
     versions : list of str
         The bases.
-    delta : dict of str to bytes
-        The delta.
 
     Raises
     ------
     Refusal
-        If the delta does not fit a base, or the revision was not raised with it.
+        If the delta does not fit a base or the lock, or the lock is stale.
     """
     for version in versions:
         fork = record.load(version=version)
-        tree.compose(fork, base.members(base.fetch(fork.base)), delta)
-        print(f"{fork.version}: {len(fork.replaces)} definitions replaced, {len(fork.adds)} added; all as recorded.")
-        print("".join(f"    {line}\n" for line in fork.patches.splitlines()), end="")
-    found, recorded = record.digest(delta), record.table()
-    if found != recorded["digest"]:
+        tree.compose(fork, base.members(base.fetch(fork.base)), record.lock())
+        print(f"{fork.version}: all as the lock has it.")
+        print("".join(f"    {line}\n" for line in fork.listing.splitlines()), end="")
+    if lock.stale():
         raise Refusal(
-            f"the delta or its record changed since revision {recorded['revision']}: in pyproject.toml set revision = "
-            f'{recorded["revision"] + 1} and digest = "{found}", since pip takes an equal version for installed already.'
+            f"The packages are not those of revision {record.lock()['revision']} any longer: {record.RENEW}, which also raises "
+            "the revision (pip takes an equal version for installed already)."
         )
 
 
-def show_diff(fork, delta, patch=None, after=False):
-    """Print the difference between the base and the fork, or that of one patch below a message to send it with.
+def renew():
+    """Renew the lock, and print what changed in it."""
+    before = record.lock()["revision"]
+    lines = lock.renew()
+    revision = record.lock()["revision"]
+    print("\n".join(lines) or "No definition is new, replaced or gone.")
+    print(f"Revision {revision}" + (f", after {before}." if revision != before else ", as before: no package changed."))
+
+
+def diff_of(fork, patch=None, after=False):
+    """Write the difference between the base and the fork, or that of one patch below a message to send it with.
 
     Arguments
     ---------
     fork : composer.record.Fork
-        The record of the base.
-    delta : dict of str to bytes
-        The delta.
+        The build.
     patch : str
-        The one patch.
+        The one patch; the patches that it needs are in place already.
     after : bool
-        Whether the patches before it are in place already.
+        Whether all patches before it are in place already.
+
+    Returns
+    -------
+    str
+        The text.
+
+    Raises
+    ------
+    Refusal
+        If there is no such patch, or it does not apply to the base.
     """
     upstream = base.members(base.fetch(fork.base))
-    sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape", newline="")
-    if patch:
-        page = record.page(patch)
-        if page not in fork.pages.values():
-            raise Refusal(f"{page} does not apply to {fork.base.version}, as it says itself; name another with --base.")
-        before = [other for other in set(fork.pages.values()) if after and other < page]
-        print(message(record.read(page).decode()))
-        package, _ = tree.patched(fork.only(*before, page), upstream, delta)
-        upstream, _ = tree.patched(fork.only(*before), upstream, delta)
-    else:
-        package = tree.compose(fork, upstream, delta)
-    sys.stdout.write(tree.diff(upstream, package))
+    if patch is None:
+        return tree.diff(upstream, tree.compose(fork, upstream, record.lock()))
+    one = record.find(patch, record.all_patches())
+    if one not in fork.patches:
+        raise Refusal(f"{one.name} does not apply to {fork.base.version}, but to {one.span}: choose another --base.")
+    earlier = fork.patches[: fork.patches.index(one)]
+    before = [other for other in earlier if after or other.number in one.needs]
+    without, *_ = tree.patched(before, upstream)
+    package, *_ = tree.patched([*before, one], upstream)
+    return f"{message(one)}\n{tree.diff(without, package)}"
 
 
-def message(page):
-    r"""Turn the page of a patch into a message to whom it is sent: its title, reason and story.
+def message(patch):
+    """Turn the page of a patch into a message to send it with: its title, reason and story.
 
     Arguments
     ---------
-    page : str
-        The page: its title, a table of two columns, its sections.
+    patch : composer.record.Patch
+        The patch.
 
     Returns
     -------
@@ -81,23 +93,12 @@ def message(page):
 
     Example
     -------
-    >>> print(message("# It dies\n\n| | |\n| --- | --- |\n| Reason | log(0) |\n\n## What happened\n\nIt died.\n"))
-    Subject: [PATCH] It dies
-    <BLANKLINE>
-    log(0)
-    <BLANKLINE>
-    ## What happened
-    <BLANKLINE>
-    It died.
-    ---
-    <BLANKLINE>
+    >>> print(message(record.find("0003", record.all_patches())).splitlines()[0])
+    Subject: [PATCH] torchrun works on CPU, and reports unsynchronised parameters
     """
-    title, _, rest = page.removeprefix("# ").partition("\n")
-    reason = re.search(r"^\| Reason \| (.*) \|$", rest, re.M)
-    story = re.split(r"^(?=## )", rest, flags=re.M)[1:]
-    body = "".join(section for section in story if not section.startswith("## To have stock's behaviour back"))
-    why = [reason[1]] if reason else []
-    return "\n\n".join([f"Subject: [PATCH] {title}", *why, body.strip()]) + "\n---\n"
+    story = re.split(r"^(?=## )", patch.text, flags=re.M)[1:]
+    body = "".join(section for section in story if "stock's behaviour back" not in section.partition("\n")[0])
+    return "\n\n".join([f"Subject: [PATCH] {patch.title}", patch.row("Reason", ""), body.strip()]) + "\n---\n"
 
 
 def main():
@@ -105,38 +106,37 @@ def main():
     parser = argparse.ArgumentParser(
         prog="python -m composer",
         description="Compose the fork from the pinned upstream wheels and this repo's delta, and look at the result.",
-        epilog=f"{base.LOCAL_WHEEL} names a wheel, or a folder of wheels, to take upstream's from instead of the package "
-        f"index; {record.WANTED} names the base where --base does not.",
+        epilog=f"{base.LOCAL_WHEEL} names a wheel, or a folder of wheels, to use instead of the package index.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     texts = {
-        "check": "hold every definition against its recorded fingerprint on every base, and the revision against the digest",
+        "check": "compare every definition of the delta with the lock on every base, and say whether the lock is stale",
+        "lock": "write composer/lock.toml after a change of the delta, raise the revision, and say what is new, replaced and gone",
         "diff": "print the unified diff from upstream's package to the fork's, or that of one patch, ready to be sent",
-        "adopt": "pin another release of upstream in pyproject.toml, say what changed there, and which patches it still needs",
+        "adopt": "pin another release of upstream, show what changed there, and say which patches it still needs",
     }
-    check_parser, diff_parser, adopt_parser = (
-        commands.add_parser(name, help=text, description=text) for name, text in texts.items()
+    check_parser, _, diff_parser, adopt_parser = (
+        commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".") for name, text in texts.items()
     )
-    check_parser.add_argument("--base", default=os.environ.get(record.WANTED), help="this base alone")
-    diff_parser.add_argument("--base", help="the base to compare with")
+    check_parser.add_argument("--base", help="only this base")
+    diff_parser.add_argument("--base", help="the base to compare with; the newest by default")
     diff_parser.add_argument("--patch", help="one patch (0001, PR_2537): a message, and a diff that `git apply` takes")
-    diff_parser.add_argument("--after", action="store_true", help="where the patches before it are in place already")
+    diff_parser.add_argument("--after", action="store_true", help="with --patch: all patches before it are in place already")
     adopt_parser.add_argument("version", help="the release, as the package index names it")
-    adopt_parser.add_argument(
-        "--accept",
-        metavar="PATCH",
-        action="append",
-        default=[],
-        help="record it though upstream changed what it replaces",
-    )
     arguments = parser.parse_args()
-    delta = record.delta()
     if arguments.command == "check":
-        check([arguments.base] if arguments.base else record.bases(), delta)
+        check([arguments.base] if arguments.base else record.bases())
+    elif arguments.command == "lock":
+        renew()
     elif arguments.command == "adopt":
-        adopt(arguments.version, [record.page(patch) for patch in arguments.accept])
+        adopt(arguments.version)
     else:
-        show_diff(record.load(version=arguments.base), delta, arguments.patch, arguments.after)
+        text = diff_of(record.load(version=arguments.base), arguments.patch, arguments.after)
+        try:
+            sys.stdout.buffer.write(text.encode(errors="surrogateescape"))
+            sys.stdout.flush()
+        except BrokenPipeError:  # `... | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

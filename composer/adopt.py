@@ -1,62 +1,55 @@
-"""``python -m composer adopt``: pins another release of upstream, and tells which patches it still needs."""
+"""``python -m composer adopt``: pins another release of upstream, and says which patches it still needs."""
 
 import difflib
 import hashlib
 import os
-import re
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from xml.etree import ElementTree
 
-from composer import base, record
+from composer import base, lock, record, tree
 from composer.graft import definition, fingerprint
 
 ON_STOCK = "FORK_TESTS_ON_STOCK"  # set where the regression rows run on a stock release, to see them fail
 
 
-def adopt(version, accepted=()):
+def adopt(version):
     """Pin a release, print what upstream changed there, and run the regression rows on it.
 
     Arguments
     ---------
     version : str
         The release.
-    accepted : collection of str
-        The pages of the patches that fit although upstream changed what they replace.
 
     Raises
     ------
     Refusal
-        If the release cannot be had.
+        If the release cannot be downloaded.
     """
     wheel = base.fetch(record.Base(version, ""))
-    left_out = pin(version, wheel, accepted)
-    print(f"\nThe regression rows on stock {version}, to see which patches it needs:", flush=True)
+    pin(version, wheel)
+    print(f"\nThe regression rows on stock {version}, which show which patches it needs:", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         base.unpack(wheel, folder)
-        for page, patch in record.table()["patches"].items():
-            if any(patch["replaces"].values()):
-                rows = outcomes(version, folder, "regression", *patch["tests"])
-                print(f"  {Path(page).stem}: {verdict(rows)}", flush=True)
+        for patch in record.all_patches():
+            if tree.replaces(record.lock(), patch):
+                tests = "tests/unittests" if patch.name == record.FIRST else f"{Path(patch.page).parent}/tests"
+                print(f"  {patch.name}: {verdict(outcomes(version, folder, 'regression', tests))}", flush=True)
             else:
-                print(f"  {Path(page).stem}: replaces nothing of upstream's")
-    for name in (Path(page).stem for page in left_out):
-        print(
-            f"\n{name} is left out on {version}: read above what changed. If its definitions are right there as they are, run\n"
-            f"  python -m composer adopt {version} --accept {name}\n"
-            "If not, mend them, or say in its page why it is left out."
-        )
-    print("\nThen the requirements of the new base, README.md and the pages; `python -m composer check`, `make test`, commit.")
+                print(f"  {patch.name}: replaces nothing of upstream's")
+    print(
+        "\nNow check the requirements of the new base in pyproject.toml, read README.md and the pages, "
+        "run `python -m composer check` and `make test`, and commit."
+    )
 
 
-def pin(version, wheel, accepted=(), root=record.ROOT):
-    """Record a release in pyproject.toml, and print what upstream changed of what the patches replace.
+def pin(version, wheel, root=record.ROOT):
+    """Pin a release in the lock, and print what upstream changed of what the patches replace.
 
-    The file is edited as text, so that its comments stay, and what it holds
-    already is left alone. A patch of whose definitions one has changed is left
-    out, unless it is accepted.
+    A patch of which nothing changed gets the release into the row "Applies to" of
+    its page. Any other is left out, until somebody writes the release there.
 
     Arguments
     ---------
@@ -64,94 +57,77 @@ def pin(version, wheel, accepted=(), root=record.ROOT):
         The release.
     wheel : bytes
         Its wheel.
-    accepted : collection of str
-        The pages of the patches to record nevertheless.
     root : pathlib.Path
         The folder of pyproject.toml.
 
     Returns
     -------
     list of str
-        The pages of the patches that are left out.
+        The names of the patches that are left out.
     """
-    recorded, news, left_out = record.table(root), base.members(wheel), []
-    path = root / "pyproject.toml"
-    text = path.read_text(encoding="utf-8")
-    if version not in recorded["bases"]:
-        sha256, like = hashlib.sha256(wheel).hexdigest(), _before(version, recorded["bases"])
-        print(f"speechbrain {version}: sha256 {sha256}; given the requirements of {like}.")
-        block = _block(text, f'bases."{like}"')
-        own = block.replace(like, version, 1).replace(recorded["bases"][like]["sha256"], sha256)
-        text = text.replace(block, f"{block}\n{own}")
-    if record.order(version) > record.order(recorded["base"]):
-        text = text.replace(f'\nbase = "{recorded["base"]}"', f'\nbase = "{version}"', 1)
-    for page, patch in recorded["patches"].items():
-        if version in patch["replaces"]:
+    locked, news, left_out = record.lock(root), base.members(wheel), []
+    sha256 = hashlib.sha256(wheel).hexdigest()
+    print(f"speechbrain {version}: sha256 {sha256}")
+    like = _before(version, locked["bases"])
+    olds = base.members(base.fetch(record.Base(like, locked["bases"][like])))
+    for patch in record.all_patches(root):
+        if record.covers(patch.span, version) or not record.covers(patch.span, like):
             continue
-        like = _before(version, patch["replaces"])
-        olds = base.members(base.fetch(record.load(root, like).base))
-        found, changes = compare(patch["replaces"][like], patch.get("adds", ()), olds, news)
-        print(f"\n{Path(page).stem}: {chr(10).join(changes) or f'upstream has what it replaces as in {like}'}")
-        if changes and page not in accepted:
-            left_out.append(page)
-            continue
-        block = _block(text, f'patches."{page}".replaces."{like}"')
-        own = "".join(f'"{entry}" = "{value}"\n' for entry, value in found.items())
-        text = text.replace(block, f'{block}\n[tool.fork.patches."{page}".replaces."{version}"]\n{own}')
-    path.write_text(text, encoding="utf-8")
-    digest = record.digest(record.delta(), root)
-    if digest != recorded["digest"]:
-        text = text.replace(f"\nrevision = {recorded['revision']}", f"\nrevision = {recorded['revision'] + 1}", 1)
-        path.write_text(text.replace(recorded["digest"], digest, 1), encoding="utf-8")
+        entries = tree.locked_entries(locked, like)[patch.name]
+        changes = compare(entries, olds, news)
+        print(f"\n{patch.name}: {chr(10).join(changes) or f'what it replaces is the same as in {like}'}")
+        span = _widened(patch.span, version)
+        if changes:
+            left_out.append(patch.name)
+            print(
+                f"It is left out on {version}. If its definitions are right there as they are, or once you have corrected "
+                f'them, write "{span}" into the row "Applies to" of {patch.page} and {record.RENEW}.'
+            )
+        else:
+            row = f"| Applies to | {patch.span}"
+            page = root / patch.page
+            page.write_bytes(patch.text.replace(row, f"| Applies to | {span}", 1).encode())
+    lock.renew(root, {**locked["bases"], version: sha256})
     return left_out
 
 
-def compare(replaces, adds, olds, news):
-    r"""Compare what a patch replaces in two releases.
+def compare(entries, olds, news):
+    r"""Compare what a patch replaces and adds in two releases.
 
     Arguments
     ---------
-    replaces : dict of str to str
-        The definitions, with the fingerprints of the old release.
-    adds : list of str
-        What the patch adds, which upstream is not to have.
+    entries : dict of str to str
+        The definitions, with the fingerprints of the old release, or ``new``.
     olds, news : dict of str to bytes
         The files of the two releases.
 
     Returns
     -------
-    found : dict of str to str
-        The definitions that the new release has, with their fingerprints.
-    changes : list of str
-        What differs, with a diff where both have it.
+    list of str
+        What differs, with a diff where both releases have it.
 
     Example
     -------
-    >>> path = "speechbrain/x.py"
-    >>> old, new = {path: b"X = 1\nY = 2"}, {path: b"X = 1\nY = 3"}
-    >>> found, changes = compare({f"{path}::X": fingerprint(b"X = 1"), f"{path}::Y": fingerprint(b"Y = 2")}, [], old, new)
-    >>> print(*changes)
-    speechbrain/x.py::Y changed:
+    >>> old, new = {"x.py": b"X = 1\nY = 2"}, {"x.py": b"X = 1\nY = 3"}
+    >>> print(*compare({"x.py::X": fingerprint(b"X = 1"), "x.py::Y": fingerprint(b"Y = 2")}, old, new))
+    x.py::Y changed:
         -Y = 2
         +Y = 3
     """
-    found, changes = {}, []
-    for entry, known in replaces.items():
+    changes = []
+    for entry, known in entries.items():
         path, _, name = entry.partition("::")
-        new = definition(news[path], name) if path in news else None
-        if new is None:
+        new = definition(news[path], name) if name and path in news else None
+        if known == tree.NEW:
+            if new is not None or (path in news and not name):
+                changes.append(f"{entry} is new here, and upstream has its own now")
+        elif new is None:
             changes.append(f"{entry} is not there, or not exactly once")
-            continue
-        found[entry] = fingerprint(new)
-        if found[entry] != known:
+        elif fingerprint(new) != known:
             lines = (source.decode(errors="replace").splitlines() for source in (definition(olds[path], name), new))
             diff = [line for line in difflib.unified_diff(*lines, lineterm="", n=2) if line[:3] not in ("---", "+++", "@@ ")]
             changes.append("\n    ".join([f"{entry} changed:", *diff]))
-    for entry in adds:
-        path, _, name = entry.partition("::")
-        if path in news and (not name or definition(news[path], name) is not None):
-            changes.append(f"{entry} is new here, and upstream has its own now")
-    return found, changes
+    return changes
 
 
 def outcomes(version, folder, marks, *tests):
@@ -166,12 +142,12 @@ def outcomes(version, folder, marks, *tests):
     marks : str
         Which of the tests, in pytest's words.
     *tests : str
-        Their files.
+        Their files or folders.
 
     Returns
     -------
     dict of str to set of str
-        For each test what became of it: nothing, or failure, error, skipped.
+        The outcome of each test: nothing, or failure, error, skipped.
     """
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch, "report.xml")
@@ -188,7 +164,7 @@ def outcomes(version, folder, marks, *tests):
 
 
 def verdict(rows):
-    """Say whether a release needs a patch, from what became of the patch's regression rows there.
+    """Say whether a release needs a patch, from the outcomes of the patch's regression rows there.
 
     Arguments
     ---------
@@ -203,14 +179,14 @@ def verdict(rows):
     Example
     -------
     >>> verdict({"test_zero": {"failure"}, "test_nan": set()})
-    'needed, 1 of 2 rows fail; upstream gets these right now: test_nan'
+    'needed, 1 of 2 rows fail; upstream now gets these right: test_nan'
     """
     right = sorted(name for name, outcome in rows.items() if not outcome)
     if not rows:
-        return "no row ran; an environment with pytest, torch and all else that the tests need is wanted: see `make test`"
+        return "no row ran: run this in an environment that has pytest, torch and all else that the tests need (`make test`)"
     if len(right) == len(rows):
-        return f"no longer needed, all {len(rows)} rows pass: see whether it can be deleted"
-    some = f"; upstream gets these right now: {', '.join(right)}" if right else ""
+        return f"no longer needed, all {len(rows)} rows pass: see whether you can delete it"
+    some = f"; upstream now gets these right: {', '.join(right)}" if right else ""
     return f"needed, {len(rows) - len(right)} of {len(rows)} rows fail{some}"
 
 
@@ -220,6 +196,7 @@ def _before(version, versions):
     return max(older, key=record.order) if older else min(versions, key=record.order)
 
 
-def _block(text, table):
-    """The lines of a table of pyproject.toml, which ends at an empty line."""
-    return re.search(rf"(?m)^\[tool\.fork\.{re.escape(table)}\]\n(?:.+\n)*", text)[0]
+def _widened(span, version):
+    """A span of versions that has another one too."""
+    versions = sorted([*span.split(" to "), version], key=record.order)
+    return f"{versions[0]} to {versions[-1]}"

@@ -1,6 +1,6 @@
 """Puts the definitions of one delta file into upstream's file of the same path.
 
-Bytes are spliced at the positions that ``ast`` gives: whatever is not replaced
+Bytes are spliced at the positions that ``ast`` gives: what is not replaced
 stays byte for byte, line endings included.
 """
 
@@ -8,7 +8,9 @@ import ast
 import copy
 import hashlib
 import io
+import itertools
 import re
+import sys
 import tokenize
 import warnings
 from dataclasses import dataclass, field
@@ -19,6 +21,7 @@ KEPT = "_upstream_"
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 IMPORTS = (ast.Import, ast.ImportFrom)
 INNER_SCOPES = (ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+WIDTH = 80  # of upstream's lines
 
 
 @dataclass
@@ -41,7 +44,7 @@ class Graft:
     added: list = field(default_factory=list)
 
 
-def graft(upstream, delta, path, left_out=()):
+def graft(upstream, delta, path):
     r"""Put the definitions of a delta file into upstream's file.
 
     Arguments
@@ -50,18 +53,16 @@ def graft(upstream, delta, path, left_out=()):
         Upstream's source.
     delta : bytes
         A docstring, imports, functions, classes and assignments to a single
-        name, those that replace something in upstream's order. A definition
+        name; those that replace something are in upstream's order. A definition
         replaces upstream's of that name, or is new; the comments right above it
-        and behind it come along. A class that upstream has too is written bare:
-        its members replace upstream's or are new. An import from the file's own
-        module declares a name that upstream provides there: it is checked, not
+        and behind it come along. A function without a docstring keeps
+        upstream's. A class that upstream has too is written bare: its members
+        replace upstream's or are new. An import from the file's own module
+        declares a name that upstream provides there: it is checked, not
         grafted. Where a class mentions ``self._upstream_<name>``, or the module
         ``_upstream_<name>``, the replaced function is kept under that name.
     path : str
         The path of both inside the package tree.
-    left_out : collection of str
-        Names of definitions of the delta that are not grafted, nor the imports
-        that only they use.
 
     Returns
     -------
@@ -71,8 +72,8 @@ def graft(upstream, delta, path, left_out=()):
     Raises
     ------
     Refusal
-        If the delta holds anything else, or if what it names does not stand
-        upstream exactly once.
+        If the delta has anything else, or if what it names is not exactly once
+        in upstream's file.
 
     Example
     -------
@@ -82,7 +83,10 @@ def graft(upstream, delta, path, left_out=()):
     >>> list(done.replaced)
     ['X']
     """
-    return _Grafting(upstream, delta, path, left_out).run()
+    try:
+        return _Grafting(upstream, delta, path).run()
+    except (RecursionError, MemoryError):
+        raise Refusal(f"The delta's {path}, or upstream's, is nested too deeply to be read: simplify it.") from None
 
 
 def fingerprint(definition):
@@ -169,10 +173,10 @@ def parsed(data, name):
             raise SyntaxError(f"its encoding is {encoding}")
         data.decode(encoding)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what Python thinks of an escape is the author's business
+            warnings.simplefilter("ignore")  # invalid escapes are the author's business
             return ast.parse(data, name)
-    except (SyntaxError, ValueError) as error:
-        raise Refusal(f"{name} cannot be read as Python in UTF-8: {error}.") from None
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise Refusal(f"{name} cannot be read as Python in UTF-8: {error or type(error).__name__}.") from None
 
 
 class _Source:
@@ -226,10 +230,30 @@ class _Source:
         return [node for node in body if name in _bound(node)]
 
 
+    def docstring(self, node):
+        """Where the docstring of a function is, with the blank lines behind it; None without one, or if it shares its line."""
+        if not isinstance(node, FUNCTIONS) or _without_docstring(node.body) is node.body:
+            return None
+        start, end = self.lines[node.body[0].lineno - 1], self.lines[node.body[0].end_lineno]
+        if self.data[start : self.start(node.body[0])].strip() or self.data[self.end(node.body[0]) : end].strip():
+            return None
+        return start, re.compile(rb"(?:[ \t]*\r?\n)*").match(self.data, end).end()
+
+    def below_header(self, node):
+        """Where the line below the header of a function starts; None if its body starts on the header's last line."""
+        line = self.first_line(node.body[0])
+        if self.data[self.lines[line - 1] : self.start(node.body[0])].strip():
+            return None
+        while not (above := self.data[self.lines[line - 2] : self.lines[line - 1]].strip()) or above.startswith(b"#"):
+            line -= 1
+        return self.lines[line - 1]
+
+
 class _Grafting:
-    def __init__(self, upstream, delta, path, left_out):
+    """One graft: `edits` collects what to splice into upstream's bytes, and `wanted` trees say what has to come out."""
+
+    def __init__(self, upstream, delta, path):
         self.mine = _Source(delta, f"the delta's {path}")
-        _leave_out(self.mine.tree, left_out)
         self.theirs = _Source(upstream, f"upstream's {path}")
         self.module = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         self.done = Graft(upstream)
@@ -246,7 +270,7 @@ class _Grafting:
         definitions = [node for node in body if not isinstance(node, IMPORTS)]
         wanted += self.body(definitions, top, len(upstream.rstrip()), b"\n\n\n", "", mentions)
         newline = b"\r\n" if b"\r\n" in upstream else b"\n"
-        # From the back, so that positions stay true. An insertion sorts before the replacement that it precedes, and two
+        # From the back, so that positions stay valid. An insertion sorts before the replacement that it precedes, and two
         # insertions at one place keep their order.
         order = sorted(range(len(self.edits)), key=lambda number: (*self.edits[number][:2], number))
         for start, end, text in (self.edits[number] for number in reversed(order)):
@@ -254,28 +278,33 @@ class _Grafting:
             self.done.source = self.done.source[:start] + text + self.done.source[end:]
         found = _Source(self.done.source, f"the graft of {self.mine.name}").tree.body
         if self.dumped(found) != self.dumped(wanted):
-            raise Refusal(f"{self.mine.name} cannot be put into upstream's file as it is laid out there: lay it out otherwise.")
+            raise Refusal(f"{self.mine.name} cannot be put into upstream's file as it is laid out there: lay it out differently.")
         return self.done
 
     def dumped(self, body):
-        """What a body holds, whatever the order."""
+        """What a body contains, in any order, and each name that it imports for itself."""
         nodes = (_sorted(node) if getattr(node, "name", None) in self.merged else node for node in body)
-        return sorted(map(ast.dump, nodes))
+        return sorted(ast.dump(part) for node in nodes for part in _single_imports(node))
 
     def body(self, ours, upstreams, end, gap, prefix, mentions):
-        """Graft the definitions of a module or a class, and return the statements that it is to hold then.
+        """Graft the definitions of a module or a class, and return the statements that it then has to have.
 
-        `gap` parts two definitions, `end` is where one may follow the last, `mentions` are the names that may ask for
-        upstream's own function to be kept.
+        `ours` are the delta's statements and `upstreams` upstream's. `end` is where a new definition after the last one
+        goes, `gap` is what separates two definitions, `prefix` is "Class." in a class. `mentions` are the names that the
+        delta uses there: `_upstream_x` among them asks to keep upstream's `x`.
+
+        A new definition waits until the next one that replaces something, and goes in before it; the rest goes to the end.
         """
-        wanted = dict(enumerate([node] for node in upstreams))
+        wanted = dict(enumerate([node] for node in upstreams))  # by the place of the statement in upstream's body
         mentions = {name.removeprefix(KEPT) for name in mentions if name.startswith(KEPT)}
-        waiting = []  # new definitions go before the replaced one that they precede
-        seen = {}
+        waiting = []
+        seen = {}  # by name, the place of what it replaces; None for a new one
         for node in ours:
             name = self.name(node)
             if name in seen or name.startswith(KEPT):
-                raise Refusal(f"{self.mine.name}: {prefix}{name} stands twice, or takes the name of a kept function; keep one.")
+                raise Refusal(
+                    f"{self.mine.name}: {prefix}{name} is there twice, or takes the name of a kept function; keep only one."
+                )
             there = self.theirs.binders(name, upstreams)
             if not there:
                 seen[name] = None
@@ -295,29 +324,62 @@ class _Grafting:
                 wanted[number] = [self.members(node, old)]
             else:
                 self.done.replaced[prefix + name] = fingerprint(self.theirs.text(old))
-                span = self.theirs.start(old), self.theirs.line_end(self.theirs.end(old))
-                kept, text = self.keep(name, old, upstreams, prefix) if name in mentions else ([], None)
+                wanted[number] = self.replace(node, old, gap, name in mentions and (name, upstreams, prefix))
                 mentions.discard(name)
-                self.edits.append((*span, text + gap + self.own_text(node) if kept else self.own_text(node, old)))
-                wanted[number] = [*kept, node]
             if waiting:
                 start = self.theirs.comment(old)
-                self.edits.append((start, start, b"".join(self.own_text(new) + gap for new in waiting)))
+                self.edits.append((start, start, self.joined(waiting, gap) + gap))
                 wanted[number] = waiting + wanted[number]
                 waiting = []
         for name in sorted(mentions):
-            raise Refusal(f"{self.mine.name} mentions {prefix}{KEPT}{name}, but replaces no function {prefix}{name} there.")
+            raise Refusal(f"{self.mine.name} mentions {prefix}{KEPT}{name}, but does not replace a function {prefix}{name} there.")
         if waiting:
             end = self.theirs.line_end(end)
             lead, trail = (gap, b"") if self.theirs.data.strip() else (b"", b"\n")
-            self.edits.append((end, end, lead + gap.join(map(self.own_text, waiting)) + trail))
+            self.edits.append((end, end, lead + self.joined(waiting, gap) + trail))
         return [node for nodes in wanted.values() for node in nodes] + waiting
 
-    def keep(self, name, old, upstreams, prefix):
+    def joined(self, nodes, gap):
+        """The source of new definitions, as far apart as they are in the delta if nothing is between them there."""
+        mine, text = self.mine, self.own_text(nodes[0])
+        for previous, node in itertools.pairwise(nodes):
+            between = mine.data[mine.line_end(mine.end(previous)) : mine.comment(node)]
+            text += (gap if between.strip() else between) + self.own_text(node)
+        return text
+
+    def replace(self, node, old, gap, keep):
+        """Replace a definition; returns the statements that have to be there then.
+
+        A function without a docstring takes upstream's over. If upstream's function is kept, it follows the new one
+        without that docstring, so that in a diff signature, docstring and body stay where they were.
+        """
+        mine, theirs = self.mine, self.theirs
+        text, nodes = self.own_text(node, old), [node]
+        span, place = theirs.docstring(old), None
+        if span and isinstance(node, FUNCTIONS) and _without_docstring(node.body) is node.body:
+            place = mine.below_header(node)
+        if place is not None:
+            behind = place - mine.end(node)  # counted from the end, since a comment above may be in front of the text
+            trail = len(text) - (mine.line_end(mine.end(node)) - mine.end(node))
+            at = trail + behind
+            text = text[:at] + theirs.data[slice(*span)] + text[at:]
+            nodes = [copy.copy(node)]
+            nodes[0].body = [old.body[0], *node.body]
+        if keep:
+            kept, body = self.keep(old, *keep)
+            if place is not None:
+                kept.body = old.body[1:]
+                cut = [position - theirs.start(old) + len(KEPT) for position in span]
+                body = body[: cut[0]] + body[cut[1] :]
+            text, nodes = text + gap + body, [*nodes, kept]
+        self.edits.append((theirs.start(old), theirs.line_end(theirs.end(old)), text))
+        return nodes
+
+    def keep(self, old, name, upstreams, prefix):
         """Rename upstream's function so that it stays beside the one that replaces it; returns it as tree and as text."""
         if not isinstance(old, FUNCTIONS) or name in self.kept or self.theirs.binders(KEPT + name, upstreams):
             raise Refusal(
-                f"{self.mine.name}: {prefix}{KEPT}{name} cannot be kept: upstream's {name} is no function, or that name is "
+                f"{self.mine.name}: {prefix}{KEPT}{name} cannot be kept: upstream's {name} is not a function, or that name is "
                 "taken (two classes of a file cannot both keep it, since one may inherit from the other)."
             )
         self.kept.add(name)
@@ -326,7 +388,7 @@ class _Grafting:
         text = self.theirs.text(old)
         line = self.theirs.lines[old.lineno - 1] + old.col_offset - self.theirs.start(old)
         at = re.compile(rb"(async[\s\\]+)?def[\s\\]+").match(text, line).end()
-        return [renamed], text[:at] + KEPT.encode() + text[at:]
+        return renamed, text[:at] + KEPT.encode() + text[at:]
 
     def members(self, ours, there):
         """Graft the members of a class that both have, and return the class as it is then."""
@@ -337,8 +399,8 @@ class _Grafting:
         margins = [side.data[side.lines[c.body[0].lineno - 1] :][: c.body[0].col_offset] for side, c in sides]
         if margins[0].strip() or margins[0] != margins[1]:
             raise Refusal(
-                f"{self.mine.name}: the members of class {ours.name} are behind {margins[1]}, upstream's behind {margins[0]}; "
-                "these must be the same white space."
+                f"{self.mine.name}: the members of class {ours.name} are indented by {margins[1]}, upstream's by {margins[0]}; "
+                "use the same white space."
             )
         self.merged.add(ours.name)
         mentions = {node.attr for node in ast.walk(ours) if isinstance(node, ast.Attribute)}
@@ -348,7 +410,7 @@ class _Grafting:
         return merged
 
     def imports(self, ours):
-        """Graft the imports that upstream lacks, after its leading block of imports, and return them."""
+        """Graft the imports that upstream lacks into its leading block of imports, and return them."""
         top = self.theirs.tree.body
         present = {_key(node, alias) for node in top if isinstance(node, IMPORTS) for alias in node.names}
         lacking = []
@@ -356,12 +418,12 @@ class _Grafting:
             where = f"{self.mine.name}: line {node.lineno}"
             module = getattr(node, "module", None)
             if module == "__future__" or any(alias.name == "*" for alias in node.names):
-                raise Refusal(f"{where}: neither __future__ nor star imports can be grafted.")
+                raise Refusal(f"{where}: __future__ and star imports cannot be grafted.")
             if module == self.module and not node.level:
                 for alias in node.names:
                     if alias.asname or not self.theirs.binders(alias.name.removeprefix(KEPT), top):
                         raise Refusal(
-                            f"{where}: {alias.name} is imported from this module itself, where upstream lacks that name."
+                            f"{where}: {alias.name} is imported from this module itself, where upstream does not have that name."
                         )
                 continue
             names = [alias for alias in node.names if _key(node, alias) not in present]
@@ -370,23 +432,53 @@ class _Grafting:
                 package = isinstance(node, ast.Import) and not alias.asname  # `import a.b` beside `import a` binds the same a
                 if any(not (package and _imports_package(n, name)) for n in self.theirs.binders(name, top)):
                     raise Refusal(
-                        f"{where}: upstream binds {name} otherwise; import it under another name, or from {self.module} if "
-                        "upstream's is meant."
+                        f"{where}: upstream binds {name} differently; import it under another name, or from {self.module} if "
+                        "you mean upstream's."
                     )
             if names:
                 lacking.append(copy.copy(node))
                 lacking[-1].names = names
-        lines = b"\n".join(ast.unparse(node).encode() for node in lacking)
-        if lines:
-            docstring = top[: len(top) - len(_without_docstring(top))]
-            leading = None
-            for node in top:
-                if not isinstance(node, IMPORTS) and node not in docstring:
-                    break
-                leading = node
-            at = self.theirs.line_end(self.theirs.end(leading)) if leading else self.theirs.comment(top[0]) if top else 0
-            self.edits.append((at, at, b"\n" + lines if leading else lines + b"\n"))
+        self.place(lacking)
         return lacking
+
+    def place(self, imports):
+        """Put imports where upstream's linter wants them: sorted, in sections, names of one module in one statement."""
+        top = self.theirs.tree.body
+        leading = list(itertools.takewhile(lambda node: isinstance(node, IMPORTS), _without_docstring(top)))
+        widened = {}
+        block = [(_section(node), node, None) for node in leading]
+        for node in imports:
+            beside = [other for other in leading if isinstance(node, ast.ImportFrom) and _same_module(node, other)]
+            if beside and b"#" not in self.theirs.text(beside[0]):
+                widened.setdefault(beside[0], list(beside[0].names)).extend(node.names)
+                continue
+            earlier = [i for i, (section, *_) in enumerate(block) if section <= _section(node)]
+            block.insert(earlier[-1] + 1 if earlier else 0, (_section(node), None, _import_text(node, node.names)))
+        for node, names in widened.items():
+            self.edits.append((self.theirs.start(node), self.theirs.end(node), _import_text(node, names)))
+        previous = None
+        for is_new, run in itertools.groupby(range(len(block)), key=lambda i: (block[i][1] is None, block[i][0][0])):
+            run = list(run)
+            if not is_new[0]:
+                previous = block[run[-1]]
+                continue
+            following = block[run[-1] + 1] if run[-1] + 1 < len(block) else None
+            section, lines = is_new[1], b"\n".join(block[i][2] for i in run)
+            if following and following[1] and following[0][0] == section and not (previous and previous[0][0] == section):
+                at = self.theirs.comment(following[1])
+                self.edits.append((at, at, lines + b"\n"))
+            elif previous:
+                at = self.theirs.line_end(self.theirs.end(previous[1]))
+                self.edits.append((at, at, (b"\n" if previous[0][0] == section else b"\n\n") + lines))
+            else:
+                node = following and following[1]
+                docstring = top[: len(top) - len(_without_docstring(top))]
+                if docstring and not node:
+                    at = self.theirs.line_end(self.theirs.end(docstring[0]))
+                    self.edits.append((at, at, b"\n\n" + lines))
+                else:
+                    at = self.theirs.comment(node or top[0]) if top else 0
+                    self.edits.append((at, at, lines + b"\n\n"))
 
     def name(self, node):
         """The name that a statement of the delta defines."""
@@ -419,7 +511,7 @@ def _defined(node):
 
 
 def _kind(node):
-    """What a statement is, for the eyes of whoever wrote it."""
+    """What kind of statement it is, in words for a message."""
     if isinstance(node, ast.FunctionDef):
         return "function"
     if isinstance(node, (ast.Assign, ast.AnnAssign)) and _defined(node):
@@ -428,36 +520,48 @@ def _kind(node):
 
 
 def _sorted(node):
-    """A class with its members in an order of their own."""
+    """A class with its members sorted."""
     node = copy.copy(node)
     node.body = sorted(node.body, key=ast.dump)
     return node
 
 
-def _leave_out(tree, names):
-    """Take definitions out of the tree of a delta file, and the imports that only they use."""
-    gone = []
+def _single_imports(node):
+    """An import as one statement for each name; any other statement as it is."""
+    if not isinstance(node, IMPORTS):
+        return [node]
+    parts = [copy.copy(node) for _ in node.names]
+    for part, alias in zip(parts, node.names):
+        part.names = [alias]
+    return parts
 
-    def rest(body, prefix=""):
-        left = []
-        for node in body:
-            name = f"{prefix}{_defined(node)}"
-            if isinstance(node, ast.ClassDef) and any(other.startswith(f"{name}.") for other in names):
-                node.body = rest(node.body, f"{name}.")
-                left += [node] if _without_docstring(node.body) else []
-            else:
-                (gone if name in names else left).append(node)
-        return left
 
-    def used(nodes):
-        return {node.id for outer in nodes for node in ast.walk(outer) if isinstance(node, ast.Name)}
+def _same_module(node, other):
+    return isinstance(other, ast.ImportFrom) and (node.module, node.level) == (other.module, other.level)
 
-    tree.body = rest(tree.body)
-    spent = used(gone) - used(tree.body)
-    for node in [node for node in tree.body if isinstance(node, IMPORTS)]:
-        node.names = [alias for alias in node.names if _imported(alias) not in spent]
-        if not node.names:
-            tree.body.remove(node)
+
+def _section(node):
+    """The key by which upstream sorts imports: standard library, other packages, its own; `import` before `from`."""
+    module = node.module or "" if isinstance(node, ast.ImportFrom) else node.names[0].name
+    root = module.partition(".")[0]
+    section = 0 if root in sys.stdlib_module_names else 2 if root == "speechbrain" or getattr(node, "level", 0) else 1
+    return section, isinstance(node, ast.ImportFrom), module.lower()
+
+
+def _import_text(node, aliases):
+    """An import as upstream lays it out: on one line if it fits, else one name a line; constants, classes, then the rest."""
+
+    def rank(alias):
+        name = alias.name
+        return (0 if len(name) > 1 and name.isupper() else 1 if name[:1].isupper() else 2, name.lower())
+
+    node = copy.copy(node)
+    node.names = sorted(aliases, key=rank)
+    text = ast.unparse(node)
+    if len(text) > WIDTH and isinstance(node, ast.ImportFrom):
+        head, names = text.partition(" import ")[0], [ast.unparse(alias) for alias in node.names]
+        text = f"{head} import (\n" + "".join(f"    {name},\n" for name in names) + ")"
+    return text.encode()
 
 
 def _without_docstring(body):

@@ -1,23 +1,28 @@
-"""What pyproject.toml records under ``[tool.fork]``: the pinned bases, and what each patch replaces and adds."""
+"""What this repo says about itself: the bases, the patches with their pages, and which of them a build takes."""
 
-import hashlib
 import os
 import re
-from dataclasses import dataclass, replace
+import stat
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from composer import Refusal
 
 try:
     import tomllib
-except ModuleNotFoundError:  # Python 3.10: every pip for it carries the same parser, and a build needs pip anyway
+except ModuleNotFoundError:  # Python 3.10: every pip for it contains the same parser, and a build needs pip anyway
     try:
         from pip._vendor import tomli as tomllib
     except ModuleNotFoundError:
-        raise Refusal("on Python 3.10 a build needs pip in the same environment: install pip there.") from None
+        raise Refusal("On Python 3.10 a build needs pip in the same environment: install pip there.") from None
 
 ROOT = Path(__file__).resolve().parent.parent
-WANTED = "SPEECHBRAIN_BASE"
+LOCK = "composer/lock.toml"
+RENEW = "run `python -m composer lock`"
+WANTED = "SPEECHBRAIN_BASE"  # names the base of a build
+CHOSEN = "SPEECHBRAIN_PATCHES"  # names the patches of a build
+FIRST = "PR_2537"  # the patch that is always in; its delta is speechbrain/ at the top
 
 
 @dataclass(frozen=True)
@@ -45,136 +50,237 @@ class Base:
 
 
 @dataclass(frozen=True)
+class Patch:
+    """One patch: a folder with a page, a delta and tests.
+
+    Attributes
+    ----------
+    name : str
+        ``PR_2537``, or the name of its folder in ``patches/``.
+    page : str
+        Path of its page in the repo: a title, a table of two columns, sections.
+    folder : pathlib.Path
+        The folder whose ``speechbrain/`` is its delta.
+    """
+
+    name: str
+    page: str
+    folder: Path
+
+    @property
+    def number(self):
+        """str: The short name: ``PR_2537``, ``0001``."""
+        return self.name.partition("-")[0]
+
+    @cached_property
+    def text(self):
+        """str: The page."""
+        return read(self.page, self.folder if self.name == FIRST else self.folder.parent.parent).decode()
+
+    @property
+    def title(self):
+        """str: The title of the page."""
+        return self.text.partition("\n")[0].removeprefix("# ")
+
+    def row(self, name, default=None):
+        """Find the value of a row in the page's table."""
+        found = re.search(rf"^\| {name} \| (.*) \|\r?$", self.text, re.M)
+        return found[1] if found else default
+
+    @property
+    def span(self):
+        """str: The bases that it applies to, ``1.0.1 to 1.1.2``."""
+        row = self.row("Applies to", "")
+        if not re.fullmatch(r"[0-9.]+ to [0-9.]+(;.*)?", row):
+            raise Refusal(f'{self.page}: the row "Applies to" has to start with two releases, such as `1.0.1 to 1.1.2`.')
+        return row.partition(";")[0]
+
+    @property
+    def needs(self):
+        """list of str: The numbers of the patches that it needs."""
+        return re.findall(r"\b[0-9]{4}\b", self.row("Needs", ""))
+
+    @cached_property
+    def delta(self):
+        """dict of str to bytes: The content of each file of the delta, by its path inside the package."""
+        files = {}
+        for folder, folders, names in os.walk(self.folder / "speechbrain", onerror=_unreadable):
+            folders[:] = sorted(name for name in folders if not _ignored(name))
+            for name in [*folders, *sorted(name for name in names if not _ignored(name))]:
+                path = Path(folder, name)
+                mode = path.lstat().st_mode
+                if stat.S_ISREG(mode):
+                    files[path.relative_to(self.folder).as_posix()] = _content(path)
+                elif not stat.S_ISDIR(mode):
+                    raise Refusal(f"{path} is a link or a special file: a delta has only files and folders; replace it by a file.")
+        return files
+
+
+@dataclass(frozen=True)
 class Fork:
-    """The fork on one base, as pyproject.toml describes it.
+    """One build: a base, and the patches that go into it.
 
     Attributes
     ----------
     label : str
         First part of the local version label.
     revision : int
-        The fork's own revision, raised whenever the delta changes.
-    digest : str
-        The digest of the delta and the record that belongs to this revision.
+        The fork's own revision, which the lock raises whenever the package changes.
     base : Base
         The release to build on.
-    replaces : dict of str to str
-        ``path::name`` of each replaced definition, with the fingerprint of upstream's.
-    adds : frozenset of str
-        ``path::name`` of each new definition, ``path`` of each new file.
-    pages : dict of str to str
-        The page that tells the story of each of these.
-    left_out : dict of str to str
-        The same for what belongs to the patches that do not apply to this base.
-    tests : dict of str to str
-        The page that each file of tests belongs to.
+    patches : tuple of Patch
+        What goes in, in order.
+    not_chosen, not_applicable : tuple of Patch
+        What the build was asked to leave out, and what the base cannot take.
     """
 
     label: str
     revision: int
-    digest: str
     base: Base
-    replaces: dict
-    adds: frozenset
-    pages: dict
-    left_out: dict
-    tests: dict
+    patches: tuple
+    not_chosen: tuple = ()
+    not_applicable: tuple = ()
 
     @property
     def version(self):
-        """str: The version of the wheel, e.g. ``1.1.2+pr2537.1``."""
-        return f"{self.base.version}+{self.label}.{self.revision}"
+        """str: The version of the wheel: ``1.1.2+pr2537.6``; with fewer patches ``1.1.2+pr2537.6.none`` or ``...6.p0002``."""
+        version = f"{self.base.version}+{self.label}.{self.revision}"
+        if not self.not_chosen:
+            return version
+        return ".".join([version, *(f"p{patch.number}" for patch in self.patches[1:])] if self.patches[1:] else [version, "none"])
 
     @property
-    def patches(self):
-        """str: What ``python -m speechbrain.fork`` prints of the patches, those that do not apply to this base included."""
-        lines = [_titled(page) for page in sorted(set(self.pages.values()))]
-        lines += [f"(not on {self.base.version}) {_titled(page)}" for page in sorted(set(self.left_out.values()))]
-        return "".join(f"{line}\n" for line in lines)
+    def listing(self):
+        """str: What ``python -m speechbrain.fork`` prints of the patches."""
+        groups = (("", self.patches), ("(left out) ", self.not_chosen), (f"(not on {self.base.version}) ", self.not_applicable))
+        return "".join(f"{note}{patch.name}: {patch.title}\n" for note, patches in groups for patch in patches)
 
-    def only(self, *pages):
-        """Leave all patches out but these.
 
-        Arguments
-        ---------
-        *pages : str
-            Their pages.
+def load(root=ROOT, version=None, patches=None):
+    """Decide what a build is made of.
 
-        Returns
-        -------
-        Fork
-            What is recorded for these patches.
+    Arguments
+    ---------
+    root : pathlib.Path
+        The folder of pyproject.toml.
+    version : str
+        The base; by default the one that the environment variable
+        ``SPEECHBRAIN_BASE`` names, else the newest.
+    patches : str
+        Names of the patches besides PR #2537, or ``none``; by default those that
+        the environment variable ``SPEECHBRAIN_PATCHES`` names, else all.
 
-        Example
-        -------
-        >>> set(load().only("PR_2537.md").pages.values())
-        {'PR_2537.md'}
-        """
-        chosen = {entry: page for entry, page in self.pages.items() if page in pages}
-        return replace(
-            self,
-            replaces={entry: fingerprint for entry, fingerprint in self.replaces.items() if entry in chosen},
-            adds=self.adds.intersection(chosen),
-            pages=chosen,
-            left_out={**self.left_out, **{entry: page for entry, page in self.pages.items() if page not in pages}},
+    Returns
+    -------
+    Fork
+        The base and the patches. A patch whose page does not name the base is left out.
+
+    Raises
+    ------
+    Refusal
+        If the base is not pinned, or a patch is not there, does not apply to
+        the base or needs another one that is left out.
+
+    Example
+    -------
+    >>> load(version="1.0.3").base.wheel
+    'speechbrain-1.0.3-py3-none-any.whl'
+    >>> load(version="1.1.2", patches="none").version.endswith(".none")
+    True
+    """
+    settings, locked = table(root), lock(root)
+    version = version or os.environ.get(WANTED) or max(locked["bases"], key=order)
+    if version not in locked["bases"]:
+        raise Refusal(
+            f"There is no pinned base {version}: choose one of {', '.join(sorted(locked['bases'], key=order))}, "
+            "or pin another with `python -m composer adopt`."
         )
+    if not re.fullmatch("[a-z0-9]+", settings["label"]):
+        raise Refusal(f"pyproject.toml: the label {settings['label']!r} may have lower-case letters and digits only.")
+    there = all_patches(root)
+    applicable = [patch for patch in there if covers(patch.span, version)]
+    chosen = _chosen(patches or os.environ.get(CHOSEN), there, applicable, version)
+    for patch in chosen:
+        for need in patch.needs:
+            if need not in [other.number for other in chosen]:
+                raise Refusal(f"{patch.name} needs {need}, which is left out: add it, or leave {patch.name} out as well.")
+    requires = [line for span, lines in settings["requires"].items() if covers(span, version) for line in lines]
+    return Fork(
+        label=settings["label"],
+        revision=locked["revision"],
+        base=Base(version, locked["bases"][version], tuple(requires)),
+        patches=tuple(chosen),
+        not_chosen=tuple(patch for patch in applicable if patch not in chosen),
+        not_applicable=tuple(patch for patch in there if patch not in applicable),
+    )
+
+
+def _chosen(patches, there, applicable, version):
+    """Pick patches by a text that names them; PR #2537 is always in."""
+    names = re.findall(r"[^\s,]+", patches or "")
+    if not names:
+        return applicable
+    chosen = {FIRST, *(() if names == ["none"] else (find(name, there).name for name in names))}
+    for patch in there:
+        if patch.name in chosen and patch not in applicable:
+            raise Refusal(f"{patch.name} does not apply to {version}, but to {patch.span}: leave it out, or choose another base.")
+    return [patch for patch in applicable if patch.name in chosen]
+
+
+def all_patches(root=ROOT):
+    """List the patches of the repo: PR #2537, then the folders of ``patches/`` by name."""
+    # A folder that git removed may still have a __pycache__ in it
+    folders = sorted({path.parent for part in ("README.md", "speechbrain") for path in (root / "patches").glob(f"*/{part}")})
+    return [
+        Patch(FIRST, f"{FIRST}.md", root),
+        *(Patch(path.name, f"patches/{path.name}/README.md", path) for path in folders),
+    ]
+
+
+def find(name, patches):
+    """Find a patch by its name or its short name.
+
+    Example
+    -------
+    >>> find("0006", all_patches()).name
+    '0006-preflight'
+    """
+    for patch in patches:
+        if name in (patch.name, patch.number):
+            return patch
+    raise Refusal(f"There is no patch {name}: choose from {', '.join(patch.name for patch in patches)}.")
 
 
 def table(root=ROOT):
-    """Read the record as it stands.
+    """Read the table ``tool.fork`` of pyproject.toml."""
+    return _toml("pyproject.toml", root)["tool"]["fork"]
 
-    Arguments
-    ---------
-    root : pathlib.Path
-        The folder of pyproject.toml.
 
-    Returns
-    -------
-    dict
-        The table ``tool.fork``.
+def lock(root=ROOT):
+    """Read the lock: revision, digest, and hash of each base; then by patch what each definition replaces on which bases."""
+    return _toml(LOCK, root)
 
-    Example
-    -------
-    >>> table()["label"]
-    'pr2537'
-    """
-    with open(root / "pyproject.toml", "rb") as file:
-        return tomllib.load(file)["tool"]["fork"]
+
+def _toml(name, root):
+    try:
+        return tomllib.loads(read(name, root).decode())
+    except ValueError as error:
+        raise Refusal(f"{name} cannot be read as TOML ({error}): restore it with git.") from None
 
 
 def bases(root=ROOT):
-    """List the pinned bases.
-
-    Arguments
-    ---------
-    root : pathlib.Path
-        The folder of pyproject.toml.
-
-    Returns
-    -------
-    list of str
-        Their versions, oldest first.
+    """List the versions of the pinned bases, oldest first.
 
     Example
     -------
-    >>> bases()[-1]
-    '1.1.2'
+    >>> bases()[0]
+    '1.0.1'
     """
-    return sorted(table(root)["bases"], key=order)
+    return sorted(lock(root)["bases"], key=order)
 
 
 def order(version):
     """Give the key by which versions are sorted.
-
-    Arguments
-    ---------
-    version : str
-        A release.
-
-    Returns
-    -------
-    list of int
-        Its numbers.
 
     Example
     -------
@@ -184,210 +290,37 @@ def order(version):
     return [int(number) for number in re.findall("[0-9]+", version)]
 
 
-def page(patch):
-    """Find the page of a patch.
-
-    Arguments
-    ---------
-    patch : str
-        The patch's name, or what stands before its first dash.
-
-    Returns
-    -------
-    str
-        The path of the page.
-
-    Raises
-    ------
-    Refusal
-        If there is no such patch.
+def covers(span, version):
+    """Whether a version is in a span of versions.
 
     Example
     -------
-    >>> page("0001")
-    'patches/0001-average-of-what-is-finite.md'
-    """
-    names = {Path(path).stem: path for path in table()["patches"]}
-    for name, path in names.items():
-        if patch in (name, name.partition("-")[0]):
-            return path
-    raise Refusal(f"there is no patch {patch}: there are {', '.join(names)}.")
-
-
-def default(root=ROOT):
-    """Tell the base of a build that names none.
-
-    Arguments
-    ---------
-    root : pathlib.Path
-        The folder of pyproject.toml.
-
-    Returns
-    -------
-    str
-        Its version.
-
-    Example
-    -------
-    >>> default()
-    '1.1.2'
-    """
-    return table(root)["base"]
-
-
-def load(root=ROOT, version=None):
-    """Read the record.
-
-    Arguments
-    ---------
-    root : pathlib.Path
-        The folder of pyproject.toml.
-    version : str
-        The base; by default the one that the environment variable
-        ``SPEECHBRAIN_BASE`` names, else that of pyproject.toml.
-
-    Returns
-    -------
-    Fork
-        What is recorded for that base. A patch that records nothing for it is
-        left out.
-
-    Raises
-    ------
-    Refusal
-        If a definition belongs to two patches, the base is not pinned, or the
-        label could not stand in a version.
-
-    Example
-    -------
-    >>> load().base.wheel
-    'speechbrain-1.1.2-py3-none-any.whl'
-    >>> load(version="1.0.3").base.wheel
-    'speechbrain-1.0.3-py3-none-any.whl'
-    """
-    recorded = table(root)
-    version = version or os.environ.get(WANTED) or recorded["base"]
-    if version not in recorded["bases"]:
-        raise Refusal(
-            f"pyproject.toml pins no base {version}: pinned are {', '.join(bases(root))}; let {WANTED} name one of them, "
-            "or unset it."
-        )
-    if not re.fullmatch("[a-z0-9]+", recorded["label"]):
-        raise Refusal(f"pyproject.toml: the label {recorded['label']!r} must hold lower case letters and digits alone.")
-    replaces, adds, pages, left_out, tests = {}, set(), {}, {}, {}
-    for page, patch in recorded["patches"].items():
-        applies = version in patch["replaces"]
-        of_any_base = {entry for entries in patch["replaces"].values() for entry in entries}
-        for entry in [*(patch["replaces"][version] if applies else of_any_base), *patch.get("adds", ())]:
-            other = pages.get(entry) or left_out.get(entry)
-            if other:
-                raise Refusal(
-                    f"pyproject.toml: {entry} is recorded under {other} and under {page}; "
-                    "a definition belongs to exactly one patch: remove one of the two."
-                )
-            (pages if applies else left_out)[entry] = page
-        if applies:
-            replaces.update(patch["replaces"][version])
-            adds.update(patch.get("adds", ()))
-        tests.update(dict.fromkeys(patch.get("tests", ()), page))
-    base = recorded["bases"][version]
-    return Fork(
-        label=recorded["label"],
-        revision=recorded["revision"],
-        digest=recorded["digest"],
-        base=Base(version, base["sha256"].lower(), tuple(base.get("requires", ()))),
-        replaces=replaces,
-        adds=frozenset(adds),
-        pages=pages,
-        left_out=left_out,
-        tests=tests,
-    )
-
-
-def read(name):
-    """Read a file of the repo.
-
-    Arguments
-    ---------
-    name : str
-        Its path in the repo.
-
-    Returns
-    -------
-    bytes
-        Its content.
-
-    Raises
-    ------
-    Refusal
-        If it cannot be read.
-
-    Example
-    -------
-    >>> read("PR_2537.md").splitlines()[0]
-    b'# format_order_of_magnitude takes the logarithm of zero'
-    """
-    try:
-        return (ROOT / name).read_bytes()
-    except OSError as error:
-        raise Refusal(f"{name} cannot be read ({error.strerror}), and a build needs it: take a whole checkout.") from None
-
-
-def delta(root=ROOT):
-    """Read the delta.
-
-    Arguments
-    ---------
-    root : pathlib.Path
-        The folder that holds ``speechbrain/``.
-
-    Returns
-    -------
-    dict of str to bytes
-        The content of each file, by its path inside the package tree.
-
-    Example
-    -------
-    >>> "speechbrain/utils/logger.py" in delta()
-    True
-    """
-    folder = root / "speechbrain"
-    return {
-        path.relative_to(root).as_posix(): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and not any(re.match(r"\.|__pycache__$", part) for part in path.relative_to(folder).parts)
-    }
-
-
-def digest(files, root=ROOT):
-    """Digest the delta, and what the record makes of it on each base.
-
-    Arguments
-    ---------
-    files : dict of str to bytes
-        The delta.
-    root : pathlib.Path
-        The folder of pyproject.toml.
-
-    Returns
-    -------
-    str
-        16 hexadecimal digits.
-
-    Example
-    -------
-    >>> digest(delta()) == digest({})
+    >>> covers("1.0.1 to 1.0.3", "1.0.2"), covers("1.1.2", "1.1.2"), covers("1.1.2 and later", "1.1.10")
+    (True, True, True)
+    >>> covers("1.0.1 to 1.0.3", "1.1.0")
     False
     """
-    forks = [load(root, version) for version in bases(root)]
-    on_each_base = [part for fork in forks for part in (fork.base.sha256, *fork.base.requires, fork.patches)]
-    sha = hashlib.sha256()
-    for part in [*on_each_base, *(part for item in sorted(files.items()) for part in item)]:
-        part = part.encode() if isinstance(part, str) else part
-        sha.update(b"%d:" % len(part) + part)
-    return sha.hexdigest()[:16]
+    first, _, last = span.partition(" to ")
+    if first.endswith(" and later"):
+        return order(first) <= order(version)
+    return order(first) <= order(version) <= order(last or first)
 
 
-def _titled(page):
-    """The name and the title of a patch's page, which starts with its title."""
-    return f"{Path(page).stem}: {read(page).decode().splitlines()[0].removeprefix('# ')}"
+def read(name, root=ROOT):
+    """Read a file of the repo that a build cannot do without."""
+    return _content(root / name)
+
+
+def _content(path):
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise Refusal(f"{path} cannot be read ({error.strerror}), and the build needs it: restore it with git.") from None
+
+
+def _ignored(name):
+    return name.startswith(".") or name == "__pycache__"
+
+
+def _unreadable(error):
+    raise Refusal(f"{error.filename} cannot be read ({error.strerror}), and the build needs it: restore it with git.")

@@ -1,98 +1,124 @@
-"""Base and delta become a package tree, held against the record; and the difference between the two as a diff."""
+"""Base and deltas become a package tree, compared with the lock; and the difference between two trees as a diff."""
 
 import difflib
 import re
-from itertools import chain
 
-from composer import Refusal
+from composer import Refusal, record
 from composer.graft import graft, parsed
 
 VERSION_FILE = "speechbrain/version.txt"
 PATCHES_FILE = "speechbrain/patches.txt"  # read by FORK_FILE
-FORK_FILE = "speechbrain/fork.py"  # the one file of the delta that is of no patch: it says what is installed
+FORK_FILE = "speechbrain/fork.py"  # reports what is installed
+NEW = "new"  # in place of a fingerprint: upstream has nothing of that name
 
 
-def compose(fork, base, delta):
-    """Put the delta into the base.
+def compose(fork, upstream, locked):
+    """Put the patches of a build into its base.
 
     Arguments
     ---------
     fork : composer.record.Fork
-        The record that every definition of the delta must be found in.
-    base : dict of str to bytes
+        The build.
+    upstream : dict of str to bytes
         The members of the upstream wheel.
-    delta : dict of str to bytes
-        The files of the delta.
+    locked : dict
+        The lock, in which every definition of the delta has to be found.
 
     Returns
     -------
     dict of str to bytes
-        The files of the package, ``speechbrain/`` alone.
+        The files of the package, ``speechbrain/`` only.
 
     Raises
     ------
     Refusal
-        If the delta does not fit the base, or differs from the record; there
+        If the delta does not fit the base, or differs from the lock; there
         is no partial graft.
     """
-    package, grafted = patched(fork, base, delta)
-    for path, pages in grafted.items():
-        package[path] = _noticed(package[path], f"# Changed by the {fork.label} fork of SpeechBrain: {', '.join(pages)}")
+    package, found, changed = patched(fork.patches, upstream)
+    problems = differences(locked_entries(locked, fork.base.version, fork), found, fork.base.version)
+    if problems:
+        raise Refusal("\n".join(problems))
+    return marked(fork, package, changed)
+
+
+def marked(fork, package, changed):
+    """Add what marks a package as the fork: a notice in each changed file (the licence asks for it), version and patches."""
+    for path, names in changed.items():
+        package[path] = _noticed(package[path], f"# Changed by the {fork.label} fork of SpeechBrain: {', '.join(names)}")
     package[VERSION_FILE] = f"{fork.version}\n".encode()
-    package[PATCHES_FILE] = fork.patches.encode()
-    package[FORK_FILE] = delta[FORK_FILE]
+    package[PATCHES_FILE] = fork.listing.encode()
+    package[FORK_FILE] = record.read("composer/fork.py")
     return package
 
 
-def patched(fork, base, delta):
-    """Put the patches into the base, and nothing that marks the result as the fork.
+def patched(patches, upstream):
+    """Put patches into a base one after the other, without marking the result as the fork.
 
     Arguments
     ---------
-    fork : composer.record.Fork
-        The record; what it leaves out is left out.
-    base, delta : dict of str to bytes
-        As for `compose`.
+    patches : list of composer.record.Patch
+        The patches, in order.
+    upstream : dict of str to bytes
+        The members of the upstream wheel.
 
     Returns
     -------
     package : dict of str to bytes
         The files of the package.
-    grafted : dict of str to list of str
-        The pages of the patches in each file of the base that was changed.
+    found : dict of str to dict
+        By patch, what it replaces or adds (``path::name``, ``path`` of a new file),
+        with the fingerprint of upstream's definition, or ``new``.
+    changed : dict of str to list of str
+        Names of the patches in each file of upstream's that changed.
 
     Raises
     ------
     Refusal
-        As for `compose`.
+        If a delta cannot be put in, or two patches define the same.
     """
-    package = {path: data for path, data in base.items() if path.startswith("speechbrain/")}
-    replaced, added, grafted = {}, set(), {}
-    for path, data in delta.items():
-        if path == FORK_FILE or path in fork.left_out:
-            continue
-        if path not in package:
-            if path.endswith(".py"):
-                parsed(data, f"the delta's {path}")
-            added.add(path)
-            package[path] = data
-            continue
-        if not path.endswith(".py"):
-            raise Refusal(f"{path} is upstream's and no Python file: it cannot be changed; use a file of another name.")
-        left_out = {entry.partition("::")[2] for entry in fork.left_out if entry.startswith(f"{path}::")}
-        done = graft(package[path], data, path, left_out)
-        if not done.replaced and not done.added:
-            if not left_out:
-                raise Refusal(f"the delta's {path} defines nothing: delete it, or define something there.")
-            continue
-        replaced.update({f"{path}::{name}": value for name, value in done.replaced.items()})
-        added.update(f"{path}::{name}" for name in done.added)
-        package[path] = done.source
-        grafted[path] = sorted({fork.pages.get(f"{path}::{name}") for name in chain(done.replaced, done.added)} - {None})
-    problems = _against_record(fork, replaced, added)
-    if problems:
-        raise Refusal("\n".join(problems))
-    return package, grafted
+    package = {path: data for path, data in upstream.items() if path.startswith("speechbrain/")}
+    found, changed, owner = {}, {}, {}
+    for patch in patches:
+        mine = found[patch.name] = {}
+        for path, data in patch.delta.items():
+            if path in upstream:
+                package[path], entries = _grafted(patch, path, data, package[path])
+                changed.setdefault(path, []).append(patch.name)
+            else:
+                _check_new(patch, path, data, package)
+                package[path], entries = data, {path: NEW}
+            for entry in entries:
+                if entry in owner:
+                    raise Refusal(
+                        f"{owner[entry]} and {patch.name} both define {_readable(entry)}; "
+                        "a definition belongs to exactly one patch: remove one of the two."
+                    )
+                owner[entry] = patch.name
+            mine.update(entries)
+    return package, found, changed
+
+
+def _grafted(patch, path, data, source):
+    if not path.endswith(".py"):
+        raise Refusal(
+            f"{patch.name}: {path} is a file of upstream's and not Python: it cannot be changed; choose a file of another name."
+        )
+    done = graft(source, data, path)
+    if not done.replaced and not done.added:
+        raise Refusal(f"{patch.name}: {path} defines nothing: delete it, or define something there.")
+    names = {**done.replaced, **dict.fromkeys(done.added, NEW)}
+    return done.source, {f"{path}::{name}": fingerprint for name, fingerprint in names.items()}
+
+
+def _check_new(patch, path, data, package):
+    if path in (PATCHES_FILE, FORK_FILE):
+        raise Refusal(f"{patch.name}: the build itself writes {path}: choose another name.")
+    if path.endswith(".py"):
+        parsed(data, f"{patch.name}: {path}")
+    same = next((other for other in package if other != path and other.lower() == path.lower()), None)
+    if same:
+        raise Refusal(f"{patch.name}: {path} and {same} are one file where case does not count: choose another name.")
 
 
 def diff(base, package):
@@ -131,49 +157,57 @@ def _lines(data):
 
 
 def _noticed(source, notice):
-    """Put the change notice that the licence asks for at the top, below a shebang and an encoding line."""
+    """Put a line at the top, below a shebang and an encoding line."""
     head = re.match(rb"(#!.*\r?\n)?(#.*coding[:=].*\r?\n)?", source).end()
     newline = b"\r\n" if b"\r\n" in source else b"\n"
     return source[:head] + notice.encode() + newline + source[head:]
 
 
-def _against_record(fork, replaced, added):
-    """Say where the delta on this base and the record part: one sentence each, with the next step."""
-    release = f"speechbrain {fork.base.version}"
-    recorded = {**fork.replaces, **dict.fromkeys(fork.adds)}
-    found = {**replaced, **dict.fromkeys(added)}
-    problems = []
-    for entry in sorted(recorded.keys() | found.keys()):
-        path, _, name = entry.partition("::")
-        what = f"{name} in {path}" if name else path
-        if entry not in found:
-            said = "is recorded, but the delta does not hold it: restore it, or remove it from pyproject.toml."
-        elif entry not in recorded and entry in added:
-            said = (
-                f"is new: {release} has nothing there. If it was meant to replace something, mend the name; "
-                f'else record "{entry}" under `adds` of its patch in pyproject.toml.'
-            )
-        elif entry not in recorded:
-            said = (
-                f"replaces a definition of {release} and is not recorded: add "
-                f'"{entry}" = "{found[entry]}" under `replaces` of its patch in pyproject.toml.'
-            )
-        elif entry in fork.replaces and entry in added:
-            said = (
-                f"is recorded as replacing upstream's, but {release} does not define it: upstream may have moved or "
-                "dropped it; find out where it went, then move or delete the delta's."
-            )
-        elif entry in fork.adds and entry in replaced:
-            said = (
-                f"is recorded as new, but {release} defines it: upstream may have its own now; compare the two, "
-                "then delete the delta's or record it under `replaces`."
-            )
-        elif recorded[entry] != found[entry]:
-            said = (
-                f"differs in {release}: its fingerprint is {found[entry]}, recorded is {recorded[entry]}. Upstream "
-                "changed it: if it is mended there, delete the delta's; else revise the delta's, then record the new one."
-            )
-        else:
+def locked_entries(locked, version, fork=None):
+    """Read what the lock has for a base: by patch, each definition with its fingerprint; those left out are left out."""
+    skipped = [patch.name for patch in fork.not_chosen + fork.not_applicable] if fork else []
+    out = {}
+    for name, entries in locked.items():
+        if isinstance(entries, dict) and name != "bases" and name not in skipped:
+            spans = ((entry, span, value) for entry, values in entries.items() for span, value in values.items())
+            out[name] = {entry: value for entry, span, value in spans if record.covers(span, version)}
+    return out
+
+
+def replaces(locked, patch):
+    """Whether a patch replaces anything of upstream's, instead of only adding to it."""
+    return any(value != NEW for values in locked.get(patch.name, {}).values() for value in values.values())
+
+
+def differences(locked, found, version):
+    """Compare a composed tree with the lock: one sentence for each difference, with the next step."""
+    release, problems = f"speechbrain {version}", []
+    for patch in sorted(locked.keys() | found.keys()):
+        if patch not in found:
+            problems.append(f"{patch} is in {record.LOCK}, but its folder is gone: restore it, or {record.RENEW}.")
             continue
-        problems.append(f"{what} {said}")
+        ours, theirs = found[patch], locked.get(patch, {})
+        for entry in sorted(ours.keys() | theirs.keys()):
+            what = f"{patch}: {_readable(entry)}"
+            if entry not in ours:
+                problems.append(f"{what} is in {record.LOCK}, but not in the delta: restore it, or {record.RENEW}.")
+            elif entry not in theirs and ours[entry] == NEW:
+                problems.append(
+                    f"{what} is new: {release} has nothing of that name. If it was meant to replace something, correct the "
+                    f"name; if not, {record.RENEW}."
+                )
+            elif entry not in theirs:
+                problems.append(f"{what} replaces a definition of {release}, and {record.LOCK} does not have it: {record.RENEW}.")
+            elif ours[entry] != theirs[entry]:
+                here, there = (
+                    "is new" if values[entry] == NEW else f"replaces the definition {values[entry]}" for values in (ours, theirs)
+                )
+                problems.append(
+                    f"{what} {here} on {release}, but in {record.LOCK} it {there}: find out what changed, then {record.RENEW}."
+                )
     return problems
+
+
+def _readable(entry):
+    path, _, name = entry.partition("::")
+    return f"{name} in {path}" if name else path

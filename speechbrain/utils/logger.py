@@ -1,90 +1,85 @@
-"""Formatting of counts. The rest of this module is upstream's."""
+"""Formatting a count of 0 no longer crashes (see PR_2537.md)."""
 
-from bisect import bisect_right
+import math
 from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal
-from math import inf, nan
-from numbers import Integral, Real
+from numbers import Integral, Rational, Real
 
-# Upstream stops at the prefixes of 1991; those of 2022 (SI Brochure, 9th edition, table 7) reach to 1e30 and 1e-30.
-ORDERS_ABBREV = dict(zip(range(-30, 31, 3), [*"qryzafpnµm", "", *"kMGTPEZYRQ"]))
+ORDERS_ABBREV = {
+    -30: "q",
+    -27: "r",
+    -24: "y",
+    -21: "z",
+    -18: "a",
+    -15: "f",
+    -12: "p",
+    -9: "n",
+    -6: "µ",
+    -3: "m",
+    0: "",
+    3: "k",
+    6: "M",
+    9: "G",
+    12: "T",
+    15: "P",
+    18: "E",
+    21: "Z",
+    24: "Y",
+    27: "R",
+    30: "Q",
+}
 
-_LARGE_WORDS = "Thousand Million Billion Trillion Quadrillion Quintillion Sextillion Septillion Octillion Nonillion".split()
-
-# The short scale: lower case below one, upper case above.
-ORDERS_WORDS = dict(zip(range(-30, 31, 3), [*(f"{word.lower()}ths" for word in reversed(_LARGE_WORDS)), "", *_LARGE_WORDS]))
-
-# As upstream computes them, 10**order: ints from one on, floats below.
-_POWERS = [10**order for order in ORDERS_ABBREV]
-
-_ABBREVIATIONS = list(ORDERS_ABBREV.values())
-
-_WORDS = [word and f" {word}" for word in ORDERS_WORDS.values()]
+ORDERS_WORDS = {
+    -30: "nonillionths",
+    -27: "octillionths",
+    -24: "septillionths",
+    -21: "sextillionths",
+    -18: "quintillionths",
+    -15: "quadrillionths",
+    -12: "trillionths",
+    -9: "billionths",
+    -6: "millionths",
+    -3: "thousandths",
+    0: "",
+    3: "Thousand",
+    6: "Million",
+    9: "Billion",
+    12: "Trillion",
+    15: "Quadrillion",
+    18: "Quintillion",
+    21: "Sextillion",
+    24: "Septillion",
+    27: "Octillion",
+    30: "Nonillion",
+}
 
 
 def _as_builtin(number):
-    """Turn a real number of any type into an int or a float, or into a Decimal where it is out of a float's range."""
+    """Converts a real number of any type to an int or a float, or to a Decimal
+    if it is too large or too small for a float."""
     try:
-        value = number.item() if hasattr(number, "item") else number  # numpy and torch
-    except (ValueError, RuntimeError):  # not one element, or no data (meta device, uninitialised)
+        value = number.item() if hasattr(number, "item") else number
+    except (ValueError, RuntimeError):
+        # A numpy array or a tensor with several elements, or without data
         value = None
     if isinstance(value, Integral):
         return int(value)
-    if isinstance(value, Decimal) and value.is_nan():
-        return nan
+    if isinstance(value, Rational):
+        context = Context(Emin=MIN_EMIN, Emax=MAX_EMAX)
+        value = context.divide(
+            Decimal(value.numerator), Decimal(value.denominator)
+        )
     if not isinstance(value, (Real, Decimal)):
-        raise TypeError(f"format_order_of_magnitude takes one real number, not a {type(number).__name__}")
-    try:
-        nearest = float(value)
-    except OverflowError:
-        nearest = inf
-    if nearest not in (0, inf, -inf) or value == nearest:
-        return nearest
-    if isinstance(value, Decimal):
-        return value
-    numerator, denominator = value.as_integer_ratio()
-    return Context(Emax=MAX_EMAX, Emin=MIN_EMIN).divide(Decimal(numerator), Decimal(denominator))
+        raise TypeError(
+            f"Expected one real number, not a {type(number).__name__}"
+        )
+    if isinstance(value, Decimal) and value.is_nan():
+        return math.nan  # float() refuses a signaling nan
+    rounded = float(value)
+    out_of_range = rounded in (0, math.inf, -math.inf) and value != rounded
+    return value if out_of_range else rounded
 
 
 def format_order_of_magnitude(number, abbreviate=True):
-    """Write a number with the prefix of its order of magnitude.
-
-    Upstream's took the logarithm of the number, so 0 died of ``ValueError: math
-    domain error`` (the count of a frozen model's trainable parameters), nan and
-    inf died too, and 999999 became ``1000.0k``. This one searches the powers of
-    1000, and is total on the real numbers.
-
-    Arguments
-    ---------
-    number : int, float, bool, Fraction, Decimal, numpy scalar, array or tensor
-        One real number; an array or a tensor holds exactly one element.
-        Integers below 1000 are written exactly, all else with one decimal.
-    abbreviate : bool
-        Whether to write ``123.5k`` or ``123.5 Thousand``.
-
-    Returns
-    -------
-    str
-        The number with its prefix, quecto to quetta. Beyond these the number in
-        scientific notation; nan and inf as ``nan``, ``inf`` and ``-inf``.
-
-    Raises
-    ------
-    TypeError
-        If ``number`` is not one real number.
-
-    Example
-    -------
-    >>> format_order_of_magnitude(123456)
-    '123.5k'
-    >>> format_order_of_magnitude(0.00000123, abbreviate=False)
-    '1.2 millionths'
-    >>> format_order_of_magnitude(0)
-    '0'
-    >>> format_order_of_magnitude(999_999)
-    '1.0M'
-    >>> format_order_of_magnitude(10**400)
-    '1.0e+400'
-    """
     if type(number) is not int and type(number) is not float:
         number = _as_builtin(number)
         if type(number) is Decimal:
@@ -92,14 +87,17 @@ def format_order_of_magnitude(number, abbreviate=True):
     magnitude = abs(number)
     if magnitude < 1000 and type(number) is int:
         return str(number)
-    if not 0 < magnitude < inf:
-        return f"{number + 0.0:.1f}"  # the sum makes 0.0 of -0.0
-    tokens = _ABBREVIATIONS if abbreviate else _WORDS
-    index = bisect_right(_POWERS, magnitude) - 1
-    if index >= 0 and magnitude < 1e33:
-        mantissa = number / _POWERS[index]
-        if -999.95 < mantissa < 999.95:
-            return f"{mantissa:.1f}{tokens[index]}"
-        if index + 1 < len(_POWERS):  # it would print as 1000.0
-            return f"{number / _POWERS[index + 1]:.1f}{tokens[index + 1]}"
-    return f"{Decimal(number):.1e}"
+    if not 0 < magnitude < math.inf:
+        # Adding 0.0 turns -0.0 into 0.0
+        return f"{number + 0.0:.1f}"
+
+    style = ORDERS_ABBREV if abbreviate else ORDERS_WORDS
+    order = 3 * math.floor(math.log10(magnitude) / 3)
+    if order in style and magnitude / 10**order >= 999.95:
+        order += 3  # It would print as 1000.0
+    if order not in style:
+        return f"{Decimal(number):.1e}"
+    formatted_number = f"{number / 10**order:.1f}"
+    if abbreviate or order == 0:
+        return formatted_number + style[order]
+    return f"{formatted_number} {style[order]}"

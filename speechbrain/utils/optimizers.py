@@ -1,42 +1,24 @@
-"""Parameter groups. The rest of this module is upstream's."""
+"""A parameter without a shape yet no longer crashes (see PR_2537.md)."""
 
 import torch
 from torch.nn.parameter import is_lazy
 
 
 def rm_vector_weight_decay(modules):
-    """Put vectors (biases, norms) into a parameter group without weight decay.
-
-    Upstream's asked every parameter for its shape, so one that is not
-    initialised yet (``LazyLinear`` and its kin) ended the run before it began.
-
-    Arguments
-    ---------
-    modules : torch.nn.Module
-        Holds the parameters; the frozen ones are left out. One without a shape
-        yet is taken for a vector if it is a bias or belongs to a normalisation
-        layer, and for a matrix otherwise.
-
-    Returns
-    -------
-    list of dict
-        Two parameter groups for an optimizer: the vectors, then the others.
-
-    Example
-    -------
-    >>> model = torch.nn.Sequential(torch.nn.LazyLinear(3), torch.nn.BatchNorm1d(3))
-    >>> [len(group["params"]) for group in rm_vector_weight_decay(model)]
-    [3, 1]
-    """
-    vectors, others = [], []
-    for name, parameter in modules.named_parameters():
-        if not parameter.requires_grad:
+    decay = []
+    no_decay = []
+    for name, param in modules.named_parameters():
+        if not param.requires_grad:
             continue
-        if is_lazy(parameter):
+        if is_lazy(param):
+            # No shape yet: biases and norms are vectors
             owner, _, leaf = name.rpartition(".")
-            norm = isinstance(modules.get_submodule(owner), torch.nn.modules.batchnorm._NormBase)
-            vector = norm or leaf == "bias"
+            is_vector = leaf == "bias" or isinstance(
+                modules.get_submodule(owner),
+                torch.nn.modules.batchnorm._NormBase,
+            )
         else:
-            vector = parameter.dim() == 1
-        (vectors if vector else others).append(parameter)
-    return [{"params": vectors, "weight_decay": 0.0}, {"params": others}]
+            is_vector = param.dim() == 1
+        group = no_decay if is_vector else decay
+        group.append(param)
+    return [{"params": no_decay, "weight_decay": 0.0}, {"params": decay}]

@@ -65,7 +65,7 @@ def tied():
 
 
 NONE, FROZEN = "The model has no parameters!", "The model has no trainable parameters!"
-LATER = "Not initialised yet, so the totals below leave them out: "
+LATER = "Not initialized yet, so the totals below leave them out: "
 
 
 @pytest.mark.parametrize(

@@ -71,10 +71,10 @@ def test_a_batch_of_nan_at_any_place_leaves_no_trace(caplog, modules, where, pla
     other.fit(range(1), torch.utils.data.DataLoader(clean[:place] + clean[place + 1 :], batch_size=None))
     assert brain.optimizer_step == other.optimizer_step == 5
     assert all(torch.equal(one, two) for one, two in zip(state(brain), state(other)))
-    said = [r.getMessage() for r in caplog.records if "is not taken" in r.getMessage()]
+    said = [r.getMessage() for r in caplog.records if "Skipping step" in r.getMessage()]
     first = "model.weight" if modules is plain else "model.0.weight"
     assert len(said) == 1 and said[0].startswith(
-        f"Step {place + 1} is not taken (batch {place + 1}): not finite are the gradients of {first}"
+        f"Skipping step {place + 1} (batch {place + 1}): the gradients of {first}"
     )
 
 
@@ -99,7 +99,7 @@ def test_the_switch_brings_stock_back(monkeypatch):
 def test_failures_in_a_row_count_on_across_epochs():
     brain = make(plain, nonfinite_patience=3)
     with pytest.raises(
-        ValueError, match=r"4 steps in a row could not be taken, nonfinite_patience is 3; .* model.weight, model.bias"
+        ValueError, match=r"Skipped 4 steps in a row, and nonfinite_patience is 3: .* model.weight, model.bias"
     ):
         brain.fit(range(9), data(losses=[0, 1], length=2))
     assert all(torch.isfinite(p).all() for p in brain.modules.parameters())
@@ -115,7 +115,7 @@ def test_failures_of_an_epoch_end_the_run_as_on_stock():
 def test_the_error_names_the_first_tensor_that_is_not_finite():
     brain = make(plain, nonfinite_patience=0)
     brain.modules.model.bias.data[1] = nan
-    with pytest.raises(ValueError, match=r"The first tensor of the model that is not finite is model\.bias"):
+    with pytest.raises(ValueError, match=r"The first non-finite tensor of the model is model\.bias"):
         brain.fit(range(1), data())
 
 

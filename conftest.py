@@ -8,15 +8,14 @@ import sys
 import hypothesis
 import pytest
 
-from composer import base, record
+from composer import base, record, tree
 from composer.adopt import ON_STOCK
 
 FORK = record.load()
 STOCK = bool(os.environ.get(ON_STOCK))
-NEW = ["tests/unittests/preflight", "tests/unittests/test_watch.py"]  # of what the stock release does not have
-LEFT_OUT = [name for name, page in FORK.tests.items() if page not in FORK.pages.values()]
-# Here alone: pytest would take a collect_ignore further down for all of them.
-collect_ignore = [str(record.ROOT / name) for name in (NEW if STOCK else LEFT_OUT)]
+# The tests of a patch that is not installed are not run. On the stock release, those of patches that only add files are not.
+NOT_RUN = [patch for patch in FORK.patches if not tree.replaces(record.lock(), patch)] if STOCK else []
+collect_ignore = [str(patch.folder / "tests") for patch in [*FORK.not_chosen, *FORK.not_applicable, *NOT_RUN]]
 
 
 hypothesis.settings.register_profile("untimed", deadline=None)
@@ -24,7 +23,7 @@ hypothesis.settings.load_profile("untimed")
 
 
 def pytest_configure(config):
-    """Say in one sentence where the wrong package, or none, would be tested."""
+    """Stop with one sentence where the wrong package, or none, would be tested."""
     config.addinivalue_line("markers", "regression: this row fails on the stock release, which the suite checks")
     wanted = FORK.base.version if STOCK else FORK.version
     try:
@@ -36,9 +35,9 @@ def pytest_configure(config):
     except (ImportError, AttributeError):  # from the repo's root, `import speechbrain` finds the delta's bare folder
         found = "none"
     if found != wanted:
-        pytest.exit(f"The tests run on an installed speechbrain {wanted}, found is {found}: run `make test`.", returncode=4)
-    # hypothesis asks each module for its __file__, for which SpeechBrain's redirects of old names import what they stand
-    # for, k2 and spacy among it.
+        pytest.exit(f"The tests need an installed speechbrain {wanted}, but found {found}: run `make test`.", returncode=4)
+    # hypothesis asks each module for its __file__. SpeechBrain's redirects of old names then import their targets, which
+    # need k2 and spacy.
     from speechbrain.utils.importutils import LazyModule
 
     for module in list(sys.modules.values()):
@@ -48,7 +47,7 @@ def pytest_configure(config):
 
 @pytest.fixture(scope="session")
 def wheels(tmp_path_factory):
-    """callable: Gives the path of the wheel of a base; all of them lie in one folder."""
+    """callable: Returns the path of the wheel of a base; all are in one folder."""
     folder = tmp_path_factory.mktemp("bases")
 
     def wheel(version):
@@ -69,7 +68,7 @@ def stock_wheel(wheels):
 
 @pytest.fixture(scope="session")
 def stock(stock_wheel):
-    """pathlib.Path: The stock release, unpacked; first on PYTHONPATH it is what `import speechbrain` finds."""
+    """pathlib.Path: The stock release, unpacked; if PYTHONPATH starts with it, `import speechbrain` finds it."""
     folder = stock_wheel.parent / "stock"
     base.unpack(stock_wheel.read_bytes(), folder)
     return folder
@@ -77,7 +76,7 @@ def stock(stock_wheel):
 
 @pytest.fixture
 def torchrun(tmp_path):
-    """callable: Runs a script in two processes on the CPU, in ``tmp_path``; returns the exit status and what was written."""
+    """callable: Runs a script in two processes on the CPU, in ``tmp_path``; returns the exit status and the output."""
 
     def run(script, *arguments, seconds=60):
         (tmp_path / "train.py").write_text(script)
@@ -92,7 +91,7 @@ def torchrun(tmp_path):
         )
         try:
             said = process.communicate(timeout=seconds)[0]
-        except subprocess.TimeoutExpired:  # one process waits for the other
+        except subprocess.TimeoutExpired:  # one process is waiting for the other
             process.send_signal(signal.SIGTERM)  # which makes the launcher end both
             said = process.communicate()[0]
         return process.returncode, said

@@ -62,7 +62,7 @@ def test_a_used_savedir_does_not_serve_another_model(models, caplog, options):
     assert answer(models / "model1", models / "saved", **options) == 1
     assert answer(models / "model2", models / "saved", **options) == 2
     assert answer(models / "model2", models / "saved", **options) == 2
-    assert "is of another source" in caplog.text and str(models / "model1") in caplog.text
+    assert "is from another source" in caplog.text and str(models / "model1") in caplog.text
 
 
 def test_what_was_put_there_by_hand_is_taken(models):
@@ -101,7 +101,7 @@ def test_a_link_into_the_cache_of_another_model_is_not_taken(tmp_path, monkeypat
 @regression
 @pytest.mark.parametrize("source", ["results/no/such/folder", "/no/such/folder", "./no_such_folder"])
 def test_a_mistyped_folder_gets_both_readings(models, source):
-    with pytest.raises(ValueError, match=f"There is no folder {source}; taken as an id on the HuggingFace hub"):
+    with pytest.raises(ValueError, match=f"There is no folder {source}. Taken as an id on the HuggingFace hub"):
         answer(source)
 
 
@@ -116,7 +116,7 @@ def test_a_source_that_cannot_be_reached_leaves_the_savedir_as_it_was(models):
 def test_a_git_lfs_pointer_is_called_one(models):
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
     (models / "model1" / "embedding_model.ckpt").write_text(pointer)
-    with pytest.raises(ValueError, match=r"model1/embedding_model.ckpt is not the file itself but git-LFS's pointer"):
+    with pytest.raises(ValueError, match=r"model1/embedding_model.ckpt is not the file itself but a git-LFS pointer"):
         answer(models / "model1")
 
 
@@ -125,7 +125,7 @@ def test_a_git_lfs_pointer_is_called_one(models):
 def test_a_damaged_file_is_named(models, kept):
     path = models / "model1" / "embedding_model.ckpt"
     os.truncate(path, int(path.stat().st_size * kept))
-    with pytest.raises(RuntimeError, match=r"model1/embedding_model.ckpt is damaged \(.+\): get it anew"):
+    with pytest.raises(RuntimeError, match=r"model1/embedding_model.ckpt is damaged \(.+\): download it again"):
         answer(models / "model1")
 
 

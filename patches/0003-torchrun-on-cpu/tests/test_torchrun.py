@@ -40,9 +40,9 @@ torch.distributed.destroy_process_group()
     "case, said",
     [
         ("plain", None),
-        pytest.param("norm", "body: BatchNorm works on each process's own part", marks=pytest.mark.regression),
+        pytest.param("norm", "body: BatchNorm normalizes each process's own part", marks=pytest.mark.regression),
         pytest.param("bare", None, marks=pytest.mark.regression),
-        pytest.param("late", "Not synchronised between the processes: head.weight, head.bias", marks=pytest.mark.regression),
+        pytest.param("late", "Not synchronized between the processes: head.weight, head.bias", marks=pytest.mark.regression),
     ],
 )
 def test_two_processes_train_one_model(torchrun, case, said):
@@ -50,7 +50,7 @@ def test_two_processes_train_one_model(torchrun, case, said):
     assert status == 0, output
     weights = re.findall(r"weights: (\w+)", output)
     assert len(weights) == 2 and (len(set(weights)) == 1) is (case != "late")
-    warnings = {line for line in output.splitlines() if "BatchNorm works" in line or "Not synchronised" in line}
+    warnings = {line for line in output.splitlines() if "BatchNorm normalizes" in line or "Not synchronized" in line}
     assert len(warnings) == bool(said) and all(said in line for line in warnings)
 
 

@@ -204,7 +204,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, caplog, name, how, keys):
     assert made.recover_if_possible(**keys).path.name == "CKPT+2"
     assert values(made) == {2.0}
     said = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
-    assert len(said) == 1 and f"Passing over {tmp_path / 'CKPT+3'}" in said[0] and name in said[0]
+    assert len(said) == 1 and f"Skipping {tmp_path / 'CKPT+3'}" in said[0] and name in said[0]
 
 
 @regression

@@ -1,0 +1,68 @@
+"""torchrun works on CPU, and reports parameters that it does not synchronise."""
+
+from types import SimpleNamespace
+
+import torch
+from torch.nn.parallel import DistributedDataParallel as DDP
+
+from speechbrain.core import logger
+
+
+class Brain:
+    # Ids of the parameters that torchrun keeps equal on all processes; None
+    # without torchrun
+    _synchronized = None
+
+    def _train_loader_specifics(self, dataset, loader_kwargs):
+        # A Brain may come without hparams
+        if self.distributed_launch and not hasattr(self, "hparams"):
+            self.hparams = SimpleNamespace()
+        return self._upstream__train_loader_specifics(dataset, loader_kwargs)
+
+    def zero_grad(self, set_to_none=False):
+        self._upstream_zero_grad(set_to_none)
+        # fit() calls this right after on_stage_start, where people unfreeze
+        if self._synchronized is None:
+            return
+        unfrozen = [
+            name
+            for name, parameter in self.modules.named_parameters()
+            if parameter.requires_grad
+            and id(parameter) not in self._synchronized
+        ]
+        if unfrozen:
+            logger.warning(
+                f"Not synchronized between the processes: {', '.join(unfrozen)}"
+                ". They were unfrozen after fit() had wrapped the modules for "
+                "torchrun: unfreeze them before fit(), and freeze again what "
+                "is not to be trained yet."
+            )
+            # Warn only once
+            self._synchronized.update(map(id, self.modules.parameters()))
+
+    def _wrap_distributed(self):
+        on_cpu = torch.device(self.device).type == "cpu"
+        if self.distributed_launch and on_cpu:
+            for name, module in self.modules.items():
+                if any(p.requires_grad for p in module.parameters()):
+                    self._warn_about_batchnorm(name, module)
+                    self.modules[name] = DDP(
+                        module,
+                        device_ids=None,
+                        find_unused_parameters=self.find_unused_parameters,
+                    )
+        else:
+            self._upstream__wrap_distributed()
+        if self.distributed_launch:
+            self._synchronized = {
+                id(p) for p in self.modules.parameters() if p.requires_grad
+            }
+
+    def _warn_about_batchnorm(self, name, module):
+        """SyncBatchNorm raises on a CPU, so that there BatchNorm stays."""
+        norm = torch.nn.modules.batchnorm._BatchNorm
+        if any(isinstance(part, norm) for part in module.modules()):
+            logger.warning(
+                f"{name}: BatchNorm normalizes each process's own part of the "
+                "batch, since SyncBatchNorm needs a GPU."
+            )
