@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Mutates logs of trainings, has them read, judged and drawn, and prints what was found.
+"""Mutates training logs, reads, judges and draws them, and prints what it found.
 
-A log is lost if anything raises, if a complete line is neither read nor counted, or
-if it reads otherwise when it comes in pieces. Exits 1, and keeps the log, if any is.
+A log has failed if anything raises, if a complete line is neither read nor counted,
+or if reading it in pieces gives another result. Exits with 1 if a log has failed,
+and keeps that log.
 
 > python tests/fuzz/watch.py --logs 10000
 """
@@ -39,7 +40,7 @@ PIECES += ["\u2028", "\ud800", "µ"]
 
 
 def mutated(text, generator):
-    """A log to which a few things have happened."""
+    """A copy of a log with a few random changes."""
     for _ in range(generator.randint(0, 12)):
         start, end = sorted(generator.randrange(len(text) + 1) for _ in range(2))
         end = min(end, start + generator.choice((0, 1, 5, 50)))
@@ -58,13 +59,13 @@ def mutated(text, generator):
 
 
 def watch(data, generator, folder, draw):
-    """Read a log as the command line does; returns the number of what came out of it."""
+    """Read a log as the command does; returns the number of entries, flags and so on."""
     log, pieces = Log(), Log()
     log.feed(data)
     for i in range(0, len(data), step := generator.randrange(1, 200)):
         pieces.feed(data[i : i + step])
     assert (pieces.entries, pieces.unread, pieces.waiting) == (log.entries, log.unread, log.waiting), (
-        "differs when read in pieces"
+        "gives another result in pieces"
     )
     *lines, _ = data.decode("utf-8", "replace").split("\n")
     read = [line for entry in log.entries for line in entry.text.split("\n")] + [line for _, line in log.unread + log.waiting]
@@ -76,23 +77,23 @@ def watch(data, generator, folder, draw):
     found = runs(log.entries)
     goal = find_goal(found, generator.choice((None, "WER", "si-snr:max")))
     printed = [line for _, line in table(found, goal, width=generator.choice((None, 40)))] + list(summary(log, found, goal))
-    assert all(line.isprintable() for line in printed), "the terminal would be steered"
+    assert all(line.isprintable() for line in printed), "a line could control the terminal"
     if draw:
         plot(str(folder / "curves.png"), found, goal)
     levels = Counter(f"flags: {flag.level} {flag.code}" for run in found for flag in flags(run, goal))
     return levels + Counter(
-        {"entries": len(log.entries), "lines that are none": len(log.unread), "runs": len(found), "pictures": draw}
+        {"entries": len(log.entries), "lines that are not entries": len(log.unread), "runs": len(found), "pictures": draw}
     )
 
 
 def main():
-    """Print the counts; exit 1 if a log was lost."""
+    """Print the counts; exit with 1 if a log has failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--logs", type=int, default=10000, help="how many logs to read (default: %(default)s)")
-    parser.add_argument("--draw", type=int, default=200, help="draw the curves of one in so many (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=1, help="of the mutations (default: %(default)s)")
+    parser.add_argument("--draw", type=int, default=200, help="draw the curves of one log in this many (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the mutations (default: %(default)s)")
     arguments = parser.parse_args()
-    counts, lost, longest = Counter(), Counter(), 0.0
+    counts, failed, longest = Counter(), Counter(), 0.0
     with tempfile.TemporaryDirectory() as folder:
         for i in tqdm(range(arguments.logs), disable=not sys.stderr.isatty()):
             generator = random.Random(arguments.seed * 10**9 + i)
@@ -101,14 +102,14 @@ def main():
             try:
                 counts += watch(data, generator, Path(folder), i % arguments.draw == 0)
             except Exception as error:
-                kept = Path(tempfile.gettempdir()) / f"lost_{arguments.seed}_{i}.txt"
+                kept = Path(tempfile.gettempdir()) / f"failed_{arguments.seed}_{i}.txt"
                 kept.write_bytes(data)
-                lost[f"lost: {type(error).__name__}: {str(error)[:70]} (such as {kept})"] += 1
+                failed[f"failed: {type(error).__name__}: {str(error)[:70]} (for example {kept})"] += 1
             longest = max(longest, time.perf_counter() - started)
     print(f"{arguments.logs} logs, the slowest took {longest:.2f} s")
-    for what, count in [*sorted(counts.items()), *lost.most_common()]:
+    for what, count in [*sorted(counts.items()), *failed.most_common()]:
         print(f"{count:8}  {what}")
-    sys.exit(bool(lost))
+    sys.exit(bool(failed))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The log of a training, read while it is written and afterwards, and what is said about it."""
+"""Reading the log of a training, during the training and afterwards, and flagging its problems."""
 
 import datetime
 import math
@@ -21,7 +21,7 @@ from speechbrain.watch.text import shown
 
 
 def read(text):
-    """A log of that text."""
+    """A log that contains the text."""
     log = Log()
     log.feed(text.encode())
     return log
@@ -41,7 +41,7 @@ def read(text):
             "epoch: 1 - train loss: nan - valid loss: inf, valid x: -inf",
             {"epoch": "1", "train loss": "nan", "valid loss": "inf", "valid x": "-inf"},
         ),
-        # a value may hold whatever separates items
+        # values may contain the separators of items
         ("epoch: 1 - valid a: [1, 2], valid b: (1, 2)", {"epoch": "1", "valid a": "[1, 2]", "valid b": "(1, 2)"}),
         ("epoch: 1, x: {'a': 1, 'b': ']'}, lr: 2", {"epoch": "1", "x": "{'a': 1, 'b': ']'}", "lr": "2"}),
         ("epoch: 1, x: [' - train loss: 3'] - train loss: 2", {"epoch": "1", "x": "[' - train loss: 3']", "train loss": "2"}),
@@ -59,7 +59,7 @@ def read(text):
         ("epoch: 1 -  - valid loss: 2", {"epoch": "1", "valid loss": "2"}),
         ("epoch: 1 - train loss: 2 - ", {"epoch": "1", "train loss": "2"}),
         (" - train loss: 2", {"train loss": "2"}),
-        # no entries
+        # not entries
         ("", None),
         ("Traceback (most recent call last):", None),
         ("ValueError: math domain error", None),
@@ -71,7 +71,7 @@ def read(text):
         (": 1 - train loss: 2", None),
     ],
 )
-def test_a_line_is_read_or_is_none(line, items):
+def test_parse_returns_the_items_or_none(line, items):
     assert parse(line) == items
 
 
@@ -87,18 +87,18 @@ ROW = "epoch: {} - train loss: 1.00\n"
         (ROW.format(1) + "Traceback: x\nwhat?\n" + ROW.format(2), [1, 2], 2, False),
         ("epoch: 1 - valid m: [[1 2]\n\n [3 4]]\n" + ROW.format(2), [1, 2], 0, False),
         ("epoch: 1 - valid m: [[1 2]\n", [], 0, True),
-        # an array that was cut off must not swallow what follows
+        # the entries after an array that was cut off are still read
         ("epoch: 1 - valid m: [[1 2]\n [3\n" + ROW.format(2), [2], 2, False),
         ("\x00\ufffd\n" + ROW.format(1), [1], 1, False),
     ],
 )
-def test_what_is_read_what_is_counted_and_what_waits(text, epochs, unread, unfinished):
+def test_entries_unread_lines_and_unfinished_lines(text, epochs, unread, unfinished):
     log = read(text)
     assert [entry.epoch for entry in log.entries] == epochs
     assert (len(log.unread), log.unfinished) == (unread, unfinished)
 
 
-def test_a_log_may_come_in_any_pieces():
+def test_a_log_can_be_read_in_any_pieces():
     text = ("epoch: 1 - valid m: [[1 2]\n [3 4]]\nwhat?\r\nepoch: 2 - train µ: 1.00\n").encode()
     whole, pieces = Log(), Log()
     whole.feed(text)
@@ -122,11 +122,11 @@ def test_a_log_may_come_in_any_pieces():
         ([" - train loss: 2", " - train loss: 1"], [2]),
     ],
 )
-def test_an_epoch_that_falls_or_repeats_begins_a_run(lines, divided):
+def test_an_epoch_that_repeats_or_falls_begins_a_run(lines, divided):
     assert [len(run.rows) for run in runs(read("\n".join(lines) + "\n").entries)] == divided
 
 
-def test_the_logger_itself_is_read_back(tmp_path):
+def test_the_log_of_the_real_logger_is_read_back(tmp_path):
     import numpy
     import torch
 
@@ -151,7 +151,7 @@ def test_the_logger_itself_is_read_back(tmp_path):
 
 NAME = st.text("abcXYZ_09 ", min_size=1).map(str.strip).filter(bool)
 VALUE = st.one_of(
-    st.floats(-1e308, 1e308),  # beyond it, rounding makes inf
+    st.floats(-1e308, 1e308),  # larger floats are rounded to inf
     st.sampled_from([math.nan, math.inf, -math.inf]),
     st.integers(),
     st.none(),
@@ -163,7 +163,7 @@ STATS = st.none() | st.dictionaries(NAME, VALUE, max_size=4)
 
 
 @given(st.lists(st.tuples(st.dictionaries(NAME, VALUE, max_size=2), STATS, STATS, STATS), max_size=4), st.integers(0, 8))
-def test_whatever_is_logged_is_read_back(tmp_path_factory, calls, precision):
+def test_any_logged_value_is_read_back(tmp_path_factory, calls, precision):
     path = tmp_path_factory.getbasetemp() / f"random_{os.getpid()}.txt"
     path.unlink(missing_ok=True)
     for i, (meta, *stats) in enumerate(calls):
@@ -219,7 +219,7 @@ def test_every_complete_line_is_read_or_counted(text):
 
 
 def curves(**columns):
-    """The flags of a log with these curves, "train_loss" and the like, as they are printed: a list of (code, row)."""
+    """The flags of a log with these curves, which are named "train_loss" and so on: a list of (level, code, row)."""
     logger, lines = FileTrainLogger(""), []
     for i, values in enumerate(zip(*columns.values())):
         sections = [f"epoch: {i + 1}"]
@@ -288,7 +288,7 @@ RISING = [0.9, 0.7, 0.6, 0.61, 0.64, 0.66, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95]
         ({"train_loss": [2.0] * 12, "valid_loss": RISING}, []),
         ({"train_loss": HEALTHY, "valid_loss": [0.9, 0.7, 0.6] + 3 * [0.62, 0.64, 0.61]}, []),
         ({"train_loss": HEALTHY[:10], "valid_loss": RISING[:10]}, []),
-        # plateau: equal is not yet flat
+        # plateau: equal values for a few epochs are not flat yet
         ({"train_loss": HEALTHY + [0.2] * 8}, []),
         ({"train_loss": [2.3] * 11, "valid_loss": [2.3] * 11}, [("warning", "plateau", 11)]),
         ({"train_loss": [2.3] * 10, "valid_loss": [2.3] * 10}, []),
@@ -300,11 +300,11 @@ RISING = [0.9, 0.7, 0.6, 0.61, 0.64, 0.66, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95]
         ({"train_loss": falling(2.0, 0.5, 60, 0.5)}, [("warning", "plateau", 21)]),
         ({"train_d_loss": [0.69] * 12, "train_g_loss": [0.69] * 12}, []),
         ({"train_loss": [2.3] * 12, "valid_si-snr": [float(i) for i in range(12)]}, []),
-        # health
+        # healthy
         ({"train_loss": noisy(HEALTHY), "valid_loss": noisy(HEALTHY, 0.1, 1), "valid_error": noisy(HEALTHY, 0.1, 2)}, []),
     ],
 )
-def test_curves_are_flagged_and_their_healthy_twins_are_not(columns, found):
+def test_bad_curves_are_flagged_and_similar_healthy_ones_are_not(columns, found):
     assert curves(**columns) == found
 
 
@@ -316,7 +316,7 @@ def test_noise_is_not_flagged(length, noise):
         assert curves(train_loss=train, valid_loss=valid) == []
 
 
-def test_a_coarse_print_tells_nothing_of_a_plateau():
+def test_coarsely_printed_values_are_not_flagged_as_a_plateau():
     lines = "".join(f"epoch: {i + 1} - train loss: 2e+00\n" for i in range(30))
     assert flags(runs(read(lines).entries)[0]) == []
 
@@ -333,7 +333,7 @@ def test_steps_between_epochs_are_not_judged_as_epochs():
     assert flags(run) == []
 
 
-def test_a_test_is_judged_too():
+def test_a_test_loss_is_judged_too():
     def judge(valid, test):
         (run,) = runs(read(f"epoch: 1 - valid loss: {valid}\nEpoch loaded: 1 - test loss: {test}\n").entries)
         return [(flag.level, flag.code, flag.line) for flag in flags(run)]
@@ -347,19 +347,19 @@ EPOCH = datetime.datetime(2026, 11, 22, 23, 59, 1, 250000)
 
 
 def timed(tmp_path, seconds, keys=("loss",) * 99, starts=()):
-    """Entries that took so long, timed by a log.txt in which the script was started anew before some."""
-    lines, noted, now = [], [], EPOCH
+    """The epochs flagged as slow: epochs of these durations, with a log.txt; the script is restarted before those in starts."""
+    lines, stamped, now = [], [], EPOCH
     for i, (each, key) in enumerate(zip(seconds, keys)):
         if i in starts:
             now += datetime.timedelta(hours=9)
-            noted.append(f"{now:%Y-%m-%d %H:%M:%S},000 - speechbrain.core - INFO - Beginning experiment!")
+            stamped.append(f"{now:%Y-%m-%d %H:%M:%S},000 - speechbrain.core - INFO - Beginning experiment!")
         now += datetime.timedelta(seconds=each)
         lines.append(f"epoch: {i + 1} - valid {key}: {1 - i / 99:.3f}")
-        noted.append(
+        stamped.append(
             f"{now:%Y-%m-%d %H:%M:%S},{now.microsecond // 1000:03} - speechbrain.utils.train_logger - INFO - {lines[-1]}"
         )
-        noted.append("something else, with no time\n2026-99-99 00:00:00,000 - a - INFO - b")
-    (tmp_path / "log.txt").write_text("\n".join(noted))
+        stamped.append("something else, with no time\n2026-99-99 00:00:00,000 - a - INFO - b")
+    (tmp_path / "log.txt").write_text("\n".join(stamped))
     entries = read("\n".join(lines) + "\n").entries
     stamp(entries, tmp_path / "log.txt")
     return [flag.line for run in runs(entries) for flag in flags(run) if flag.code == "slow"]
@@ -372,7 +372,7 @@ def timed(tmp_path, seconds, keys=("loss",) * 99, starts=()):
         ([60] * 5 + [110] + [60] * 3, {}, []),
         ([1] * 5 + [9] + [1] * 3, {}, []),
         ([60, 60, 60, 150, 60], {}, []),
-        ([600] + [60] * 8, {}, []),  # the first: nobody knows when it began
+        ([600] + [60] * 8, {}, []),  # nothing says when the first epoch began
         ([60] * 8, {"starts": (0, 5)}, []),  # the pause before a run is resumed
         ([60, 60, 60, 150] * 4, {"keys": ("loss", "loss", "loss", "WER") * 4}, []),
         ([60, 60, 60, 60] * 4 + [150], {"keys": ("loss", "loss", "loss", "WER") * 4 + ("loss",)}, [17]),
@@ -391,7 +391,7 @@ Epoch loaded: 3 - test loss: 4.15e-01, test ACC: 9.37e-01
 
 
 @pytest.mark.parametrize(
-    "wanted, goal, epoch",
+    "option, goal, epoch",
     [
         (None, Goal("valid loss"), 2),
         ("PER", Goal("valid PER"), 3),
@@ -404,14 +404,14 @@ Epoch loaded: 3 - test loss: 4.15e-01, test ACC: 9.37e-01
         (":min", None, None),
     ],
 )
-def test_the_best_epoch(wanted, goal, epoch):
+def test_best_epoch(option, goal, epoch):
     (run,) = found = runs(read(LOG).entries)
-    assert find_goal(found, wanted) == goal
+    assert find_goal(found, option) == goal
     best = find_best(run, goal)
     assert (best and best.epoch) == epoch
 
 
-def test_no_best_is_nan_or_a_loss_of_nothing():
+def test_nan_and_a_loss_of_0_are_never_best():
     (run,) = runs(
         read("".join(f"epoch: {i} - valid loss: {x}\n" for i, x in enumerate(["nan", "2.0", "0.00e+00", "-inf"]))).entries
     )
@@ -420,7 +420,7 @@ def test_no_best_is_nan_or_a_loss_of_nothing():
 
 
 @pytest.mark.parametrize(
-    "text, right",
+    "text, expected",
     [
         ("9.18e-01", "0.918"),
         ("2.05", "2.05"),
@@ -437,8 +437,8 @@ def test_no_best_is_nan_or_a_loss_of_nothing():
         (None, ""),
     ],
 )
-def test_shown_as_one_would_write_it(text, right):
-    assert shown(text) == right
+def test_values_are_shown_in_plain_notation(text, expected):
+    assert shown(text) == expected
 
 
 @pytest.fixture
@@ -465,14 +465,14 @@ def test_the_table(log, capsys):
     assert "".join(line.rstrip() + "\n" for line in capsys.readouterr().out.splitlines()) == TABLE
 
 
-def test_a_narrow_terminal_names_what_it_does_not_show():
+def test_columns_that_do_not_fit_are_named():
     found = runs(read(LOG).entries)
     lines = [line for _, line in table(found, find_goal(found), width=40)]
     assert lines[0].split() == ["epoch", "lr", "train", "loss"]
     assert lines[1] == "  (not shown: valid loss, valid ACC, valid PER)"
 
 
-def test_nothing_in_a_log_steers_the_terminal(tmp_path, capsys):
+def test_a_log_cannot_control_the_terminal(tmp_path, capsys):
     (tmp_path / "log").write_text(
         "epoch: 1 - valid loss\x1b7\u2028: 1.00\nepoch: 2 - valid loss\x1b7\u2028: \x1b8, valid \x9bx: nan\n\x1bc\n"
     )
@@ -488,24 +488,24 @@ def test_colour_marks_the_best_and_the_flags():
 
 
 @pytest.mark.parametrize(
-    "text, arguments, status, said",
+    "text, arguments, status, message",
     [
         (LOG, [], 0, "Best: epoch 2"),
         (LOG, ["--best", "PER"], 0, "Best: epoch 3, lowest valid PER 9.75"),
         (LOG.replace("9.06e-01", "nan"), [], 1, "error    nonfinite    epoch 3: valid loss is nan"),
         (LOG.replace("9.47e-01", "nan"), [], 0, "warning  nonfinite    epoch 3: valid ACC is nan"),
         (LOG + LOG, [], 0, "Best of run 2: epoch 2"),
-        (LOG + "Killed\n", [], 0, "Lines that are no entries: 1, first line 6: 'Killed'"),
-        (LOG + "epoch: 5 - tra", [], 0, "The last line has not come to its end"),
-        ("", [], 0, "nothing to find the best epoch by yet"),
+        (LOG + "Killed\n", [], 0, "Lines that are not entries: 1, the first is line 6: 'Killed'"),
+        (LOG + "epoch: 5 - tra", [], 0, "The last line is incomplete, and is left out"),
+        ("", [], 0, "No best epoch yet: the log has no value to choose it by"),
         (LOG, ["--best", "WER"], 2, "has no WER; it has epoch, lr, train loss, valid loss, valid ACC, valid PER"),
-        ("Dear reader,\n", [], 2, "is no log of a FileTrainLogger: line 1 is 'Dear reader,'"),
+        ("Dear reader,\n", [], 2, "is not a log of FileTrainLogger: line 1 is 'Dear reader,'"),
         (None, [], 2, "there is no file"),
         (LOG, ["--plot", "/no/such/folder/curves.png"], 2, "/no/such/folder/curves.png: No such file"),
         (LOG, ["--every", "soon"], 2, "invalid float value"),
     ],
 )
-def test_the_exit_status(tmp_path, capsys, text, arguments, status, said):
+def test_exit_status_and_message(tmp_path, capsys, text, arguments, status, message):
     if text is not None:
         (tmp_path / "train_log.txt").write_text(text)
     try:
@@ -513,10 +513,10 @@ def test_the_exit_status(tmp_path, capsys, text, arguments, status, said):
     except SystemExit as error:
         found = error.code
     out, err = capsys.readouterr()
-    assert found == status and said in (err if status == 2 else out)
+    assert found == status and message in (err if status == 2 else out)
 
 
-def test_a_folder_is_refused_with_the_log_in_it(tmp_path, capsys):
+def test_a_folder_is_refused_and_the_log_in_it_is_named(tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         main([str(tmp_path)])
     assert "train_log.txt" in capsys.readouterr().err
@@ -544,7 +544,7 @@ def test_the_picture_is_a_png(tmp_path, text):
         assert pixels.ndim == 3 and pixels.std() > 0
 
 
-def test_without_matplotlib_only_the_picture_is_refused(log, tmp_path, capsys, monkeypatch):
+def test_without_matplotlib_only_plot_is_refused(log, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main([str(log)]) == 0
     with pytest.raises(SystemExit, match="2"):
@@ -553,7 +553,7 @@ def test_without_matplotlib_only_the_picture_is_refused(log, tmp_path, capsys, m
 
 
 def follow(path, capsys, *changes, arguments=()):
-    """Follow a log through changes, each a function, and Ctrl-C; returns what was printed after each, and the exit status."""
+    """Follow a log while the functions in changes run, then Ctrl-C; returns the output after each, and the exit status."""
     changes, printed = iter(changes), []
 
     def wait(seconds):
@@ -575,7 +575,7 @@ def append(path, text):
     return change
 
 
-def test_follow_waits_for_the_file_and_for_the_end_of_lines(tmp_path, capsys):
+def test_follow_waits_for_the_file_and_for_complete_lines(tmp_path, capsys):
     path, lines = tmp_path / "train_log.txt", LOG.splitlines(keepends=True)
     printed, status = follow(
         path,
@@ -593,7 +593,7 @@ def test_follow_waits_for_the_file_and_for_the_end_of_lines(tmp_path, capsys):
     assert end.strip() == "Best: epoch 2, lowest valid loss 0.900"
 
 
-def test_follow_flags_what_arrives(log, capsys):
+def test_follow_flags_new_lines_once(log, capsys):
     printed, status = follow(
         log, capsys, append(log, "epoch: 5 - train loss: nan\n"), append(log, "epoch: 6 - train loss: 1.00\n")
     )
@@ -613,22 +613,22 @@ def test_follow_flags_what_arrives(log, capsys):
     ],
     ids=["truncated", "rewritten", "replaced", "deleted"],
 )
-def test_follow_starts_anew_with_another_log(log, capsys, change):
+def test_follow_starts_again_with_another_log(log, capsys, change):
     printed, _ = follow(log, capsys, lambda: change(log), append(log, "epoch: 9 - train loss: 1.23\n"))
     assert printed[1].startswith("\nThe log was replaced.\n") and "0.379" in printed[1]
     assert "1.23" in printed[2] and "replaced" not in printed[2]
 
 
-def test_follow_takes_the_time_of_arrival(log, capsys, monkeypatch):
+def test_follow_times_epochs_by_the_arrival_of_their_lines(log, capsys, monkeypatch):
     times = iter([100, 160, 220, 280, 340, 800])
     monkeypatch.setattr("speechbrain.watch.__main__.time", types.SimpleNamespace(monotonic=lambda: next(times)))
     rows = [append(log, f"epoch: {i} - valid loss: {1 / i}\n") for i in range(5, 11)]
     printed, _ = follow(log, capsys, *rows, append(log, "epoch: 11 - valid loss: 0.01\nepoch: 12 - valid loss: 0.01\n"))
     assert "0:01:00" in printed[2] and "slow" not in printed[5]
-    assert "slow         epoch 10: took 0:07:40, usual are 0:01:00" in printed[6]
+    assert "slow         epoch 10: took 0:07:40, usual is 0:01:00" in printed[6]
 
 
-def test_follow_draws_anew(log, tmp_path, capsys):
+def test_follow_draws_the_picture_again(log, tmp_path, capsys):
     picture, drawn = tmp_path / "curves.png", []
 
     def look():
@@ -638,7 +638,7 @@ def test_follow_draws_anew(log, tmp_path, capsys):
     assert drawn[0] != drawn[1]
 
 
-def test_tail_gives_every_byte_once(tmp_path):
+def test_tail_returns_every_byte_once(tmp_path):
     path, text = tmp_path / "log", os.urandom(5000)
     path.touch()
     pieces = tail(path)
@@ -650,7 +650,7 @@ def test_tail_gives_every_byte_once(tmp_path):
     assert read == text and next(pieces) == b""
 
 
-def test_the_command_line_ends_at_ctrl_c(log):
+def test_ctrl_c_ends_the_command(log):
     command = [sys.executable, "-m", "speechbrain.watch", str(log), "--follow", "--every", "0.01"]
     process = subprocess.Popen(
         command,
@@ -658,7 +658,7 @@ def test_the_command_line_ends_at_ctrl_c(log):
         stderr=subprocess.PIPE,
         text=True,
         cwd=log.parent,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background processes ignore SIGINT
     )
     for line in process.stdout:
         if "test of epoch 3" in line:

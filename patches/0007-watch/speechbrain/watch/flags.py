@@ -1,4 +1,4 @@
-"""What is wrong with a training, judged by its curves. Each function says when it speaks, and why not earlier."""
+"""Judge a training by its curves. Each check says when it raises its flag, and why not earlier."""
 
 import math
 import re
@@ -18,7 +18,7 @@ NONFINITE = re.compile(r"(?<![\w.'\"])-?(?:nan|inf)(?![\w.'\"])")
 
 @dataclass(frozen=True)
 class Flag:
-    """Something wrong: ``error`` or ``warning``, a code, the line of the entry, and what it is."""
+    """A problem: its level (``error`` or ``warning``), a code, the line of the entry, and the message."""
 
     level: str
     code: str
@@ -28,7 +28,7 @@ class Flag:
 
 @dataclass(frozen=True)
 class Goal:
-    """What the best epoch is found by: a key, whose value shall be low (``sign`` 1) or high (-1)."""
+    """What decides which epoch is best: a key, and whether a low value (``sign`` 1) or a high one (-1) is good."""
 
     key: str
     sign: int = 1
@@ -38,33 +38,33 @@ class Goal:
 
 
 def direction(key):
-    """1 if a value is better the lower it is, -1 if the higher, 0 if its name does not tell."""
+    """1 if a low value is good, -1 if a high one is, 0 if the name of the key does not say."""
     return 1 if LOWER.search(name_of(key)) else -1 if HIGHER.search(name_of(key)) else 0
 
 
-def find_goal(found, wanted=None):
-    """Find what the best epoch is to be found by.
+def find_goal(found, best=None):
+    """Choose the value that decides which epoch is best.
 
     Arguments
     ---------
     found : list of Run
-        The trainings of a log.
-    wanted : str or None
-        A key, with its dataset or without, and ``:min``, ``:max`` or what is usual for that name. By default the
-        validation loss, or the first of validation whose name contains "loss".
+        The runs of a log.
+    best : str or None
+        A key, with or without its dataset. ``:min`` or ``:max`` may follow; otherwise the name decides. By default, the
+        validation loss, or else the first validation value whose name contains "loss".
 
     Returns
     -------
     Goal or None
-        None where there is no such key with a number.
+        None if no such key has a number.
     """
     keys = [key for run in found for key in run.numeric_keys()]
-    if wanted is None:
+    if best is None:
         losses = [key for key in keys if dataset_of(key) == "valid" and "loss" in key.lower()]
         return Goal(min(losses, key=lambda key: name_of(key).lower() != "loss")) if losses else None
-    name, _, way = wanted.rpartition(":")
+    name, _, way = best.rpartition(":")
     if not name or way not in ("min", "max"):
-        name, way = wanted, None
+        name, way = best, None
     keys = [key for key in keys if name.lower() in (key.lower(), name_of(key).lower())]
     if not keys:
         return None
@@ -73,15 +73,15 @@ def find_goal(found, wanted=None):
 
 
 def find_best(run, goal):
-    """The best row of a run, the first of equals; None where no value can be compared."""
+    """The best row of a run, the earliest if several are equal; None if no row has a finite value."""
     points = curve(run.rows, goal.key, goal.sign) if goal else []
     return run.rows[min(points, key=lambda point: point[1])[0]] if points else None
 
 
 def lost(rows, key):
-    """Where a loss is 0.0 because there was nothing finite to average, as indices of rows.
+    """The indices of the rows whose loss is 0.0 because no loss was finite.
 
-    A loss that was below 1e-3 may have come down to it.
+    Rows that follow a loss below 1e-3 are left out: there, the loss may simply have fallen to 0.0.
     """
     found, before = set(), 1.0
     for i, value in enumerate(row.number(key) for row in rows):
@@ -93,7 +93,7 @@ def lost(rows, key):
 
 
 def curve(rows, key, sign=1):
-    """The values of a key that can be compared.
+    """The finite values of a key.
 
     Arguments
     ---------
@@ -102,13 +102,13 @@ def curve(rows, key, sign=1):
     key : str
         The key.
     sign : int
-        -1 to turn the curve over.
+        -1 to flip the curve, so that low is always good.
 
     Returns
     -------
     list of tuple
-        The index of the row, sign * value, and the least difference that is one: a unit of the last digit that was
-        printed, and no less than a thousandth of the value, which is what three digits tell.
+        The index of the row, sign * value, and the resolution: differences up to it may come from rounding. It is one unit
+        of the last printed digit, and at least a thousandth of the value, since the logger prints three digits.
     """
     without = lost(rows, key) if name_of(key).lower() == "loss" else ()
     points = []
@@ -121,19 +121,19 @@ def curve(rows, key, sign=1):
 
 
 def flags(run, goal=None):
-    r"""Judge a training.
+    r"""Judge one run.
 
     Arguments
     ---------
     run : Run
-        The training.
+        The run.
     goal : Goal or None
-        Its name is judged where nothing is named ``loss``.
+        The value whose curves are judged if the run logs no value named ``loss``.
 
     Returns
     -------
     list of Flag
-        In the order of the log.
+        The problems found, in the order of the log.
 
     Example
     -------
@@ -144,7 +144,7 @@ def flags(run, goal=None):
     error nonfinite epoch 1: valid loss is nan
     """
     found = [*_nonfinite(run), *_zero_loss(run), *_slow(run.rows)]
-    # Between validations recipes may log single steps, whose noise says nothing about an epoch.
+    # Some recipes also log single steps between validations; these are too noisy to be judged like epochs.
     rows = [row for row in run.rows if "valid" in row.datasets] or [row for row in run.rows if row.epoch is not None]
     losses = [key for key in run.numeric_keys() if key.lower() in ("train loss", "valid loss")]
     if losses or goal:
@@ -159,10 +159,11 @@ def _flag(level, code, row, what):
 
 
 def _nonfinite(run):
-    """Flag what is nan or inf, once for each stretch of it.
+    """Flag a value that is nan or inf, once for each series of these entries.
 
-    Only the loss is an error: an F-score of no positives is nan in health, and so is a part of a loss that is not in
-    use yet. Lists are searched only where they are of the loss, since of many classes one is often absent.
+    Only the loss is an error. Other values may be nan in a healthy training: an F-score without positives, or a part of the
+    loss that is not used yet. Lists are searched only if they belong to the loss; in a list with a value for each class,
+    nan often means that a class is absent.
     """
     entries = [*run.rows, *run.tests]
     keys = dict.fromkeys(key for entry in entries for key in entry.items)
@@ -184,20 +185,21 @@ def _nonfinite(run):
 
 
 def _zero_loss(run):
-    """Flag a loss of exactly 0.0 that it did not come down to.
+    """Flag a loss that is exactly 0.0 without having fallen to it.
 
-    The average of no finite loss is reported so, and would rank as the best of all. Parts of a loss, of another name, may
-    be switched off. A recipe need not compute it for validation, where it is 0.0 from the first epoch on, or for the test.
+    Stock reports 0.0 if no loss of a stage was finite, and would rank that epoch best. Values with other names are not
+    judged: a part of the loss may be switched off. If the validation loss is 0.0 in every epoch, or the test loss is 0.0,
+    the recipe may just not compute it: that is a warning.
     """
     for key in [key for key in run.numeric_keys() if dataset_of(key) and name_of(key).lower() == "loss"]:
         found = sorted(lost(run.rows, key))
         if dataset_of(key) == "valid" and 3 <= len(found) == sum(row.number(key) is not None for row in run.rows):
             yield _flag(
-                "warning", "zero-loss", run.rows[found[0]], f"{key} is exactly 0.0, always: not computed, or never finite"
+                "warning", "zero-loss", run.rows[found[0]], f"{key} is exactly 0.0 in all epochs: not computed, or never finite"
             )
         else:
             for i in found:
-                yield _flag("error", "zero-loss", run.rows[i], f"{key} is exactly 0.0: was no loss finite?")
+                yield _flag("error", "zero-loss", run.rows[i], f"{key} is exactly 0.0: perhaps no loss was finite")
     for test in run.tests:
         before = [abs(value) for _, value, _ in curve(run.rows, "valid loss")]
         if test.number("test loss") == 0 and not (before and before[-1] < 1e-3):
@@ -205,12 +207,14 @@ def _zero_loss(run):
 
 
 def _divergence(rows, key, _, sign):
-    """Flag, once, a training loss that is worse than the first epoch's and does not come back.
+    """Flag a training loss that is worse than in the first epoch and does not recover; once for each run.
 
-    Either it rose in two epochs, from above twice the first epoch's (further above than its size and than what was gained):
-    one bad batch spoils one epoch, not two, the second one more. Or it had halved, is back where it began for three epochs,
-    and fell in none of them: where a loss is added or layers are unfrozen it jumps as high, and falls again. The validation
-    loss is not asked, which multiplies where a training overfits.
+    There are two cases. First, the loss rises in two epochs in a row, and before the second rise it was already above twice
+    its first value (more exactly: its rise above the first value exceeds both the size of that value and the best
+    improvement so far). A single bad batch spoils one epoch, but does not make the next one even worse. Second, the loss had
+    halved, is back at its first value for three epochs, and falls in none of them. A new loss term or unfrozen layers also
+    make it jump that high, but then it falls again. The validation loss is not used: it multiplies in a training that
+    overfits.
     """
     points = curve(rows, key, sign)
     best = math.inf
@@ -219,23 +223,26 @@ def _divergence(rows, key, _, sign):
         best = min(best, points[n - 2][1])
         gained = first - best
         if a < b < c and b > first + max(abs(first), gained):
-            what = "rises"
+            how = "rose" if sign > 0 else "fell"
         elif gained > 0 and gained >= abs(first) / 2 and first - unit <= a <= b <= c:
-            what = "is back"
+            how = "went back"
         else:
             continue
         start = rows[points[0][0]]
-        had = f"{start.place} had {shown(start.items[key])}"
-        yield _flag("error", "divergence", rows[i], f"{key} {what} to {shown(rows[i].items[key])}, {had}")
+        before = f"{start.place}: {shown(start.items[key])}"
+        yield _flag("error", "divergence", rows[i], f"{key} {how} to {shown(rows[i].items[key])} ({before})")
         return
 
 
 def _last_improvements(rows, key, sign):
-    """For each row, where the value was last better than before by more than its resolution; changed, if ``sign`` is 0."""
+    """For each row, the index of the last row that improved the value by more than its resolution; -1 if none did.
+
+    With ``sign`` 0, any new extreme counts as an improvement.
+    """
     points = {i: (value, unit) for i, value, unit in curve(rows, key)}
     found, last, low, high = [], -1, math.inf, -math.inf
     for i in range(len(rows)):
-        value, unit = points.get(i, (math.nan, 0))  # which compares as False
+        value, unit = points.get(i, (math.nan, 0))  # comparisons with nan are False
         if (sign >= 0 and value < low - unit) or (sign <= 0 and value > high + unit):
             last = i
             low, high = min(low, value), max(high, value)
@@ -244,12 +251,13 @@ def _last_improvements(rows, key, sign):
 
 
 def _overfitting(rows, train, valid, sign):
-    """Flag a validation loss that has left its best while the training loss fell.
+    """Flag a validation loss that rises from its minimum while the training loss falls.
 
-    Single epochs prove nothing: on a few hundred clips the loss moves by a tenth from one to the next, and the best of many
-    is a lucky one. So the last 5 are compared with the best 5 in a row before them. On average they are higher by a tenth,
-    and by four times what separates neighbours among the last 20, or else curves that have converged would be flagged.
-    Silent as long as another validation value improves: error rates often do while the loss rises.
+    Single epochs prove nothing: on a few hundred clips the loss changes by 10 % from one epoch to the next, and the best of
+    many epochs is a lucky one. So the average of the last 5 epochs is compared with that of the best 5 in a row before them.
+    It must be higher by 10 %, and by four times the median difference between neighbours among the last 20 epochs; otherwise
+    curves that have converged would be flagged. No flag is raised while another validation value improves: error rates often
+    do while the loss rises.
     """
     losses = {i: value for i, value, _ in curve(rows, train, sign)}
     points = [(i, value, losses[i]) for i, value, _ in curve(rows, valid, sign) if i in losses]
@@ -268,17 +276,19 @@ def _overfitting(rows, train, valid, sign):
         if risen and fell and best != flagged and all(i - improved[i] >= 5 for improved in others):
             flagged = best
             low = rows[min(points[best : best + 5], key=lambda point: point[1])[0]]
-            had = f"{low.place} had {shown(low.items[valid])}"
-            yield _flag("warning", "overfitting", rows[i], f"{valid} is {shown(rows[i].items[valid])}, {had}; {train} fell")
+            now, before = shown(rows[i].items[valid]), f"{low.place}: {shown(low.items[valid])}"
+            yield _flag("warning", "overfitting", rows[i], f"{valid} is {now} ({before}) while {train} improved")
 
 
 def _plateau(rows, train, valid, sign):
-    """Flag, once a stretch, that nothing improves any more.
+    """Flag that no value improves any more, once for each series of flat epochs.
 
-    Values have three digits: one that falls by 0.05 % an epoch is printed equal for twenty epochs, and is not flat. So an
-    improvement is whatever leaves the last one by more than a unit, however long it takes, and flat is what has had none for
-    10 epochs and a quarter of the run: long trainings end in small steps. All values must be flat, and those of unknown
-    direction unchanged: the losses of two adversaries are flat in health. Silent where a unit is over 2 % of the loss.
+    Values are printed with three digits: a loss that falls by 0.05 % in each epoch can look the same for twenty epochs, but
+    is not flat. So each value is compared with its last improvement, however long ago that was: it improves if it differs by
+    more than a unit of its last digit. It is flat after 10 epochs without an improvement, and at least a quarter of the run,
+    since long trainings end in small steps. All values must be flat, as the losses of two adversaries are flat in a healthy
+    training, too. A value whose name does not say whether low or high is good must stay the same. No flag is raised if a unit
+    of the last digit is more than 2 % of the loss.
     """
     keys = {key for row in rows for key in row.items if dataset_of(key) in ("train", "valid")}
     improved = [_last_improvements(rows, key, sign if key in (train, valid) else direction(key)) for key in keys]
@@ -288,26 +298,26 @@ def _plateau(rows, train, valid, sign):
         last = max(each[i] for each in improved)
         if last != flagged and i - last >= max(10, (i + 1) / 4) and coarse <= 0.02:
             flagged = last
-            yield _flag("warning", "plateau", rows[i], f"nothing has improved since {rows[max(last, 0)].place}")
+            yield _flag("warning", "plateau", rows[i], f"no value has improved since {rows[max(last, 0)].place}")
 
 
 def took(rows):
-    """The seconds that each row took; None where no clock saw the row before it."""
+    """The seconds that each row took; None if the time of the row before it is unknown, or from another clock."""
     seconds = [b.time[1] - a.time[1] if a.time[0] is not None and a.time[0] == b.time[0] else 0 for a, b in pairwise(rows)]
     return [None, *(each if each > 0 else None for each in seconds)][: len(rows)]
 
 
 def _slow(rows):
-    """Flag an epoch that took over twice the median of at least 5, and 10 seconds more: less is the machine's noise.
+    """Flag an epoch that took over twice the median of at least 5 epochs, and over 10 seconds longer: less is noise.
 
-    Of those with the same keys: every fifth epoch may search for an error rate, which takes its time.
+    Only epochs with the same keys are compared: a recipe may compute an error rate in every fifth epoch, which takes longer.
     """
-    alike = defaultdict(list)
+    groups = defaultdict(list)
     for row, seconds in zip(rows, took(rows)):
         if seconds is not None:
-            alike[frozenset(row.items)].append((row, seconds))
-    for group in alike.values():
+            groups[frozenset(row.items)].append((row, seconds))
+    for group in groups.values():
         usual = statistics.median(seconds for _, seconds in group)
         for row, seconds in group:
             if len(group) >= 5 and seconds > usual + max(10, usual):
-                yield _flag("warning", "slow", row, f"took {clock(seconds)}, usual are {clock(usual)}")
+                yield _flag("warning", "slow", row, f"took {clock(seconds)}, usual is {clock(usual)}")

@@ -1,4 +1,4 @@
-"""The log that FileTrainLogger writes: entries, and the runs that they make up."""
+"""Read the log that FileTrainLogger writes: its entries, and the runs they belong to."""
 
 import contextlib
 import math
@@ -17,7 +17,7 @@ STAMPED = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),(\d{3}) - \S+ - \w+ - (.
 
 
 def number(text):
-    """The number that a value is; None where it is none, as lists and names are."""
+    """The value as a number; None if it is not a number but, for example, a list or a name."""
     try:
         return float(text)
     except (TypeError, ValueError):
@@ -30,7 +30,7 @@ def dataset_of(key):
 
 
 def name_of(key):
-    """A key without its dataset: ``loss`` of ``valid loss``."""
+    """The key without its dataset: ``loss`` for ``valid loss``."""
     return key.removeprefix(f"{dataset_of(key)} ")
 
 
@@ -41,13 +41,13 @@ class Entry:
     Arguments
     ---------
     items : dict of str: str
-        Each value as it was printed, each key with its dataset in front.
+        The values as they were printed. Each key starts with its dataset.
     line : int
         The number of its first line.
     text : str
-        All of it, without the last end of line.
+        The whole entry, without the last end of line.
     time : tuple
-        The clock that saw it, or None, and the seconds on that clock.
+        The clock that gave the time, or None, and the seconds on that clock.
     """
 
     items: dict
@@ -56,12 +56,12 @@ class Entry:
     time: tuple = (None, 0.0)
 
     def number(self, key):
-        """The number that stands under a key, or None."""
+        """The value of a key as a number, or None."""
         return number(self.items.get(key))
 
     def _first(self, *names):
-        told = (number(value) for key, value in self.items.items() if key.lower() in names)
-        return next((value for value in told if value is not None and math.isfinite(value)), None)
+        numbers = (number(value) for key, value in self.items.items() if key.lower() in names)
+        return next((value for value in numbers if value is not None and math.isfinite(value)), None)
 
     @property
     def epoch(self):
@@ -75,22 +75,22 @@ class Entry:
 
     @property
     def loaded(self):
-        """The epoch whose checkpoint was tested, as it was printed, or None."""
+        """The epoch of the tested checkpoint, as it was printed, or None."""
         return next((value for key, value in self.items.items() if key.lower() == "epoch loaded"), None)
 
     @property
     def datasets(self):
-        """The datasets that it reports on."""
+        """The datasets that have values in this entry."""
         return {dataset_of(key) for key in self.items} - {""}
 
     @property
     def is_test(self):
-        """Whether it reports an evaluation rather than an epoch."""
+        """Whether this is an evaluation rather than an epoch."""
         return self.loaded is not None or self.datasets == {"test"}
 
     @property
     def place(self):
-        """Where in the training it stands, in words."""
+        """The position in the training, in words."""
         if self.is_test:
             return "test"
         places = (("epoch", self.epoch), ("step", self.step), ("line", self.line))
@@ -98,7 +98,7 @@ class Entry:
 
 
 def _masked(text, depth=0):
-    """Blank what stands in brackets, whose commas separate no items; returns that, and how many brackets stay open."""
+    """Blank out brackets, whose commas do not separate items; returns the text, and the number of brackets still open."""
     parts, quote, start = [], "", 0
 
     def take(end):
@@ -122,7 +122,7 @@ def _masked(text, depth=0):
 
 
 def _cut(text, masked, pattern):
-    """Cut a text, and its masked twin, where the twin matches."""
+    """Cut a text and its masked copy where the masked copy matches the pattern."""
     start = 0
     for match in pattern.finditer(masked):
         yield text[start : match.start()], masked[start : match.start()]
@@ -136,14 +136,14 @@ def parse(text):
     Arguments
     ---------
     text : str
-        What one call of ``FileTrainLogger.log_stats`` wrote, without the last end of line.
+        The text that one call of ``FileTrainLogger.log_stats`` wrote, without the last end of line.
 
     Returns
     -------
     dict of str: str, or None
-        The items, each value as it was printed, each key with its dataset in front. None if the text is no entry: it
-        has neither epoch nor step nor dataset, a part of it is no item, or a key occurs twice, as where two lines ran
-        into one.
+        The values as they were printed. Each key starts with its dataset. None if the text is not an entry: it has
+        neither an epoch, a step nor a dataset, or a part of it is not an item, or a key occurs twice, which happens if two
+        lines were merged into one.
 
     Example
     -------
@@ -165,21 +165,21 @@ def parse(text):
     entry = Entry(items)
     if entry.epoch is None and {value for key, value in items.items() if key.lower() == "epoch"} - {"None"}:
         return None
-    told = entry.datasets or entry.is_test or entry.epoch is not None or entry.step is not None
-    return items if told else None
+    valid = entry.datasets or entry.is_test or entry.epoch is not None or entry.step is not None
+    return items if valid else None
 
 
 class Log:
-    r"""What was read of a log so far.
+    r"""The part of a log that was read so far.
 
     Attributes
     ----------
     entries : list of Entry
         The entries.
     unread : list of tuple
-        The lines that belong to none, as (number, text); blank lines are passed over.
+        The lines that are not part of an entry, as (number, text), except blank lines.
     waiting : list of tuple
-        The lines of an entry whose array has not come to its end.
+        The lines of an entry whose array is not complete yet.
 
     Example
     -------
@@ -196,16 +196,16 @@ class Log:
 
     @property
     def unfinished(self):
-        """Whether the last line, or the array in it, has not come to its end."""
+        """Whether the last line, or an array in the last entry, is incomplete."""
         return bool(self._half or self.waiting)
 
     def feed(self, data):
-        """Read on.
+        """Read the next part of the log.
 
         Arguments
         ---------
         data : bytes
-            What was written since. Half a line waits for its other half.
+            The bytes written since the last call. An incomplete line is kept until its rest arrives.
 
         Returns
         -------
@@ -217,7 +217,7 @@ class Log:
         for line in lines:
             line = line.decode("utf-8", "replace").rstrip("\r")
             self._line += 1
-            if self.waiting and START.match(line):  # the array before it never ended
+            if self.waiting and START.match(line):  # the previous entry was cut off in an array
                 self._give_up()
             self._depth = _masked(line, self._depth)[1]
             self.waiting.append((self._line, line))
@@ -241,19 +241,19 @@ class Log:
 
 @dataclass
 class Run:
-    """The epochs, ``rows``, and the evaluations, ``tests``, of one training."""
+    """One run of a training: its epochs, ``rows``, and its evaluations, ``tests``."""
 
     rows: list = field(default_factory=list)
     tests: list = field(default_factory=list)
 
     def numeric_keys(self):
-        """The keys under which a row has a number: of no dataset, of training, of validation, of the test."""
+        """The keys that have a number in any row: first those without a dataset, then training, validation, and test."""
         keys = dict.fromkeys(key for row in self.rows for key in row.items if row.number(key) is not None)
         return sorted(keys, key=lambda key: ("", *DATASETS).index(dataset_of(key)))
 
 
 def runs(entries):
-    """Divide a log into trainings: another begins where the epoch falls or repeats, or the step within it.
+    """Divide a log into runs: a new one begins where the epoch, or the step within the epoch, repeats or falls.
 
     Arguments
     ---------
@@ -263,7 +263,7 @@ def runs(entries):
     Returns
     -------
     list of Run
-        At least one. Where training and validation of an epoch were logged one after the other, they are one row.
+        At least one run. If the training and the validation of an epoch were logged in two entries, they become one row.
     """
     found = [Run()]
     epoch = step = None
@@ -276,11 +276,11 @@ def runs(entries):
         if same and (rows[-1].datasets, entry.datasets) == ({"train"}, {"valid"}):
             rows[-1] = replace(rows[-1], items=rows[-1].items | entry.items, time=entry.time)
             continue
-        on = entry.step is not None and (step is None or entry.step > step)
+        advances = entry.step is not None and (step is None or entry.step > step)
         if entry.epoch is None:
-            again = entry.step is not None and not on
+            again = entry.step is not None and not advances
         else:
-            again = epoch is not None and (entry.epoch < epoch or (entry.epoch == epoch and not on))
+            again = epoch is not None and (entry.epoch < epoch or (entry.epoch == epoch and not advances))
         if again:
             found.append(Run())
             epoch = step = None
@@ -295,14 +295,15 @@ def runs(entries):
 def stamp(entries, path):
     """Give entries the times that log.txt has for the same lines.
 
-    Each start of the script is a clock of its own: the pause before a training is resumed is no epoch's.
+    Each start of the script is a separate clock, so that the pause before a training is resumed does not count as part of an
+    epoch.
 
     Arguments
     ---------
     entries : list of Entry
         The entries of a log.
     path : pathlib.Path
-        The log.txt beside it. Where there is none, nothing is known.
+        The log.txt in the same folder. If there is none, the times stay unknown.
     """
     waiting = defaultdict(deque)
     for entry in entries:
@@ -310,29 +311,29 @@ def stamp(entries, path):
     starts = 0
     with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace", newline="\n") as file:
         for match in filter(None, map(STAMPED.match, file)):
-            moment, milliseconds, said = match.groups()
-            said = said.rstrip("\r")
-            starts += said == "Beginning experiment!"
-            if waiting.get(said):
-                with contextlib.suppress(ValueError):  # no such day
+            moment, milliseconds, line = match.groups()
+            line = line.rstrip("\r")
+            starts += line == "Beginning experiment!"
+            if waiting.get(line):
+                with contextlib.suppress(ValueError):  # not a valid date
                     seconds = (datetime.fromisoformat(moment) - datetime.min).total_seconds() + int(milliseconds) / 1000
-                    waiting[said].popleft().time = (starts, seconds)
+                    waiting[line].popleft().time = (starts, seconds)
 
 
 def tail(path):
-    """Yield what was added to a file since, again and again; None where it was cut short or replaced.
+    """Yield the new bytes of a file, again and again; None if the file was truncated or replaced.
 
-    The file is opened anew each time, and is the same one if what was read last still stands where it stood.
+    The file is opened again each time. It counts as the same file if the last bytes read before are still in their place.
 
     Arguments
     ---------
     path : pathlib.Path
-        The file, which may come and go.
+        The file, which need not exist all the time.
 
     Yields
     ------
     bytes or None
-        What is new, which may be nothing. After a None comes the file from its beginning.
+        The new bytes, which may be empty. After a None, the file is read from its beginning.
     """
     offset, last = 0, b""
     while True:

@@ -1,4 +1,4 @@
-"""What a reader sees of a log: the table, its summary, and the picture."""
+"""Show a log: as a table, a summary and a picture."""
 
 import math
 from collections import defaultdict
@@ -11,25 +11,25 @@ STYLES = {"error": "31;1", "warning": "33", "best": "32;1", "head": "1"}
 
 
 def table(found, goal, colour=False, width=None, so_far=False):
-    """Lay out the trainings of a log, each flag below its row.
+    """Format the runs of a log as a table, with each flag below its row.
 
     Arguments
     ---------
     found : list of Run
-        The trainings.
+        The runs.
     goal : Goal or None
-        What the best epoch is marked by.
+        The value that decides which epoch is best.
     colour : bool
         Whether to colour the lines.
     width : int or None
-        Columns that do not fit into it are left out, and named.
+        The width of the terminal. Columns that do not fit are left out, and their names are listed.
     so_far : bool
-        Whether more is to come: then a better one may follow the best.
+        Whether the training may go on: then a better epoch may follow.
 
     Yields
     ------
     tuple
-        What the line is, by which it can be told from those that were there before, and the line.
+        An identity, which stays the same when the table is made again from a longer log, and the line.
     """
 
     def paint(text, style):
@@ -49,27 +49,27 @@ def table(found, goal, colour=False, width=None, so_far=False):
             yield (n, *keys), paint(f"  {head}", "head")
         if keys[len(columns) :]:
             yield (n, len(columns), *keys), f"  (not shown: {', '.join(map(clean, keys[len(columns) :]))})"
-        said = defaultdict(list)
+        flagged = defaultdict(list)
         for flag in flags(run, goal):
             text = paint(f"{flag.level:7}  {flag.code:11}  {clean(flag.what)}", flag.level)
-            said[flag.line].append(((n, flag), f"      {text}"))
+            flagged[flag.line].append(((n, flag), f"      {text}"))
         lines = {row.line: line for row, line in zip(run.rows, lines)}
         for entry in sorted([*run.rows, *run.tests], key=lambda entry: entry.line):
             line = f"  {lines.get(entry.line) or _evaluation(entry)}".rstrip()
             if entry is best:
                 line = paint(f"* {line[2:]}   {clean(str(goal))}{' so far' if so_far else ''}", "best")
             yield (n, entry.line, len(entry.items)), line
-            yield from said[entry.line]
+            yield from flagged[entry.line]
 
 
 def _evaluation(test):
-    """What a test said, in one line."""
+    """The results of a test, in one line."""
     values = ", ".join(f"{name_of(key)} {shown(test.items[key])}" for key in test.items if dataset_of(key) == "test")
     return clean(f"test{f' of epoch {test.loaded}' if test.loaded else ''}: {values}")
 
 
 def _column(head, texts):
-    """Align the texts of a column at the point."""
+    """Align the texts of a column at the decimal point."""
     parts = [text.partition(".") for text in texts]
     whole = max((len(before) for before, _, _ in parts), default=0)
     rest = max((len(point + after) for _, point, after in parts), default=0)
@@ -79,35 +79,36 @@ def _column(head, texts):
 
 
 def summary(log, found, goal):
-    """Yield the last lines: the best epochs, how many flags, and what could not be read."""
+    """Yield the last lines: the best epochs, the number of flags, and the lines that could not be read."""
     for n, run in enumerate(found):
         best = find_best(run, goal)
         if best:
             which = f" of run {n + 1}" if len(found) > 1 else ""
             yield clean(f"Best{which}: {best.place}, {goal} {shown(best.items[goal.key])}")
     if not goal:
-        yield "There is nothing to find the best epoch by yet: name a value with --best KEY"
+        yield "No best epoch yet: the log has no value to choose it by; name one with --best KEY"
     levels = [flag.level for run in found for flag in flags(run, goal)]
     if levels:
-        yield f"Flags: {', '.join(f'{levels.count(level)} {level}' for level in sorted(set(levels)))}"
+        counts = [f"{levels.count(level)} {level}{'s' * (levels.count(level) > 1)}" for level in sorted(set(levels))]
+        yield f"Flags: {', '.join(counts)}"
     if log.unread:
         line, text = log.unread[0]
-        yield clean(f"Lines that are no entries: {len(log.unread)}, first line {line}: {text[:80]!r}")
+        yield clean(f"Lines that are not entries: {len(log.unread)}, the first is line {line}: {text[:80]!r}")
     if log.unfinished:
-        yield "The last line has not come to its end, and is left out."
+        yield "The last line is incomplete, and is left out."
 
 
 def plot(path, found, goal):
-    """Draw the curves, a panel for each name: earlier runs pale, nan and inf as red lines.
+    """Draw the curves, one panel for each name. Earlier runs are pale; red lines mark nan and inf.
 
     Arguments
     ---------
     path : str
         The PNG to write.
     found : list of Run
-        The trainings of a log.
+        The runs of a log.
     goal : Goal or None
-        What the best epoch is marked by.
+        The value that decides which epoch is best.
     """
     from matplotlib.figure import Figure
 
@@ -132,15 +133,15 @@ def plot(path, found, goal):
 
 
 def _draw(panel, name, run, best, alpha):
-    """Draw the training and the validation of one run."""
+    """Draw the training and validation curve of one run."""
     places = [row.epoch if row.epoch is not None else row.step for row in run.rows]
-    if None in places or len(set(places)) < len(places):  # steps between epochs
+    if None in places or len(set(places)) < len(places):  # the run also has rows of single steps
         places = list(range(1, len(places) + 1))
     for dataset, colour in (("train", "tab:blue"), ("valid", "tab:orange")):
         points = [(x, row.number(f"{dataset} {name}")) for x, row in zip(places, run.rows)]
         points = [(x, y) for x, y in points if y is not None]
         if points:
-            ys = [y if abs(y) < 1e30 else math.nan for _, y in points]  # beyond it the axes overflow
+            ys = [y if abs(y) < 1e30 else math.nan for _, y in points]  # larger values overflow the axes
             panel.plot([x for x, _ in points], ys, ".-", color=colour, alpha=alpha, label=dataset if alpha == 1 else None)
         for x in (x for x, y in points if not math.isfinite(y)):
             panel.axvline(x, color="tab:red", alpha=alpha, linewidth=0.8)

@@ -1,4 +1,4 @@
-"""How values are written for the eye."""
+"""Format values for people."""
 
 import math
 from decimal import Decimal
@@ -7,7 +7,7 @@ from speechbrain.watch.log import number
 
 
 def shown(text):
-    """A value for the eye: ``9.18e-01`` is ``0.918``, with the digits that were printed but six at most.
+    """Format a value for people: ``9.18e-01`` becomes ``0.918``, with the printed digits, but six at most.
 
     Arguments
     ---------
@@ -17,7 +17,7 @@ def shown(text):
     Returns
     -------
     str
-        Nothing for None; of what is no number the beginning.
+        The formatted number. An empty string for None; the first 12 characters of anything else.
 
     Example
     -------
@@ -35,11 +35,11 @@ def shown(text):
 
 
 def clock(seconds):
-    """Seconds as h:mm:ss."""
+    """Format seconds as h:mm:ss."""
     minutes, seconds = divmod(int(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
 
 
 def clean(text):
-    """A text without what would steer a terminal."""
+    """Replace the characters that could control a terminal."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)
