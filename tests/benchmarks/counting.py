@@ -19,7 +19,7 @@ ROUNDS = 5
 
 
 def counters():
-    """For each library its name, and what makes of some layers the call that counts their parameters."""
+    """For each library, its name and a function that turns layers into a call that counts their parameters."""
     stock, fork = stock_and_fork("speechbrain.core")
     for name, module in (("fork", fork), ("stock", stock)):
         yield name, lambda layers, m=module: m.Brain({"m": layers}, run_opts={"device": "cpu"}).print_trainable_parameters

@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""Writes numbers with the formatters of the fork, the stock release and four other libraries: how fast, and how often right.
+"""Compares the formatters of the fork, the stock release and four other libraries: how fast they are, and how often right.
 
 > OMP_NUM_THREADS=1 python tests/benchmarks/formatter.py [--wrong]
 
-Each is called without options. What it prints is read back, and is right if
- - it is the number, to half a unit of the last digit printed, and is not zero where the number is not;
+Each formatter is called without options. The benchmark reads its text back. The text is right if
+ - it is the number, to within half a unit of the last printed digit, and not zero unless the number is zero;
  - its mantissa is below 1000, unless the library has no larger prefix;
- - an integer of another type, True included, is printed as the int is;
- - nan and the infinities are printed as such, in any of the usual spellings;
- - what is no number is refused with a TypeError or a ValueError.
-Any other exception is wrong. The inputs are rows of the fork's own tests, so that the fork has them all right.
+ - an integer of another type, including True, gives the same text as the int;
+ - nan and the infinities are printed as nan and inf, in any of the usual spellings;
+ - an input that is not a number raises a TypeError or a ValueError.
+Any other exception is wrong. The inputs come from the fork's own tests, so that the fork gets them all right.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from interleaved import optional, ratio, seconds, stock_and_fork
 
 MIX = [1, 999, 12345, 999_999, 1234567, 123456789, 7_000_000_000]
 
-# The input, and its value as an int, a Fraction or a float that is not finite; None where it is no number.
+# The input, and its value as an int, a Fraction or a float that is not finite; None if it is not a number.
 ADVERSARIAL = [
     *((n, n) for n in (0, 1, -7, 999, 123_456, 999_949, 999_950, 999_999, -999_999, 999_999_999)),
     *((n, n) for n in (10**24, 10**27, -(10**30), 10**33, 10**400)),
@@ -45,7 +45,7 @@ ADVERSARIAL = [
     (1 + 2j, None),
 ]
 
-# SI, and lightning's K, M, B and T, none of which means another thing there.
+# The SI prefixes, and lightning's K, M, B and T, which do not contradict them.
 ORDERS = {**dict(zip([*"qryzafpnum", "", *"kMGTPEZYRQ"], range(-30, 31, 3))), "K": 3, "B": 9}
 
 # Minus signs, superscripts and both letters mu of Unicode; commas are left out.
@@ -53,7 +53,7 @@ PLAIN = str.maketrans("\u2212⁰¹²³⁴⁵⁶⁷⁸⁹⁻\u00b5\u03bc", "-0123
 
 
 def is_right(text, value, largest):
-    """Whether a text is a right way to print a value, for a library whose largest prefix is of some order."""
+    """Whether a text is a right way to print a value; ``largest`` is the order of the library's largest prefix."""
     text = text.translate(PLAIN).strip().replace(" x 10", "e")
     if isinstance(value, float):
         return text.lower().lstrip("+") == str(value)
@@ -63,12 +63,12 @@ def is_right(text, value, largest):
     mantissa, order = Fraction(parts[1]), int(parts[3] or 0) + ORDERS[parts[4]]
     printed = mantissa * Fraction(10) ** order
     half = Fraction(10) ** (order - len(parts[2] or "")) / 2
-    near = abs(printed - value) <= half + abs(Fraction(value)) / 2**50  # the division of two floats may lose that
+    near = abs(printed - value) <= half + abs(Fraction(value)) / 2**50  # the rounding error of a division of two floats
     return near and bool(printed) == bool(value) and (abs(mantissa) < 1000 or order == largest)
 
 
 def verdict(function, largest, number, value):
-    """What a formatter makes of an input, and whether that is right."""
+    """The text that a formatter returns for an input, and whether it is right."""
     try:
         text = function(number)
         if value is None:
@@ -80,7 +80,7 @@ def verdict(function, largest, number, value):
 
 
 def formatters():
-    """The formatters, and the order of the largest prefix of each, by name."""
+    """The name and function of each formatter, and the order of its largest prefix."""
     stock, fork = (module.format_order_of_magnitude for module in stock_and_fork("speechbrain.utils.logger"))
     yield "fork", fork, 30
     yield "stock", stock, 24
@@ -97,7 +97,7 @@ def formatters():
 def main():
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--wrong", action="store_true", help="print what each gets wrong, too")
+    parser.add_argument("--wrong", action="store_true", help="also print what each formatter gets wrong")
     options = parser.parse_args()
     functions = {name: (function, largest) for name, function, largest in formatters()}
     calls = {name: lambda f=function: [f(number) for number in MIX] for name, (function, _) in functions.items()}

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Installs the fork and the stock release into empty folders, and imports them from there, in turn.
+"""Times the installation of the fork and the stock release into empty folders, and their import from there, in turn.
 
 > OMP_NUM_THREADS=1 python tests/benchmarks/installing.py
 
-Each pip and each import is a process of its own. The requirements are there already and the network is not used.
-The time of an import is taken inside the process: what PyTorch takes of it is in both, and told apart.
+Each installation and each import runs in its own process. The requirements are already installed, and the network is not
+used. The time of an import is measured inside the process; the share of PyTorch, the same for both, is shown separately.
 """
 
 import os
@@ -27,7 +27,7 @@ print(speechbrain.__version__, ended - began, ended - halfway)
 
 
 def run(command, folder, **environment):
-    """Run a Python command in a folder; returns what it prints."""
+    """Run a Python command in a folder; returns its output."""
     command = [sys.executable, *map(str, command)]
     done = subprocess.run(command, cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True)
     if done.returncode:
@@ -56,17 +56,17 @@ def main():
         sources = {"stock": wheel, "fork": built, "checkout": ROOT}
         installs = seconds({name: install(name, source) for name, source in sources.items()}, ROUNDS)
         imports = {"stock": [], "fork": []}
-        for i in range(ROUNDS + 1):  # the first fills the page cache
+        for i in range(ROUNDS + 1):  # the first round fills the page cache
             for name, times in imports.items():
                 version, *took = run(["-c", IMPORT], work, PYTHONPATH=str(Path(work, name))).split()
                 if i:
                     times.append([float(time) for time in took])
                 else:
-                    print(f"Compared is {version}", file=sys.stderr)
-    whole, beyond = ({name: [time[i] for time in times] for name, times in imports.items()} for i in (0, 1))
+                    print(f"Comparing {version}", file=sys.stderr)
+    whole, own = ({name: [time[i] for time in times] for name, times in imports.items()} for i in (0, 1))
     print(f"\n{COMPARED}")
     compare("`import speechbrain`", whole)
-    compare("of which beyond torch and torchaudio", beyond)
+    compare("without the import of torch and torchaudio", own)
     compare("`pip install` of the wheel", installs)
     compare("`pip install` of the checkout, which builds the wheel", {**installs, "fork": installs["checkout"]})
 

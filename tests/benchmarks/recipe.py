@@ -1,4 +1,4 @@
-"""Times the recipe SpokenWords with and without its cache of embeddings, on 4000 made clips.
+"""Times the recipe SpokenWords with and without its cache of embeddings, on 4000 synthetic clips.
 
 > python tests/benchmarks/recipe.py
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "SpokenWords"
 sys.path.insert(0, str(RECIPE))
 
-from compare import WAYS, compare, run, show  # noqa: E402  the path above leads to it
+from compare import WAYS, compare, run, show  # noqa: E402  found through the path above
 
 WORDS = "yes no up down bed bird cat dog happy house marvin sheila tree wow".split()
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Saves checkpoints with the fork and with the stock release, in turn.
+"""Times saving a checkpoint with the fork and with the stock release, in turn.
 
 > OMP_NUM_THREADS=1 python tests/benchmarks/saving.py
 """
@@ -24,7 +24,7 @@ def main():
         one, other = (module.Checkpointer(Path(folder, str(i)), recoverables) for i, module in enumerate(modules))
 
         def save_and_flush():
-            """Save as the stock release does, then have it written to the disk as the fork has."""
+            """Save as the stock release does, then flush the files to the disk as the fork does."""
             saved = one.save_checkpoint().path
             fork._flush(saved)
             fork._flush_names(one.checkpoints_dir)
@@ -32,7 +32,7 @@ def main():
 
         times = seconds({"stock": save_and_flush, "fork": lambda: shutil.rmtree(other.save_checkpoint().path)}, rounds=15)
     print(f"\n{COMPARED}")
-    compare("`save_checkpoint`, 16 MB, against stock and a flush", times)
+    compare("`save_checkpoint`, 16 MB; stock with a flush added", times)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Holds format_order_of_magnitude against exact arithmetic on random numbers, and prints what it gets wrong.
+"""Checks format_order_of_magnitude against exact arithmetic on random numbers, and prints what it gets wrong.
 
 > python tests/fuzz/formatter.py [NUMBER OF INPUTS] [SEED]
 """
@@ -23,14 +23,14 @@ NAMES = {
     **{f" {word.title()}": 3 * number for number, word in enumerate(WORDS, 1)},
     **{f" {word}ths": -3 * number for number, word in enumerate(WORDS, 1)},
 }
-FLOAT = Fraction(1, 10**12)  # what a float may not tell from another number, with some room
+FLOAT = Fraction(1, 10**12)  # the relative error of a float, with some tolerance
 SHORT = re.compile(r"(-?)(\d{1,3})(\.\d)?([^\d.]?)")
 LONG = re.compile(r"(-?)(\d{1,3})(\.\d)?((?: \w+)?)")
 SCIENTIFIC = re.compile(r"(-?)(\d\.\d)e([+-]\d+)")
 
 
 def problem(value, integral, text, abbreviate):
-    """What is wrong with the text of a number, by exact arithmetic; None if nothing is."""
+    """What is wrong with the text of a number, according to exact arithmetic; None if nothing is."""
     if isinstance(value, float) and not math.isfinite(value):
         return None if text == str(value) else f"is not {value}"
     exact = Fraction(value)
@@ -40,19 +40,19 @@ def problem(value, integral, text, abbreviate):
     if found:
         orders = PREFIXES if abbreviate else NAMES
         if found[4] not in orders or not found[3]:
-            return "has no such prefix, or no decimal"
+            return "has an unknown prefix, or no decimal"
         order, mantissa = orders[found[4]], Fraction(found[2] + found[3])
         if exact and (mantissa < 1 or mantissa >= 1000):
             return "has a prefix that is too large, or too small"
     else:
         found = SCIENTIFIC.fullmatch(text)
         if not found:
-            return "is no number"
+            return "is not a number"
         order, mantissa = int(found[3]), Fraction(found[2])
         if not 1 <= mantissa < 10:
             return "has an exponent that is too large, or too small"
         if Fraction(1, 10**30) <= abs(exact) < Fraction(99995, 100) * 10**30 * (1 - FLOAT):
-            return "has a prefix, and is not written with it"
+            return "is in scientific notation although a prefix exists"
     written = mantissa * Fraction(10) ** order
     if (found[1] and not exact < 0) or (not found[1] and exact < 0):
         return "has the wrong sign"
@@ -62,7 +62,7 @@ def problem(value, integral, text, abbreviate):
 
 
 def number(draw):
-    """A number of any size, more often than not near a place where a prefix ends."""
+    """A number of any size; often near the border between two prefixes."""
     edge = draw.choice((1, 999, 999.95, 1000, 99.95, 0.5)) * 10.0 ** draw.randint(-36, 36)
     kinds = (
         lambda: draw.getrandbits(draw.randint(1, 130)),
@@ -77,21 +77,21 @@ def number(draw):
 
 
 def wrappings(value):
-    """The ways to hand a number over that do not change it."""
-    ways = [value, value, value]
+    """The same number as several types."""
+    same = [value, value, value]
     if isinstance(value, int):
-        ways += [Fraction(value), Decimal(value)]
+        same += [Fraction(value), Decimal(value)]
         if abs(value) < 2**63:
-            ways.append(numpy.int64(value))
+            same.append(numpy.int64(value))
     else:
-        ways.append(numpy.float64(value))
+        same.append(numpy.float64(value))
         if math.isfinite(value):
-            ways += [Fraction(value), Decimal(value)]
-    return ways
+            same += [Fraction(value), Decimal(value)]
+    return same
 
 
 def main(count=1_000_000, seed=0):
-    """Try the numbers; returns the exit status."""
+    """Check the numbers; returns the exit status."""
     draw, tried, wrong = random.Random(seed), 0, 0
     while tried < count and wrong < 20:
         tried += 1
@@ -102,7 +102,7 @@ def main(count=1_000_000, seed=0):
             text = format_order_of_magnitude(given, abbreviate)
             found = problem(value, isinstance(given, Integral), text, abbreviate)
         except Exception as error:
-            text, found = repr(error), "died"
+            text, found = repr(error), "was raised"
         if found:
             wrong += 1
             print(f"{given!r} ({type(given).__name__}, abbreviate={abbreviate}): {text} {found}")
