@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Kills training runs with SIGKILL at random moments, and fills the disk while they save; prints what was lost.
+"""Kills training runs with SIGKILL at random moments, and fills a disk while saving; prints what was lost.
 
-Every killed run is started again with the same command until it ends. A run is
-lost if it cannot be resumed, or ends with other weights than one that was never
+A killed run is started again, in the same way, until it ends. A run is lost if it
+cannot be resumed, or if it ends with other weights than a run that was never
 killed.
 
 > python tests/faults/checkpoints.py --kills 200
@@ -32,7 +32,7 @@ EPOCHS = 12
 
 
 class Brain(sb.Brain):
-    """Saves after each epoch, and now and then within one; draws nothing at random."""
+    """Saves after each epoch and every few steps; its training uses no random numbers."""
 
     def compute_forward(self, batch, stage):
         """Apply the model."""
@@ -49,7 +49,7 @@ class Brain(sb.Brain):
 
 
 def train(folder):
-    """Train to the end, from wherever the folder's checkpoints are; returns a digest of the weights."""
+    """Train to the end, from the newest checkpoint in the folder if there is one; returns a digest of the weights."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(99, 99), torch.nn.BatchNorm1d(99), torch.nn.Linear(99, 1))
     data = torch.utils.data.TensorDataset(torch.randn(64, 99), torch.randn(64, 1))
@@ -65,7 +65,7 @@ def train(folder):
 
 
 def start(folder):
-    """Fork a process that trains, and then writes the digest beside the checkpoints."""
+    """Fork a process that trains, and then writes the digest next to the folder of checkpoints."""
     child = os.fork()
     if child:
         return child
@@ -84,11 +84,11 @@ def start(folder):
 
 
 def kill_runs(work, kills, seed):
-    """Kill runs until that many were killed; returns what became of the runs."""
+    """Kill runs until this many processes were killed; returns how the runs ended, and how often."""
     random.seed(seed)
-    wanted = train(work / "reference")
+    expected = train(work / "reference")
     began = time.monotonic()
-    train(work / "again")  # the first one also warms up
+    train(work / "again")  # timed, as the first run also warms up
     duration = time.monotonic() - began
     runs, killed, number = Counter(), 0, 0
     progress = tqdm(total=kills, desc="killing", unit="kill", mininterval=0.1 if sys.stderr.isatty() else 10)
@@ -108,7 +108,7 @@ def kill_runs(work, kills, seed):
                 runs[f"lost: {Path(f'{folder}.log').read_text().splitlines()[-1][:70]}"] += 1
                 break
             else:
-                same = Path(f"{folder}.done").read_text() == wanted
+                same = Path(f"{folder}.done").read_text() == expected
                 runs["ended with the weights of the uninterrupted run" if same else "lost: ended with other weights"] += 1
                 break
         shutil.rmtree(folder, ignore_errors=True)
@@ -117,11 +117,11 @@ def kill_runs(work, kills, seed):
 
 
 def fill_disk(work):
-    """Save on a small disk until it is full; returns what a run that follows then finds."""
+    """Save on a small disk until it is full; returns which checkpoint is found afterwards."""
     disk = work / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(disk)], capture_output=True).returncode:
-        return "not tried: no tmpfs can be mounted here"
+        return "not tested: no tmpfs can be mounted here"
     try:
         model = torch.nn.Linear(200, 200)
         checkpointer = Checkpointer(disk / "save", {"model": model})
@@ -137,7 +137,7 @@ def fill_disk(work):
         kept = found is not None and found.path.name == f"CKPT+{saves - 1}" and bool((model.weight == saves).all())
         left = [path.name for path in (disk / "save").iterdir() if not path.name.startswith("CKPT")]
         return (
-            f"{type(error).__name__} after {saves} saves; the last whole one is found: {kept}; left behind: {left or 'nothing'}"
+            f"{type(error).__name__} after {saves} saves; the last whole one is found: {kept}; left over: {left or 'nothing'}"
         )
     except Exception as error:
         return f"lost: {type(error).__name__}: {str(error)[:70]}"
@@ -146,10 +146,10 @@ def fill_disk(work):
 
 
 def main():
-    """Print the counts; exit 1 if anything was lost."""
+    """Print the counts; exit with 1 if anything was lost."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200, help="how many processes to kill (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=1, help="of the moments at which they are killed (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the moments of the kills (default: %(default)s)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     logging.disable(logging.ERROR)

@@ -1,4 +1,4 @@
-"""What a Brain says of its parameters, and the flow that the original report describes."""
+"""The parameter counts that a Brain prints, and the steps of the original bug report."""
 
 import copy
 
@@ -26,12 +26,12 @@ class Brain(sb.Brain):
         return torch.nn.functional.cross_entropy(predictions, batch[1])
 
 
-class TellingBrain(Brain):
-    """Says of each module how much of it is trained, as one wants to see where modules are frozen."""
+class CountingBrain(Brain):
+    """Formats the number of trainable parameters of each module, as one would to check which modules are frozen."""
 
     def print_trainable_parameters(self):
         super().print_trainable_parameters()
-        self.told = {
+        self.counts = {
             name: format_order_of_magnitude(sum(p.numel() for p in module.parameters() if p.requires_grad))
             for name, module in self.modules.items()
         }
@@ -45,8 +45,8 @@ class UnfreezingBrain(Brain):
             self.modules.requires_grad_(True)
 
 
-class TellingUnfreezingBrain(UnfreezingBrain, TellingBrain):
-    """Both."""
+class CountingUnfreezingBrain(UnfreezingBrain, CountingBrain):
+    """Counts when it is made, and unfreezes when training starts."""
 
 
 def make(modules, brain=Brain, **options):
@@ -55,7 +55,7 @@ def make(modules, brain=Brain, **options):
 
 def frozen(module):
     for parameter in module.parameters():
-        parameter.requires_grad = False  # requires_grad_() refuses a parameter that is not initialised
+        parameter.requires_grad = False  # requires_grad_() raises for a parameter that is not initialised
     return module
 
 
@@ -97,16 +97,16 @@ LATER = "Not initialized yet, so the totals below leave them out: "
             f"{LATER}a.weight, a.bias",
             *("0", "0", "0.00"),
             marks=pytest.mark.regression,
-            id="lazy-alone",
+            id="only-lazy",
         ),
     ],
 )
 def test_print_trainable_parameters(caplog, modules, warning, trainable, total, percentage):
-    caplog.set_level("INFO")  # as speechbrain itself sets from 1.0.2 on
+    caplog.set_level("INFO")  # from 1.0.2 on, speechbrain sets it itself
     make(modules())
-    said = [(record.levelname, record.getMessage()) for record in caplog.records if record.name == "speechbrain.core"]
-    assert [text for level, text in said if level == "WARNING"] == ([warning] if warning else [])
-    assert said[-1] == (
+    logged = [(record.levelname, record.getMessage()) for record in caplog.records if record.name == "speechbrain.core"]
+    assert [text for level, text in logged if level == "WARNING"] == ([warning] if warning else [])
+    assert logged[-1] == (
         "INFO",
         "Brain Model Statistics:\n"
         f"* Total Number of Trainable Parameters: {trainable}\n"
@@ -116,13 +116,13 @@ def test_print_trainable_parameters(caplog, modules, warning, trainable, total, 
 
 
 @pytest.mark.regression
-def test_says_both_where_all_is_frozen_and_some_is_lazy(caplog):
+def test_frozen_and_lazy_parameters_give_both_warnings(caplog):
     make({"a": frozen(Linear(10, 10)), "b": frozen(LazyLinear(3))})
     assert [r.getMessage() for r in caplog.records if r.levelname == "WARNING"] == [f"{LATER}b.weight, b.bias", FROZEN]
 
 
 def test_counts_on_the_meta_device(caplog):
-    caplog.set_level("INFO")  # as speechbrain itself sets from 1.0.2 on
+    caplog.set_level("INFO")  # from 1.0.2 on, speechbrain sets it itself
     brain = make({})
     brain.modules = torch.nn.ModuleDict({"a": Linear(1000, 1000, device="meta")})
     brain.print_trainable_parameters()
@@ -130,20 +130,20 @@ def test_counts_on_the_meta_device(caplog):
 
 
 @pytest.mark.parametrize(
-    "brain, told",
+    "brain, counts",
     [
-        (UnfreezingBrain, None),  # the report itself, closed by PR #2537
-        pytest.param(TellingUnfreezingBrain, {"encoder": "0", "head": "0"}, marks=pytest.mark.regression),
+        (UnfreezingBrain, None),  # as in the report, which PR #2537 closed
+        pytest.param(CountingUnfreezingBrain, {"encoder": "0", "head": "0"}, marks=pytest.mark.regression),
     ],
 )
-def test_a_pretrained_frozen_model_that_is_unfrozen_when_training_starts(tmp_path, brain, told):
+def test_a_pretrained_frozen_model_that_is_unfrozen_when_training_starts(tmp_path, brain, counts):
     torch.save(Linear(10, 10).state_dict(), tmp_path / "encoder.ckpt")
     encoder = Linear(10, 10)
     pretrainer = Pretrainer(collect_in=tmp_path / "collected", loadables={"encoder": encoder})
     pretrainer.collect_files(default_source=str(tmp_path))
     pretrainer.load_collected()
     brain = make({"encoder": frozen(encoder), "head": frozen(Linear(10, 3))}, brain)
-    assert getattr(brain, "told", None) == told
+    assert getattr(brain, "counts", None) == counts
     before = copy.deepcopy(brain.modules.state_dict())
     brain.fit(range(1), DATA, train_loader_kwargs={"batch_size": 4}, progressbar=False)
     assert not [name for name, value in brain.modules.state_dict().items() if torch.equal(value, before[name])]

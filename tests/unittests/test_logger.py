@@ -1,4 +1,4 @@
-"""The formatter of counts."""
+"""format_order_of_magnitude."""
 
 import importlib.util
 import math
@@ -15,7 +15,7 @@ from speechbrain.utils.logger import ORDERS_ABBREV, ORDERS_WORDS, format_order_o
 
 
 def fixed(*row):
-    """A row that the stock release gets wrong."""
+    """A row that fails on the stock release."""
     return pytest.param(*row, marks=pytest.mark.regression, id=f"{type(row[0]).__name__}-{row[1]}-fixed")
 
 
@@ -128,7 +128,7 @@ def test_format_order_of_magnitude_in_words(number, text):
         fixed(numpy.timedelta64(5, "s"), "timedelta64"),
     ],
 )
-def test_refuses_what_is_not_one_real_number(value, name):
+def test_anything_but_one_real_number_raises(value, name):
     with pytest.raises(TypeError, match=name):
         format_order_of_magnitude(value)
 
@@ -143,7 +143,7 @@ REAL = st.one_of(
 
 
 @given(REAL, st.booleans())
-def test_equals_stock_where_stock_is_right(stock_function, number, abbreviate):
+def test_the_text_is_that_of_stock_where_stock_is_right(stock_function, number, abbreviate):
     try:
         text = stock_function(number, abbreviate)
     except (ValueError, OverflowError):
@@ -155,7 +155,7 @@ def test_equals_stock_where_stock_is_right(stock_function, number, abbreviate):
 
 @pytest.mark.regression
 @given(st.one_of(REAL, st.fractions(), st.decimals(), st.booleans()))
-def test_is_total_and_true(number):
+def test_every_real_number_gets_a_right_text(number):
     text = format_order_of_magnitude(number)
     if str(number).lower().lstrip("-s") in ("nan", "inf", "infinity"):
         assert text in ("nan", "inf", "-inf")
@@ -163,7 +163,7 @@ def test_is_total_and_true(number):
     mantissa, prefix = re.fullmatch(r"(-?\d+(?:\.\d(?:e[+-]\d+)?)?)(\D?)", text).groups()
     order = next(order for order, token in ORDERS_ABBREV.items() if token == prefix)
     number = Fraction(number)
-    # Half a unit of the one decimal that is printed, plus what the division of two floats may lose.
+    # Half a unit of the one printed decimal, plus the rounding error of a division of two floats.
     unit = Fraction(10) ** order if "e" not in mantissa else Fraction(10) ** int(mantissa.partition("e")[2])
     assert abs(Fraction(mantissa) * Fraction(10) ** order - number) <= unit / 20 + abs(number) / 2**50
     assert abs(Fraction(mantissa)) < 1000 or "e" in mantissa

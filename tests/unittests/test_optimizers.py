@@ -1,4 +1,4 @@
-"""Parameter groups."""
+"""Parameter groups of an optimizer."""
 
 import pytest
 from speechbrain.utils.optimizers import rm_vector_weight_decay

@@ -1,4 +1,4 @@
-"""The average of a stage's losses, and the rank of checkpoints by it."""
+"""The average loss of a stage, and the order of checkpoints by it."""
 
 import logging
 import math
@@ -14,7 +14,7 @@ regression = pytest.mark.regression
 
 
 class Scripted(sb.Brain):
-    """Its losses are the data."""
+    """A Brain whose losses are its data."""
 
     def compute_forward(self, batch, stage):
         return self.modules.model(batch[0]) * 0 + batch[0]
@@ -41,7 +41,7 @@ def batches(losses):
     [
         ([2.0, 4.0], 3.0, 0),
         ([0.0, 0.0], 0.0, 0),
-        ([2.0, 4.0, nan], 3.0, None),  # stock is right by luck, and silent
+        ([2.0, 4.0, nan], 3.0, None),  # on stock right by luck, without a warning
         pytest.param([2.0, nan, 4.0], 3.0, 1, marks=regression),
         pytest.param([nan, 2.0, inf, nan, 4.0], 3.0, 3, marks=regression),
         pytest.param([nan], nan, 1, marks=regression),
@@ -55,23 +55,23 @@ def test_a_stage_reports_the_average_of_its_finite_losses(caplog, losses, averag
     assert brain.reported == pytest.approx(average, nan_ok=True)
     brain._fit_valid(batches(losses), epoch=1, enable=False)
     assert brain.reported == pytest.approx(average, nan_ok=True)
-    said = [r.getMessage() for r in caplog.records if "not finite" in r.getMessage()]
+    warnings = [r.getMessage() for r in caplog.records if "not finite" in r.getMessage()]
     if skipped is not None:
-        assert said == [
+        assert warnings == [
             f"{skipped} losses of {s} were not finite; the average leaves them out."
             for s in ("the test", "validation in epoch 1")
         ] * bool(skipped)
 
 
 @regression
-def test_training_without_a_batch_has_no_loss():
+def test_the_loss_of_training_without_a_batch_is_nan():
     brain = scripted()
     brain._fit_train(batches([]), epoch=1, enable=False)
     assert math.isnan(brain.reported)
 
 
 @regression
-def test_an_average_goes_on_from_a_checkpoint(tmp_path):
+def test_an_average_is_resumed_from_a_checkpoint(tmp_path):
     brain = scripted()
     average = 0.0
     for brain.step, loss in enumerate([nan, 2.0], start=1):
@@ -128,9 +128,9 @@ def saved(folder, losses):
 def test_nan_ranks_last(tmp_path, key, losses, order):
     found = saved(tmp_path, losses).find_checkpoints(**key)
     finite = [loss for loss in order if loss == loss]
-    wanted = (finite if "min_key" in key else finite[::-1]) + [loss for loss in order if loss != loss]
-    assert [checkpoint.meta["loss"] for checkpoint in found] == pytest.approx(wanted, nan_ok=True)
-    for loss in set(finite) | {nan}:  # of equal ones the newest first
+    expected = (finite if "min_key" in key else finite[::-1]) + [loss for loss in order if loss != loss]
+    assert [checkpoint.meta["loss"] for checkpoint in found] == pytest.approx(expected, nan_ok=True)
+    for loss in set(finite) | {nan}:  # equal losses: newest first
         times = [
             c.meta["unixtime"] for c in found if c.meta["loss"] == loss or loss != loss != c.meta["loss"] != c.meta["loss"]
         ]
@@ -147,7 +147,7 @@ def test_nan_ranks_last(tmp_path, key, losses, order):
         ([nan, 1.0, nan], 0, []),
     ],
 )
-def test_deleting_keeps_the_finite_ones_first(tmp_path, losses, keep, left):
+def test_deleting_keeps_finite_losses_first(tmp_path, losses, keep, left):
     checkpointer = saved(tmp_path, losses)
     assert len(checkpointer.list_checkpoints()) == len(losses)
     checkpointer.delete_checkpoints(num_to_keep=keep, min_keys=["loss"], importance_keys=[], verbosity=logging.DEBUG)
@@ -155,13 +155,13 @@ def test_deleting_keeps_the_finite_ones_first(tmp_path, losses, keep, left):
     assert kept == pytest.approx(left, nan_ok=True)
 
 
-def test_a_key_and_a_function_exclude_each_other(tmp_path):
+def test_a_key_and_a_function_cannot_be_combined(tmp_path):
     with pytest.raises(ValueError, match="only one of"):
         Checkpointer(tmp_path).find_checkpoints(min_key="loss", importance_key=len)
 
 
 @regression
-def test_one_dictionary_serves_fit_and_evaluate():
+def test_evaluate_does_not_change_the_given_dictionary():
     options = {"batch_size": 2}
     scripted().evaluate(torch.utils.data.TensorDataset(torch.ones(2, 1)), progressbar=False, test_loader_kwargs=options)
     assert options == {"batch_size": 2}

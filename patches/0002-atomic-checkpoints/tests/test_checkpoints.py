@@ -1,4 +1,4 @@
-"""Checkpoints appear whole or not at all, and a damaged one is passed over."""
+"""Checkpoints are written whole or not at all, and damaged ones are skipped."""
 
 import logging
 import os
@@ -17,7 +17,7 @@ HIDDEN = (".saving-", ".deleting-", ".replaced-")
 
 
 def build(folder, value=0.0, **options):
-    """A checkpointer of a module that holds a value, a counter and an object saved by pickle."""
+    """A checkpointer of a module filled with a value, a counter and an object saved by pickle."""
     model = torch.nn.Linear(300, 1)
     model.weight.data.fill_(value)
     counter = EpochCounter(9)
@@ -49,7 +49,7 @@ def values(made):
 
 
 def save(folder, *saved, **options):
-    """Save checkpoints, one second apart, with meta["loss"] falling."""
+    """Save a checkpoint for each value; higher values have a later time and a lower loss."""
     made = build(folder)
     for value in saved:
         fill(made, value)
@@ -62,7 +62,7 @@ def hidden(folder):
 
 
 def in_a_process_that_is_killed(run):
-    """Run in a forked process, which is to end itself before `run` returns."""
+    """Run in a forked process, which must kill itself before `run` returns."""
     child = os.fork()
     if not child:
         try:
@@ -85,7 +85,7 @@ def die(*_):
     ],
 )
 @pytest.mark.parametrize("how", [die, "raise"], ids=["killed", "raised"])
-def test_a_save_that_ends_half_way_leaves_the_last_checkpoint_the_newest(tmp_path, victim, how):
+def test_after_an_interrupted_save_the_previous_checkpoint_is_the_newest(tmp_path, victim, how):
     made = save(tmp_path, 1.0)
 
     def full(obj, path):
@@ -130,7 +130,7 @@ def test_a_named_checkpoint_is_replaced_whole_or_not_at_all(tmp_path, monkeypatc
 
 
 @regression
-def test_a_deletion_that_is_killed_leaves_no_half_checkpoint(tmp_path, monkeypatch):
+def test_an_interrupted_deletion_leaves_no_partial_checkpoint(tmp_path, monkeypatch):
     made = save(tmp_path, 1.0, 2.0)
     oldest = made.find_checkpoints()[-1]
 
@@ -197,19 +197,19 @@ def damage(folder, name, how):
 @pytest.mark.parametrize(
     "keys", [{}, {"min_key": "loss"}, {"importance_key": lambda c: -c.meta["loss"]}], ids=["newest", "key", "function"]
 )
-def test_a_damaged_checkpoint_is_passed_over(tmp_path, caplog, name, how, keys):
+def test_a_damaged_checkpoint_is_skipped(tmp_path, caplog, name, how, keys):
     save(tmp_path, 1.0, 3.0, 2.0)
     damage(tmp_path / "CKPT+3", name, how)
     made = build(tmp_path)
     assert made.recover_if_possible(**keys).path.name == "CKPT+2"
     assert values(made) == {2.0}
-    said = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
-    assert len(said) == 1 and f"Skipping {tmp_path / 'CKPT+3'}" in said[0] and name in said[0]
+    warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert len(warnings) == 1 and f"Skipping {tmp_path / 'CKPT+3'}" in warnings[0] and name in warnings[0]
 
 
 @regression
 @pytest.mark.parametrize("name, how", [("model", cut), ("notes", cut), ("counter", zero), ("CKPT.yaml", scramble)])
-def test_training_does_not_start_afresh_where_no_checkpoint_can_be_read(tmp_path, name, how):
+def test_training_does_not_start_from_scratch_if_no_checkpoint_can_be_read(tmp_path, name, how):
     save(tmp_path, 1.0, 2.0)
     for folder in list(tmp_path.iterdir()):
         damage(folder, name, how)
@@ -219,11 +219,11 @@ def test_training_does_not_start_afresh_where_no_checkpoint_can_be_read(tmp_path
     assert values(made) == {7.0}
 
 
-def test_no_checkpoint_is_no_error(tmp_path):
+def test_a_folder_without_checkpoints_is_not_an_error(tmp_path):
     assert build(tmp_path).recover_if_possible() is None
 
 
-def test_a_named_checkpoint_that_is_damaged_still_raises(tmp_path):
+def test_loading_a_given_checkpoint_that_is_damaged_still_raises(tmp_path):
     made = save(tmp_path, 1.0, 2.0)
     damage(tmp_path / "CKPT+2", "model", cut)
     with pytest.raises(RuntimeError):
@@ -242,7 +242,7 @@ def test_a_state_that_does_not_fit_the_model_is_still_an_error(tmp_path):
         made.recover_if_possible()
 
 
-def test_what_was_not_saved_yet_is_missed_as_on_stock(tmp_path):
+def test_a_recoverable_that_was_never_saved_raises_as_on_stock(tmp_path):
     made = save(tmp_path, 1.0)
     made.add_recoverable("new", torch.nn.Linear(1, 1))
     made.save_checkpoint({"unixtime": 2.0}, name="2")
@@ -251,7 +251,7 @@ def test_what_was_not_saved_yet_is_missed_as_on_stock(tmp_path):
 
 
 @pytest.mark.parametrize("tolerated", ["dataloader-TRAIN", "optional", "partial"])
-def test_what_stock_tolerates_to_be_absent_is_no_damage(tmp_path, tolerated):
+def test_files_that_stock_allows_to_be_absent_are_not_damage(tmp_path, tolerated):
     save(tmp_path, 1.0)
     both = build(tmp_path, 2.0)
     both.add_recoverable(tolerated, torch.nn.Linear(1, 1))
@@ -265,7 +265,7 @@ def test_what_stock_tolerates_to_be_absent_is_no_damage(tmp_path, tolerated):
         assert made.recover_if_possible().path.name == "CKPT+3"
 
 
-def test_a_file_that_every_checkpoint_has_empty_is_for_its_loader_to_judge(tmp_path):
+def test_a_file_that_is_empty_in_every_checkpoint_is_left_to_its_loader(tmp_path):
     made = save(tmp_path, 1.0)
     made.add_recoverable("mark", object(), custom_save_hook=lambda o, p: p.touch(), custom_load_hook=lambda o, p, e: None)
     made.save_checkpoint({"unixtime": 5.0}, name="5")
@@ -274,7 +274,7 @@ def test_a_file_that_every_checkpoint_has_empty_is_for_its_loader_to_judge(tmp_p
 
 
 @regression
-def test_a_save_searches_no_more_often_than_the_one_before(tmp_path, monkeypatch):
+def test_each_save_searches_the_folder_equally_often(tmp_path, monkeypatch):
     made, searches = build(tmp_path), []
     find = checkpoints.Checkpointer.find_checkpoints
     monkeypatch.setattr(Checkpointer, "find_checkpoints", lambda self, *a, **k: searches.append(1) or find(self, *a, **k))
@@ -286,7 +286,7 @@ def test_a_save_searches_no_more_often_than_the_one_before(tmp_path, monkeypatch
     assert set(counts) == {2}
 
 
-def test_what_is_saved_is_where_and_what_stock_saves(tmp_path):
+def test_a_checkpoint_has_the_same_place_and_content_as_on_stock(tmp_path):
     made = build(tmp_path, 4.0)
     done = made.save_checkpoint({"loss": 1.0}, end_of_epoch=False)
     assert done.path.name.startswith("CKPT+2") and done.path.parent == tmp_path

@@ -1,4 +1,4 @@
-"""Training by two processes on a CPU."""
+"""Training with two processes on a CPU."""
 
 import re
 
@@ -37,7 +37,7 @@ torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize(
-    "case, said",
+    "case, warning",
     [
         ("plain", None),
         pytest.param("norm", "body: BatchNorm normalizes each process's own part", marks=pytest.mark.regression),
@@ -45,13 +45,13 @@ torch.distributed.destroy_process_group()
         pytest.param("late", "Not synchronized between the processes: head.weight, head.bias", marks=pytest.mark.regression),
     ],
 )
-def test_two_processes_train_one_model(torchrun, case, said):
+def test_two_processes_train_one_model(torchrun, case, warning):
     status, output = torchrun(SCRIPT, case)
     assert status == 0, output
     weights = re.findall(r"weights: (\w+)", output)
     assert len(weights) == 2 and (len(set(weights)) == 1) is (case != "late")
     warnings = {line for line in output.splitlines() if "BatchNorm normalizes" in line or "Not synchronized" in line}
-    assert len(warnings) == bool(said) and all(said in line for line in warnings)
+    assert len(warnings) == bool(warning) and all(warning in line for line in warnings)
 
 
 SAVING = """
@@ -94,32 +94,32 @@ torch.distributed.destroy_process_group()
 
 
 @pytest.mark.regression
-def test_two_processes_save_and_resume_alike(torchrun, tmp_path):
+def test_two_processes_save_and_resume_the_same_checkpoints(torchrun, tmp_path):
     _, output = torchrun(SAVING)
-    told = re.findall(r"found CKPT.1 1.0|None of the 2 checkpoints", output)
-    assert sorted(told) == ["None of the 2 checkpoints"] * 2 + ["found CKPT+1 1.0"] * 2, output
+    printed = re.findall(r"found CKPT.1 1.0|None of the 2 checkpoints", output)
+    assert sorted(printed) == ["None of the 2 checkpoints"] * 2 + ["found CKPT+1 1.0"] * 2, output
     assert {path.name for path in (tmp_path / "save").iterdir()} == {"CKPT+1", "CKPT+2"}
     assert {"own.ckpt0", "own.ckpt1"} <= {path.name for path in (tmp_path / "save" / "CKPT+2").iterdir()}
 
 
-# As gloo's thread does, one wants the interpreter a moment after the script's last line. Where it has gone, the thread stops
-# without a word; were it gloo's, which is not Python's, it would take the process with it.
+# Like gloo's thread, this thread needs the interpreter shortly after the script's last line. If the interpreter is gone by
+# then, this thread stops silently; gloo's thread, which is not a Python thread, would abort the process.
 ENDING = """
 import atexit, os, threading, time, speechbrain as sb
 
-def want_the_interpreter(script_ended=threading.Event()):
+def need_the_interpreter(script_ended=threading.Event()):
     atexit.register(script_ended.set)
     script_ended.wait()
     time.sleep(0.05)
     os.write(1, b"let go\\n")
 
 sb.utils.distributed.ddp_init_group({"distributed_backend": "gloo"})
-threading.Thread(target=want_the_interpreter, daemon=True).start()
+threading.Thread(target=need_the_interpreter, daemon=True).start()
 time.sleep(0.05)
 """
 
 
 @pytest.mark.regression
-def test_a_process_waits_at_its_end_for_the_threads_of_gloo(torchrun):
-    status, said = torchrun(ENDING)
-    assert status == 0 and said.count("let go") == 2, said
+def test_a_process_waits_for_the_threads_of_gloo_before_it_ends(torchrun):
+    status, output = torchrun(ENDING)
+    assert status == 0 and output.count("let go") == 2, output

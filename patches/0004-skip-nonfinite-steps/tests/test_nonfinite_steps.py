@@ -1,4 +1,4 @@
-"""Steps that are not finite, and clipping."""
+"""Steps with non-finite gradients, and clipping."""
 
 import math
 import os
@@ -15,7 +15,7 @@ nan = math.nan
 
 
 class Brain(sb.Brain):
-    """Its loss is the mean output, times a second number that comes with the data."""
+    """Its loss is the mean output, multiplied by a factor that comes with the data."""
 
     def compute_forward(self, batch, stage):
         x = batch[0]
@@ -33,7 +33,7 @@ def make(modules, optimizer=torch.optim.SGD, **options):
 
 
 def data(inputs=(), losses=(), length=6):
-    """Batches of two; some with inputs or losses of nan."""
+    """Batches of two samples. ``inputs`` and ``losses`` are the indices of batches with a nan there."""
     torch.manual_seed(1)
     x, factor = torch.randn(2 * length, 4), torch.ones(2 * length)
     for place in inputs:
@@ -64,22 +64,22 @@ def state(brain):
 @pytest.mark.parametrize(
     "modules, place", [*((plain, place) for place in range(6)), *((normalised, place) for place in range(1, 6))]
 )
-def test_a_batch_of_nan_at_any_place_leaves_no_trace(caplog, modules, where, place):
+def test_a_batch_with_nan_leaves_no_trace(caplog, modules, where, place):
     brain, other = make(modules, torch.optim.Adam), make(modules, torch.optim.Adam)
     brain.fit(range(1), data(**{where: [place]}))
     clean = list(data())
     other.fit(range(1), torch.utils.data.DataLoader(clean[:place] + clean[place + 1 :], batch_size=None))
     assert brain.optimizer_step == other.optimizer_step == 5
     assert all(torch.equal(one, two) for one, two in zip(state(brain), state(other)))
-    said = [r.getMessage() for r in caplog.records if "Skipping step" in r.getMessage()]
+    warnings = [r.getMessage() for r in caplog.records if "Skipping step" in r.getMessage()]
     first = "model.weight" if modules is plain else "model.0.weight"
-    assert len(said) == 1 and said[0].startswith(
+    assert len(warnings) == 1 and warnings[0].startswith(
         f"Skipping step {place + 1} (batch {place + 1}): the gradients of {first}"
     )
 
 
 @regression
-def test_statistics_that_cannot_be_put_back_are_named():
+def test_the_error_names_statistics_that_cannot_be_restored():
     brain = make(normalised)
     with pytest.raises(
         ValueError, match=r"Running statistics are not finite after batch 1, .*norm.glob_mean.*model.1.running_mean"
@@ -88,7 +88,7 @@ def test_statistics_that_cannot_be_put_back_are_named():
 
 
 @regression
-def test_the_switch_brings_stock_back(monkeypatch):
+def test_only_finite_steps_false_gives_stock_behaviour(monkeypatch):
     monkeypatch.setattr(sb.Brain, "only_finite_steps", False)
     brain = make(plain, nonfinite_patience=9)
     brain.fit(range(1), data(losses=[1]))
@@ -96,7 +96,7 @@ def test_the_switch_brings_stock_back(monkeypatch):
 
 
 @regression
-def test_failures_in_a_row_count_on_across_epochs():
+def test_skipped_steps_in_a_row_are_counted_across_epochs():
     brain = make(plain, nonfinite_patience=3)
     with pytest.raises(
         ValueError, match=r"Skipped 4 steps in a row, and nonfinite_patience is 3: .* model.weight, model.bias"
@@ -105,14 +105,14 @@ def test_failures_in_a_row_count_on_across_epochs():
     assert all(torch.isfinite(p).all() for p in brain.modules.parameters())
 
 
-def test_failures_of_an_epoch_end_the_run_as_on_stock():
+def test_too_many_nonfinite_losses_in_an_epoch_end_the_run_as_on_stock():
     brain = make(plain, nonfinite_patience=2)
     with pytest.raises(ValueError, match="Loss is not finite and patience is exhausted"):
         brain.fit(range(9), data(losses=[0, 2, 4]))
 
 
 @regression
-def test_the_error_names_the_first_tensor_that_is_not_finite():
+def test_the_error_names_the_first_nonfinite_tensor():
     brain = make(plain, nonfinite_patience=0)
     brain.modules.model.bias.data[1] = nan
     with pytest.raises(ValueError, match=r"The first non-finite tensor of the model is model\.bias"):
@@ -162,7 +162,7 @@ torch.distributed.destroy_process_group()
 
 
 @regression
-@pytest.mark.parametrize("patience, said", [(3, ["ended True 4"] * 2), (1, ["raised Loss is not finite"] * 2)])
-def test_nan_on_one_of_two_processes(torchrun, patience, said):
+@pytest.mark.parametrize("patience, printed", [(3, ["ended True 4"] * 2), (1, ["raised Loss is not finite"] * 2)])
+def test_nan_on_one_of_two_processes(torchrun, patience, printed):
     _, output = torchrun(RANKS, os.path.dirname(os.path.abspath(__file__)), str(patience))
-    assert re.findall("ended True 4|raised Loss is not finite", output) == said, output
+    assert re.findall("ended True 4|raised Loss is not finite", output) == printed, output

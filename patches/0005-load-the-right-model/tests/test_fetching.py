@@ -1,4 +1,4 @@
-"""from_hparams gives the model that was asked for, or says why not."""
+"""from_hparams loads the model you ask for, or raises an error that says why not."""
 
 import os
 import shutil
@@ -34,7 +34,7 @@ COPY = LocalStrategy.COPY
 
 @pytest.fixture
 def models(tmp_path, monkeypatch):
-    """pathlib.Path: A folder with two models, which answer 1 and 2."""
+    """pathlib.Path: A folder with two models, whose biases are 1 and 2."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for value in (1.0, 2.0):
         folder = tmp_path / f"model{value:.0f}"
@@ -46,6 +46,7 @@ def models(tmp_path, monkeypatch):
 
 
 def answer(source, savedir=None, **options):
+    """Load a model; returns its bias, which says which model it is."""
     model = EncoderClassifier.from_hparams(str(source), savedir=savedir, run_opts={"device": "cpu"}, **options)
     return model.mods.embedding_model.w.bias.unique().item()
 
@@ -58,20 +59,20 @@ def test_a_model_is_loaded_and_loaded_again(models, options):
 
 @regression
 @pytest.mark.parametrize("options", [{}, {"local_strategy": COPY}], ids=["link", "copy"])
-def test_a_used_savedir_does_not_serve_another_model(models, caplog, options):
+def test_a_savedir_of_another_model_is_not_reused(models, caplog, options):
     assert answer(models / "model1", models / "saved", **options) == 1
     assert answer(models / "model2", models / "saved", **options) == 2
     assert answer(models / "model2", models / "saved", **options) == 2
     assert "is from another source" in caplog.text and str(models / "model1") in caplog.text
 
 
-def test_what_was_put_there_by_hand_is_taken(models):
+def test_files_put_into_the_savedir_by_hand_are_used(models):
     shutil.copytree(models / "model1", models / "saved")
     assert answer("somebody/some-model", models / "saved") == 1
     assert answer(models / "model2", models / "saved") == 1
 
 
-def test_what_was_changed_by_hand_is_taken(models):
+def test_files_changed_by_hand_are_used(models):
     answer(models / "model1", models / "saved", local_strategy=COPY)
     shutil.copy(models / "model2" / "embedding_model.ckpt", models / "saved" / "embedding_model.ckpt")
     os.utime(models / "saved" / "embedding_model.ckpt", (9, 9))
@@ -80,7 +81,7 @@ def test_what_was_changed_by_hand_is_taken(models):
 
 
 def cached(folder, name):
-    """A file of a model as the hub's cache holds it."""
+    """A file of a model, stored as in the hub's cache."""
     blob = folder / "hub" / f"models--{name.replace('/', '--')}" / "blobs" / "0"
     blob.parent.mkdir(parents=True)
     blob.write_text(name)
@@ -88,7 +89,7 @@ def cached(folder, name):
 
 
 @regression
-def test_a_link_into_the_cache_of_another_model_is_not_taken(tmp_path, monkeypatch):
+def test_a_link_into_the_cache_of_another_model_is_replaced(tmp_path, monkeypatch):
     import huggingface_hub
 
     blobs = {name: cached(tmp_path, name) for name in ("a/one", "a/two")}
@@ -100,12 +101,12 @@ def test_a_link_into_the_cache_of_another_model_is_not_taken(tmp_path, monkeypat
 
 @regression
 @pytest.mark.parametrize("source", ["results/no/such/folder", "/no/such/folder", "./no_such_folder"])
-def test_a_mistyped_folder_gets_both_readings(models, source):
+def test_the_error_for_a_mistyped_folder_names_both_interpretations(models, source):
     with pytest.raises(ValueError, match=f"There is no folder {source}. Taken as an id on the HuggingFace hub"):
         answer(source)
 
 
-def test_a_source_that_cannot_be_reached_leaves_the_savedir_as_it_was(models):
+def test_an_unreachable_source_leaves_the_savedir_unchanged(models):
     answer(models / "model1", models / "saved")
     before = sorted(os.listdir(models / "saved"))
     assert answer("somebody/some-model", models / "saved") == 1
@@ -113,7 +114,7 @@ def test_a_source_that_cannot_be_reached_leaves_the_savedir_as_it_was(models):
 
 
 @regression
-def test_a_git_lfs_pointer_is_called_one(models):
+def test_the_error_for_a_git_lfs_pointer_says_so(models):
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
     (models / "model1" / "embedding_model.ckpt").write_text(pointer)
     with pytest.raises(ValueError, match=r"model1/embedding_model.ckpt is not the file itself but a git-LFS pointer"):
@@ -122,7 +123,7 @@ def test_a_git_lfs_pointer_is_called_one(models):
 
 @regression
 @pytest.mark.parametrize("kept", [0.5, 0.01, 0], ids=["cut off", "almost nothing", "empty"])
-def test_a_damaged_file_is_named(models, kept):
+def test_the_error_for_a_damaged_file_names_it(models, kept):
     path = models / "model1" / "embedding_model.ckpt"
     os.truncate(path, int(path.stat().st_size * kept))
     with pytest.raises(RuntimeError, match=r"model1/embedding_model.ckpt is damaged \(.+\): download it again"):
@@ -131,7 +132,7 @@ def test_a_damaged_file_is_named(models, kept):
 
 @regression
 @pytest.mark.parametrize("break_it", [os.remove, lambda path: path.write_text("")], ids=["absent", "empty"])
-def test_a_label_encoder_without_labels_is_named_when_it_is_loaded(models, break_it):
+def test_loading_a_label_encoder_without_labels_raises(models, break_it):
     break_it(models / "model1" / "label_encoder.ckpt")
     with pytest.raises(ValueError, match=r"label_encoder has no labels: .*model1/label_encoder.ckpt is absent or empty"):
         answer(models / "model1")
