@@ -5,6 +5,7 @@
 
 import os
 import re
+import shutil
 import sys
 import tempfile
 
@@ -35,7 +36,8 @@ class BuildWheel(bdist_wheel):
     """Writes upstream's metadata with the fork's version, and the same bytes whatever the setuptools."""
 
     def egg2dist(self, egginfo_path, distinfo_path):
-        """Write the dist-info."""
+        """Write the dist-info, in place of setuptools' own egg-info."""
+        shutil.rmtree(egginfo_path)
         metadata.write(metadata.dist_info(FORK, base.members(base.fetch(FORK.base))), distinfo_path)
 
     def write_wheelfile(self, wheelfile_base, generator="composer"):

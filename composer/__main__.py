@@ -27,7 +27,7 @@ def check(versions):
         tree.compose(fork, base.members(base.fetch(fork.base)), record.lock())
         print(f"{fork.version}: all as the lock has it.")
         print("".join(f"    {line}\n" for line in fork.listing.splitlines()), end="")
-    if lock.stale():
+    if versions == record.bases() and lock.stale():
         raise Refusal(
             f"The packages are not those of revision {record.lock()['revision']} any longer: {record.RENEW}, which also raises "
             "the revision (pip takes an equal version for installed already)."
@@ -111,7 +111,7 @@ def main():
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     texts = {
         "check": "compare every definition of the delta with the lock on every base, and say whether the lock is stale",
-        "lock": "write composer/lock.toml after a change of the delta, raise the revision, and say what is new, replaced and gone",
+        "lock": "after a change: write composer/lock.toml, raise the revision, and say what is new, replaced or gone",
         "diff": "print the unified diff from upstream's package to the fork's, or that of one patch, ready to be sent",
         "adopt": "pin another release of upstream, show what changed there, and say which patches it still needs",
     }

@@ -6,6 +6,7 @@ stays byte for byte, line endings included.
 
 import ast
 import copy
+import functools
 import hashlib
 import io
 import itertools
@@ -44,6 +45,7 @@ class Graft:
     added: list = field(default_factory=list)
 
 
+@functools.cache  # renewing the lock and comparing patches ask for the same grafts again
 def graft(upstream, delta, path):
     r"""Put the definitions of a delta file into upstream's file.
 
@@ -229,7 +231,6 @@ class _Source:
         """The statements of a body that bind a name."""
         return [node for node in body if name in _bound(node)]
 
-
     def docstring(self, node):
         """Where the docstring of a function is, with the blank lines behind it; None without one, or if it shares its line."""
         if not isinstance(node, FUNCTIONS) or _without_docstring(node.body) is node.body:
@@ -278,7 +279,9 @@ class _Grafting:
             self.done.source = self.done.source[:start] + text + self.done.source[end:]
         found = _Source(self.done.source, f"the graft of {self.mine.name}").tree.body
         if self.dumped(found) != self.dumped(wanted):
-            raise Refusal(f"{self.mine.name} cannot be put into upstream's file as it is laid out there: lay it out differently.")
+            raise Refusal(
+                f"{self.mine.name} cannot be put into upstream's file as it is laid out there: lay it out differently."
+            )
         return self.done
 
     def dumped(self, body):
@@ -332,7 +335,9 @@ class _Grafting:
                 wanted[number] = waiting + wanted[number]
                 waiting = []
         for name in sorted(mentions):
-            raise Refusal(f"{self.mine.name} mentions {prefix}{KEPT}{name}, but does not replace a function {prefix}{name} there.")
+            raise Refusal(
+                f"{self.mine.name} mentions {prefix}{KEPT}{name}, but does not replace a function {prefix}{name} there."
+            )
         if waiting:
             end = self.theirs.line_end(end)
             lead, trail = (gap, b"") if self.theirs.data.strip() else (b"", b"\n")
@@ -423,7 +428,7 @@ class _Grafting:
                 for alias in node.names:
                     if alias.asname or not self.theirs.binders(alias.name.removeprefix(KEPT), top):
                         raise Refusal(
-                            f"{where}: {alias.name} is imported from this module itself, where upstream does not have that name."
+                            f"{where}: {alias.name} is imported from this module itself, but upstream does not have it there."
                         )
                 continue
             names = [alias for alias in node.names if _key(node, alias) not in present]

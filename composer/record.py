@@ -97,12 +97,12 @@ class Patch:
 
     @property
     def needs(self):
-        """list of str: The numbers of the patches that it needs."""
+        """List of str: The numbers of the patches that it needs."""
         return re.findall(r"\b[0-9]{4}\b", self.row("Needs", ""))
 
     @cached_property
     def delta(self):
-        """dict of str to bytes: The content of each file of the delta, by its path inside the package."""
+        """Dict of str to bytes: The content of each file of the delta, by its path inside the package."""
         files = {}
         for folder, folders, names in os.walk(self.folder / "speechbrain", onerror=_unreadable):
             folders[:] = sorted(name for name in folders if not _ignored(name))
@@ -112,7 +112,9 @@ class Patch:
                 if stat.S_ISREG(mode):
                     files[path.relative_to(self.folder).as_posix()] = _content(path)
                 elif not stat.S_ISDIR(mode):
-                    raise Refusal(f"{path} is a link or a special file: a delta has only files and folders; replace it by a file.")
+                    raise Refusal(
+                        f"{path} is a link or a special file: a delta has only files and folders; replace it by a file."
+                    )
         return files
 
 
@@ -147,7 +149,9 @@ class Fork:
         version = f"{self.base.version}+{self.label}.{self.revision}"
         if not self.not_chosen:
             return version
-        return ".".join([version, *(f"p{patch.number}" for patch in self.patches[1:])] if self.patches[1:] else [version, "none"])
+        return ".".join(
+            [version, *(f"p{patch.number}" for patch in self.patches[1:])] if self.patches[1:] else [version, "none"]
+        )
 
     @property
     def listing(self):
@@ -223,7 +227,9 @@ def _chosen(patches, there, applicable, version):
     chosen = {FIRST, *(() if names == ["none"] else (find(name, there).name for name in names))}
     for patch in there:
         if patch.name in chosen and patch not in applicable:
-            raise Refusal(f"{patch.name} does not apply to {version}, but to {patch.span}: leave it out, or choose another base.")
+            raise Refusal(
+                f"{patch.name} does not apply to {version}, but to {patch.span}: leave it out, or choose another base."
+            )
     return [patch for patch in applicable if patch.name in chosen]
 
 

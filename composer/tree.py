@@ -197,10 +197,13 @@ def differences(locked, found, version):
                     f"name; if not, {record.RENEW}."
                 )
             elif entry not in theirs:
-                problems.append(f"{what} replaces a definition of {release}, and {record.LOCK} does not have it: {record.RENEW}.")
+                problems.append(
+                    f"{what} replaces a definition of {release}, and {record.LOCK} does not have it: {record.RENEW}."
+                )
             elif ours[entry] != theirs[entry]:
                 here, there = (
-                    "is new" if values[entry] == NEW else f"replaces the definition {values[entry]}" for values in (ours, theirs)
+                    "is new" if values[entry] == NEW else f"replaces the definition {values[entry]}"
+                    for values in (ours, theirs)
                 )
                 problems.append(
                     f"{what} {here} on {release}, but in {record.LOCK} it {there}: find out what changed, then {record.RENEW}."

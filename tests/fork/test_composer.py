@@ -1,4 +1,4 @@
-"""The composer: what it refuses, and that its outputs agree with the record."""
+"""The composer: what it refuses, what it takes, and that its outputs agree with the lock."""
 
 import ast
 import dataclasses
@@ -7,75 +7,110 @@ import hashlib
 import io
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
 
 import pytest
 
-from composer import Refusal, __main__, backend, base, record, tree
+from composer import Refusal, __main__, backend, base, lock, metadata, record, tree
 
-FORK = record.load()
+FORK = record.load(version="1.1.2", patches=" ".join(p.name for p in record.all_patches()))  # whatever the environment asks for
 LOGGER = "speechbrain/utils/logger.py"
 FORMATTER = f"{LOGGER}::format_order_of_magnitude"
 
 
 @pytest.fixture(scope="module")
-def upstream(stock_wheel):
-    return base.members(stock_wheel.read_bytes())
+def upstream(wheels):
+    return base.members(wheels("1.1.2").read_bytes())
+
+
+@pytest.fixture(autouse=True)
+def in_the_root(monkeypatch):
+    monkeypatch.chdir(record.ROOT)  # where a front end calls the hooks
 
 
 def without(mapping, key):
     return {k: v for k, v in mapping.items() if k != key}
 
 
+def edited(edit, name="PR_2537"):
+    """The fork with another delta of one patch."""
+    patch = record.find(name, FORK.patches)
+    other = dataclasses.replace(patch)
+    other.__dict__["delta"] = edit(patch.delta)
+    return dataclasses.replace(FORK, patches=tuple(other if p is patch else p for p in FORK.patches))
+
+
 @pytest.mark.parametrize(
-    "fork, edit, said",
+    "edit, message",
     [
-        pytest.param(FORK, lambda d: {**d, "speechbrain/utils/loger.py": b"X = 1\n"}, "loger.py is new", id="mistyped path"),
+        pytest.param(lambda d: {**d, "speechbrain/utils/loger.py": b"X = 1\n"}, "loger.py is new", id="mistyped path"),
         pytest.param(
-            FORK,
             lambda d: {**d, LOGGER: d[LOGGER] + b"\n\ndef format_ordr(): pass\n"},
             "format_ordr in .* is new",
             id="mistyped name",
         ),
         pytest.param(
-            FORK, lambda d: {**d, LOGGER: d[LOGGER] + b"\n\n_POWERS = 1\n"}, "_POWERS stands twice", id="stands twice"
+            lambda d: {**d, LOGGER: d[LOGGER] + b"\n\nORDERS_ABBREV = 1\n"}, "ORDERS_ABBREV is there twice", id="twice"
         ),
         pytest.param(
-            FORK,
             lambda d: {**d, LOGGER: d[LOGGER].replace(b"def _as", b"def get_logger(): pass\n\n\ndef _as", 1)},
-            "is not recorded: add .*get_logger",
-            id="not recorded",
+            "get_logger in .* replaces a definition of speechbrain 1.1.2, and composer/lock.toml does not have it",
+            id="not locked",
         ),
-        pytest.param(FORK, lambda d: {**d, "speechbrain/new.py": b"def ("}, "new.py cannot be read as Python", id="no Python"),
-        pytest.param(FORK, lambda d: {**d, "speechbrain/core.py": b"import os\n"}, "core.py defines nothing", id="nothing"),
-        pytest.param(FORK, lambda d: {**d, "speechbrain/version.txt": b"2"}, "no Python file: it cannot be changed", id="data"),
-        pytest.param(FORK, lambda d: without(d, "speechbrain/core.py"), "does not hold it: restore it", id="delta lacks it"),
+        pytest.param(lambda d: {**d, "speechbrain/new.py": b"def ("}, "new.py cannot be read as Python", id="not Python"),
         pytest.param(
-            dataclasses.replace(FORK, replaces={**FORK.replaces, FORMATTER: "0" * 16}),
-            dict,
-            "format_order_of_magnitude in speechbrain/utils/logger.py differs in speechbrain 1.1.2.* recorded is 0000",
-            id="another fingerprint",
+            lambda d: {**d, "speechbrain/new.py": b"x = " + b"-" * 99999 + b"1"}, "new.py cannot be read", id="absurdly deep"
+        ),
+        pytest.param(lambda d: {**d, LOGGER: b"x = " + b"-" * 99999 + b"1"}, "logger.py cannot be read", id="deep, grafted"),
+        pytest.param(lambda d: {**d, "speechbrain/core.py": b"import os\n"}, "core.py defines nothing", id="defines nothing"),
+        pytest.param(lambda d: {**d, "speechbrain/version.txt": b"2"}, "not Python: it cannot be changed", id="data"),
+        pytest.param(
+            lambda d: {**d, "speechbrain/fork.py": b"x = 1"}, "the build itself writes speechbrain/fork.py", id="fork.py"
+        ),
+        pytest.param(lambda d: {**d, "speechbrain/Core.py": b"x = 1"}, "are one file where case does not count", id="case"),
+        pytest.param(
+            lambda d: {**d, "speechbrain/watch/text.py": b"x = 1"},
+            "PR_2537 and 0007-watch both define .*text.py",
+            id="two patches, a file",
         ),
         pytest.param(
-            dataclasses.replace(FORK, replaces={**FORK.replaces, f"{LOGGER}::_POWERS": "0" * 16}),
-            dict,
-            "recorded as replacing upstream's, but speechbrain 1.1.2 does not define it",
-            id="upstream lacks it",
+            lambda d: {**d, "speechbrain/utils/distributed.py": b"def ddp_init_group(run_opts): pass"},
+            "PR_2537 and 0003-torchrun-on-cpu both define ddp_init_group",
+            id="two patches, a definition",
         ),
-        pytest.param(
-            dataclasses.replace(FORK, replaces=without(FORK.replaces, FORMATTER), adds=FORK.adds | {FORMATTER}),
-            dict,
-            "recorded as new, but speechbrain 1.1.2 defines it",
-            id="upstream has it now",
-        ),
+        pytest.param(lambda d: without(d, "speechbrain/core.py"), "but not in the delta: restore it", id="not in the delta"),
     ],
 )
-def test_composing_refuses_what_is_not_as_recorded(upstream, fork, edit, said):
-    with pytest.raises(Refusal, match=said):
-        tree.compose(fork, upstream, edit(record.delta()))
+def test_composing_refuses_a_delta_that_differs_from_the_lock(upstream, edit, message):
+    with pytest.raises(Refusal, match=message):
+        tree.compose(edited(edit), upstream, record.lock())
+
+
+@pytest.mark.parametrize(
+    "entry, value, message",
+    [
+        (FORMATTER, "0" * 16, "replaces the definition 14346c675bae6ce2 on speechbrain 1.1.2, but .* the definition 0000"),
+        (f"{LOGGER}::_as_builtin", "0" * 16, "is new on speechbrain 1.1.2, but in composer/lock.toml it replaces"),
+        (FORMATTER, tree.NEW, "replaces the definition 14346c675bae6ce2 on .* in composer/lock.toml it is new"),
+    ],
+    ids=["another fingerprint", "upstream does not have it", "upstream has it now"],
+)
+def test_composing_refuses_a_base_that_differs_from_the_lock(upstream, entry, value, message):
+    locked = record.lock()
+    locked["PR_2537"][entry] = {"1.1.2": value}
+    with pytest.raises(Refusal, match=message):
+        tree.compose(FORK, upstream, locked)
+
+
+def test_a_patch_whose_folder_is_gone_is_named(upstream):
+    fork = dataclasses.replace(FORK, patches=FORK.patches[:3])
+    with pytest.raises(
+        Refusal, match=r"0003-torchrun-on-cpu is in composer/lock\.toml, but its folder is gone: restore it, or run"
+    ):
+        tree.compose(fork, upstream, record.lock())
 
 
 def spoiled(tmp_path, stock_wheel, what):
@@ -89,7 +124,7 @@ def spoiled(tmp_path, stock_wheel, what):
 
 
 @pytest.mark.parametrize(
-    "what, said",
+    "what, message",
     [
         ("missing", "cannot be read .No such file"),
         ("folder", "cannot be read .No such file"),
@@ -98,10 +133,10 @@ def spoiled(tmp_path, stock_wheel, what):
         ("empty", "its sha256 is"),
     ],
 )
-def test_a_local_wheel_must_be_the_recorded_one(tmp_path, stock_wheel, monkeypatch, what, said):
+def test_a_local_wheel_must_be_the_pinned_one(tmp_path, stock_wheel, monkeypatch, what, message):
     path = spoiled(tmp_path, stock_wheel, what)
     monkeypatch.setenv(base.LOCAL_WHEEL, str(path))
-    with pytest.raises(Refusal, match=said) as refusal:
+    with pytest.raises(Refusal, match=message) as refusal:
         base.fetch(FORK.base)
     assert str(path) in str(refusal.value) and FORK.base.wheel in str(refusal.value)
 
@@ -112,8 +147,29 @@ def test_no_network_names_the_way_out(monkeypatch):
         monkeypatch.delenv(name)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    with pytest.raises(Refusal, match=rf"could not be downloaded .*{base.LOCAL_WHEEL}"):
+    with pytest.raises(
+        Refusal, match=rf"could not be downloaded: ERROR: .*: check the network, .* or set {base.LOCAL_WHEEL} to"
+    ):
         base.fetch(FORK.base)
+
+
+@pytest.mark.parametrize(
+    "printed, message",
+    [
+        ("/x/python: No module named pip", "there is no pip in its environment: install pip there"),
+        ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", "temporary folder is full"),
+        ("WARNING: Retrying after 'ProxyError(...)'\nERROR: No matching distribution", "the proxy does not answer"),
+    ],
+)
+def test_a_failed_download_gets_a_sentence_of_its_own(printed, message):
+    assert message in base._failure(FORK.base, printed)
+
+
+def test_the_users_constraints_do_not_reach_the_inner_pip(monkeypatch, tmp_path):
+    (tmp_path / "constraints.txt").write_text(f"speechbrain=={FORK.version}\n")
+    monkeypatch.delenv(base.LOCAL_WHEEL, raising=False)
+    monkeypatch.setenv("PIP_CONSTRAINT", str(tmp_path / "constraints.txt"))
+    assert hashlib.sha256(base.fetch(FORK.base)).hexdigest() == FORK.base.sha256
 
 
 @pytest.mark.parametrize("setting", ["PIP_REQUIRE_HASHES=1", "PIP_NO_BINARY=:all:", "PIP_NO_BINARY=speechbrain"])
@@ -125,7 +181,7 @@ def test_pip_settings_do_not_change_what_is_fetched(monkeypatch, setting):
 
 def test_another_hash_on_the_index_is_refused(monkeypatch):
     monkeypatch.delenv(base.LOCAL_WHEEL, raising=False)
-    with pytest.raises(Refusal, match=r"could not be downloaded .*DO NOT MATCH THE HASHES"):
+    with pytest.raises(Refusal, match=r"could not be downloaded: the index serves another file .*DO NOT MATCH THE HASHES"):
         base.fetch(dataclasses.replace(FORK.base, sha256="0" * 64))
 
 
@@ -138,40 +194,122 @@ def test_a_member_that_leaves_the_tree_is_refused(name):
         base.members(out.getvalue())
 
 
-def test_what_is_no_zip_is_refused():
-    with pytest.raises(Refusal, match="is damaged"):
-        base.members(b"PK\x03\x04 no more")
+def damaged(how):
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("speechbrain/x.py", "x = 1\n" * 999)
+        if how == "twice":
+            archive.writestr("speechbrain/x.py", "x = 2")
+    data = bytearray(out.getvalue())
+    if how == "corrupt":
+        data[60:70] = b"\xff" * 10
+    return b"PK\x03\x04 not more" if how == "not a zip file" else bytes(data)
 
 
-def test_the_revision_goes_up_with_the_delta():
-    delta = record.delta()
-    __main__.check([], delta)
-    changed = {**delta, LOGGER: delta[LOGGER] + b"#"}
-    with pytest.raises(Refusal, match=rf"set revision = {FORK.revision + 1}\b"):
-        __main__.check([], changed)
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("how, message", [("not a zip file", "is damaged"), ("corrupt", "is damaged"), ("twice", "x.py twice")])
+def test_a_damaged_wheel_is_refused(how, message):
+    with pytest.raises(Refusal, match=message):
+        base.members(damaged(how))
+
+
+@pytest.mark.parametrize("name", ["METADATA", "licenses/LICENSE"])
+def test_a_wheel_without_metadata_or_licence_is_refused(upstream, name):
+    with pytest.raises(Refusal, match="has no METADATA or no LICENSE"):
+        metadata.dist_info(FORK, without(upstream, f"speechbrain-1.1.2.dist-info/{name}"))
+
+
+@pytest.fixture
+def repo(tmp_path, wheels, monkeypatch):
+    """pathlib.Path: A copy of what the lock is made from, with two bases."""
+    monkeypatch.setenv(base.LOCAL_WHEEL, str({wheels(version).parent for version in record.bases()}.pop()))
+    for name in ("speechbrain", "patches", "composer"):
+        shutil.copytree(record.ROOT / name, tmp_path / "repo" / name, ignore=shutil.ignore_patterns("__pycache__", "tests"))
+    for name in ("pyproject.toml", "PR_2537.md"):
+        shutil.copy(record.ROOT / name, tmp_path / "repo")
+    lock.renew(tmp_path / "repo", {version: record.lock()["bases"][version] for version in ("1.0.3", "1.1.2")})
+    return tmp_path / "repo"
+
+
+def test_the_lock_is_current(repo):
+    before = (record.ROOT / record.LOCK).read_bytes()
+    assert lock.renew(repo, record.lock()["bases"]) and (repo / record.LOCK).read_bytes() != before, "its revision is higher"
+    found, digest = lock.look(record.lock()["bases"], record.ROOT, 0)
+    assert digest == record.lock()["digest"], "run `python -m composer lock`"
+    for version in record.bases():
+        entries = {patch: {e: v[version] for e, v in values.items() if version in v} for patch, values in found.items()}
+        assert entries == tree.locked_entries(record.lock(), version)
+
+
+def replace(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+MISTYPED = "new       PR_2537  speechbrain/utils/loger.py"
 
 
 @pytest.mark.parametrize(
-    "old, new",
+    "edit, lines",
     [
-        ('"requests",', '"requests>=2",'),
-        ('.replaces."1.0.3"]', '.replaces."1.0.33"]'),
+        pytest.param(lambda repo: replace(repo / LOGGER, "1000.0", "1000.0k"), [], id="a comment of the delta"),
+        pytest.param(lambda repo: replace(repo / "pyproject.toml", '"requests",', '"requests>=2",'), [], id="a requirement"),
+        pytest.param(
+            lambda repo: replace(repo / "patches/0007-watch/README.md", "1.0.1 to 1.1.2", "1.0.3 to 1.0.3"),
+            [
+                f"new       0007-watch  speechbrain/watch/{name}.py"
+                for name in ("__init__", "__main__", "flags", "log", "report", "text")
+            ],
+            id="the bases of a patch",
+        ),
+        pytest.param(
+            lambda repo: (repo / "speechbrain/utils/loger.py").write_text("X = 1\n"), [MISTYPED], id="a mistyped path"
+        ),
+        pytest.param(
+            lambda repo: replace(repo / LOGGER, "def _as_builtin", "def get_logger(): pass\n\n\ndef _as_builtin"),
+            [f"replaced  PR_2537  {LOGGER}::get_logger"],
+            id="one more definition",
+        ),
+        pytest.param(
+            lambda repo: shutil.rmtree(repo / "patches/0007-watch"),
+            [
+                f"gone      0007-watch  speechbrain/watch/{name}.py"
+                for name in ("__init__", "__main__", "flags", "log", "report", "text")
+            ],
+            id="a patch deleted",
+        ),
     ],
 )
-def test_the_digest_covers_what_each_base_gets(tmp_path, old, new):
-    text = (record.ROOT / "pyproject.toml").read_text()
-    assert old in text
-    (tmp_path / "pyproject.toml").write_text(text.replace(old, new))
-    assert record.digest({}, tmp_path) != record.digest({})
+def test_the_lock_is_renewed(repo, edit, lines):
+    before = record.lock(repo)
+    assert not lock.stale(repo) and not lock.renew(repo) and record.lock(repo) == before
+    edit(repo)
+    assert lock.stale(repo)
+    assert lock.renew(repo) == lines
+    assert record.lock(repo)["revision"] == before["revision"] + 1 and not lock.stale(repo)
+    assert (
+        len((repo / record.LOCK).read_text().splitlines())
+        == sum(len(entries) + 2 for name, entries in record.lock(repo).items() if isinstance(entries, dict)) + 3
+    ), "a line each"
+
+
+def test_a_stale_lock_names_the_command(monkeypatch):
+    monkeypatch.setattr(record, "bases", list)
+    monkeypatch.setattr(lock, "stale", lambda: True)
+    with pytest.raises(Refusal, match=rf"not those of revision {FORK.revision} any longer: run `python -m composer lock`"):
+        __main__.check([])
 
 
 @functools.cache
 def definitions(source):
-    """What a module and its classes define: the tree of each by its name, written down."""
+    """What a module and its classes define: the tree of each by its name, without the docstring that a delta may leave out."""
     found, module = {}, ast.parse(source)
     for scope in [module, *(node for node in module.body if isinstance(node, ast.ClassDef))]:
         prefix = "" if scope is module else f"{scope.name}."
         for node in scope.body:
+            if isinstance(node, ast.FunctionDef) and ast.get_docstring(node):
+                del node.body[0]
             targets = [getattr(node, "name", None), *(getattr(t, "id", None) for t in getattr(node, "targets", ()))]
             found.update({prefix + name: ast.dump(node) for name in targets if name})
     return found
@@ -179,18 +317,59 @@ def definitions(source):
 
 @pytest.mark.parametrize("version", record.bases())
 def test_each_base_gets_the_patches_that_apply_and_no_others(wheels, version):
-    fork, delta = record.load(version=version), record.delta()
+    fork = record.load(version=version, patches="")
     upstream = base.members(wheels(version).read_bytes())
-    package = tree.compose(fork, upstream, delta)
+    package = tree.compose(fork, upstream, record.lock())
     assert {path.split("/")[0] for path in package} == {"speechbrain"}
-    assert package[tree.PATCHES_FILE].decode() == fork.patches and fork.patches.startswith("PR_2537: ")
-    for entry in [*fork.pages, *fork.left_out]:
-        path, _, name = entry.partition("::")
-        there = definitions(package[path]).get(name) if name else package.get(path)
-        mine = definitions(delta[path])[name] if name else delta[path]
-        assert (there == mine) is (entry in fork.pages), entry
+    assert package[tree.PATCHES_FILE].decode() == fork.listing and fork.listing.startswith("PR_2537: ")
+    changed = set()
+    for name, entries in record.lock().items():
+        patch = isinstance(entries, dict) and name != "bases" and record.find(name, record.all_patches())
+        for entry in entries if patch else ():
+            path, _, name = entry.partition("::")
+            there = definitions(package[path]).get(name) if name else package.get(path)
+            mine = definitions(patch.delta[path])[name] if name else patch.delta[path]
+            assert (there == mine) is (patch in fork.patches), entry
+            changed |= {path} if patch in fork.patches else set()
     untouched = {path for path in package if package[path] == upstream.get(path)}
-    assert not untouched & {entry.partition("::")[0] for entry in fork.pages}
+    assert not untouched & changed
+
+
+@pytest.mark.parametrize(
+    "patches, ending, left_out",
+    [
+        ("none", ".none", ["0001", "0002", "0003", "0004", "0005", "0006", "0007"]),
+        ("0002 0005", ".p0002.p0005", ["0001", "0003", "0004", "0006", "0007"]),
+        ("0007,0006-preflight", ".p0006.p0007", ["0001", "0002", "0003", "0004", "0005"]),
+        ("0001 0002 0003 0004 0005 0006 0007", f".{FORK.revision}", []),
+        ("", f".{FORK.revision}", []),
+    ],
+)
+def test_a_build_may_take_fewer_patches(upstream, patches, ending, left_out):
+    fork = record.load(version="1.1.2", patches=patches or None) if patches else FORK
+    assert fork.version.endswith(ending) and [patch.number for patch in fork.not_chosen] == left_out
+    package = tree.compose(fork, upstream, record.lock())
+    listed = package[tree.PATCHES_FILE].decode()
+    assert [line.split("-")[0] for line in listed.splitlines() if line.startswith("(left")] == [
+        f"(left out) {n}" for n in left_out
+    ]
+    scripts = [n for n in ("preflight", "watch") if f"speechbrain/{n}/__main__.py" in package]
+    entry_points = metadata.dist_info(fork, upstream).get("entry_points.txt", b"").decode()
+    assert [line.split(" ")[0] for line in entry_points.splitlines()[1:]] == [f"speechbrain-{n}" for n in scripts]
+
+
+@pytest.mark.parametrize(
+    "version, patches, message",
+    [
+        ("1.1.2", "0005", "0005-load-the-right-model needs 0002, which is left out: add it"),
+        ("1.0.3", "0002 0005", "0005-load-the-right-model does not apply to 1.0.3, but to 1.1.0 to 1.1.2"),
+        ("1.1.2", "0099", "There is no patch 0099: choose from PR_2537, 0001"),
+        ("1.1.2", "none 0001", "There is no patch none"),
+    ],
+)
+def test_a_choice_of_patches_that_cannot_be_is_refused(version, patches, message):
+    with pytest.raises(Refusal, match=message):
+        record.load(version=version, patches=patches)
 
 
 def test_a_wheel_of_another_base(wheels, monkeypatch, tmp_path):
@@ -204,33 +383,39 @@ def test_a_wheel_of_another_base(wheels, monkeypatch, tmp_path):
     )
     assert files[f"{info}/top_level.txt"] == "speechbrain\n"
     assert "\nRequires-Python: >=3.10\n" in files[f"{info}/METADATA"], "the delta is written for it, whatever the base is for"
-    wanted = {*record.load().base.requires, "torchaudio>=2.1.0"}
-    assert wanted <= set(re.findall("Requires-Dist: (.*)", files[f"{info}/METADATA"]))
+    expected = {*record.load().base.requires, "torchaudio>=2.1.0"}
+    assert expected <= set(re.findall("Requires-Dist: (.*)", files[f"{info}/METADATA"]))
 
 
-def test_config_settings_name_a_base_too(wheels, monkeypatch, tmp_path):
+def test_config_settings_name_a_base_and_patches_too(wheels, monkeypatch, tmp_path):
     monkeypatch.setenv(base.LOCAL_WHEEL, str(wheels("1.0.1").parent))
-    assert backend.build_wheel(str(tmp_path), {"base": "1.0.1"}) == f"speechbrain-1.0.1+pr2537.{FORK.revision}-py3-none-any.whl"
+    built = f"speechbrain-1.0.1+pr2537.{FORK.revision}.none-py3-none-any.whl"
+    assert backend.build_wheel(str(tmp_path), {"base": "1.0.1", "patches": "none"}) == built
+    with pytest.raises(Refusal, match="no option -C bass: this build takes -C base="):
+        backend.build_wheel(str(tmp_path), {"bass": "1.0.1"})
+
+
+def test_the_metadata_hook_answers_as_the_wheel_does_and_leaves_it_the_base(wheels, monkeypatch, tmp_path):
+    monkeypatch.setenv(base.LOCAL_WHEEL, str(wheels("1.1.1").parent))
+    name = backend.prepare_metadata_for_build_wheel(str(tmp_path), {"base": "1.1.1"})
+    monkeypatch.setenv(base.LOCAL_WHEEL, "/nowhere")
+    wheel = backend.build_wheel(str(tmp_path), {"base": "1.1.1"}, str(tmp_path / name))
+    with zipfile.ZipFile(tmp_path / wheel) as archive:
+        inside = {path: archive.read(path) for path in archive.namelist() if path.startswith(name)}
+    for path in (tmp_path / name).rglob("*"):
+        if path.is_file():
+            assert inside.pop(path.relative_to(tmp_path).as_posix()) == path.read_bytes()
+    assert sorted(inside) == [f"{name}/RECORD", f"{name}/WHEEL"]
 
 
 def test_a_base_that_is_not_pinned_is_refused(monkeypatch):
     monkeypatch.setenv(record.WANTED, "1.0.4")
-    with pytest.raises(Refusal, match=r"pins no base 1\.0\.4: pinned are 1\.0\.1, .*let SPEECHBRAIN_BASE name one of them"):
+    with pytest.raises(Refusal, match=r"no pinned base 1\.0\.4: choose one of 1\.0\.1, .*1\.1\.2"):
         record.load()
 
 
-def test_a_definition_belongs_to_one_patch(tmp_path):
-    text = (record.ROOT / "pyproject.toml").read_text()
-    again = (
-        f'\n[tool.fork.patches."other.md"]\nadds = []\n[tool.fork.patches."other.md".replaces."1.1.2"]\n"{FORMATTER}" = ""\n'
-    )
-    (tmp_path / "pyproject.toml").write_text(text + again)
-    with pytest.raises(Refusal, match=r"recorded under PR_2537.md and under other.md"):
-        record.load(tmp_path)
-
-
 def test_the_notice_names_every_changed_file(upstream):
-    package = tree.compose(FORK, upstream, record.delta())
+    package = tree.compose(FORK, upstream, record.lock())
     changed = {path for path in upstream if package.get(path, upstream[path]) != upstream[path]}
     notice = (record.ROOT / "NOTICE").read_text()
     assert not {path for path in changed if path not in notice}
@@ -238,55 +423,92 @@ def test_the_notice_names_every_changed_file(upstream):
         assert package[path].startswith(b"# Changed by the pr2537 fork of SpeechBrain: "), path
 
 
-def test_the_diff_turns_the_base_into_the_fork(upstream, stock_wheel, tmp_path):
-    with zipfile.ZipFile(stock_wheel) as archive:
-        archive.extractall(tmp_path)
+def test_the_diff_turns_the_base_into_the_fork(upstream, wheels, tmp_path):
+    base.unpack(wheels("1.1.2").read_bytes(), tmp_path)
     command = [sys.executable, "-m", "composer", "diff"]
-    environment = {**os.environ, base.LOCAL_WHEEL: str(stock_wheel)}
+    environment = {**os.environ, base.LOCAL_WHEEL: str(wheels("1.1.2"))}
     diff = subprocess.run(command, cwd=record.ROOT, env=environment, stdout=subprocess.PIPE, check=True).stdout
     subprocess.run(["git", "apply", "-"], cwd=tmp_path, input=diff, check=True)
-    package = tree.compose(FORK, upstream, record.delta())
+    package = tree.compose(FORK, upstream, record.lock())
     assert {path: (tmp_path / path).read_bytes() for path in package} == package
 
 
-@pytest.mark.parametrize("version, after", [("1.1.2", ()), ("1.1.2", ("--after",)), ("1.0.3", ("--after",))])
-def test_each_patch_can_be_sent(wheels, tmp_path, version, after):
-    fork, delta, upstream = record.load(version=version), record.delta(), base.members(wheels(version).read_bytes())
-    command = [sys.executable, "-m", "composer", "diff", "--base", version, *after, "--patch"]
-    environment = {**os.environ, base.LOCAL_WHEEL: str(wheels(version))}
-    applied = []
-    for page in sorted(set(fork.pages.values())):
-        applied = [*applied, page] if after else [page]
-        if applied == [page]:
-            base.unpack(wheels(version).read_bytes(), tmp_path)
-        sent = subprocess.run([*command, Path(page).stem], cwd=record.ROOT, env=environment, stdout=subprocess.PIPE).stdout
-        assert sent.startswith(b"Subject: [PATCH] " + record.read(page).splitlines()[0][2:] + b"\n\n")
-        assert b"Changed by" not in sent and b"stock's behaviour back" not in sent
-        subprocess.run(["git", "apply", "-"], cwd=tmp_path, input=sent, check=True)
-        package, _ = tree.patched(fork.only(*applied), upstream, delta)
-        assert {path: (tmp_path / path).read_bytes() for path in package} == package, page
+@pytest.mark.parametrize("version, after", [("1.1.2", False), ("1.1.2", True), ("1.0.3", True)])
+def test_each_patch_can_be_sent(wheels, tmp_path, monkeypatch, version, after):
+    monkeypatch.setenv(base.LOCAL_WHEEL, str(wheels(version)))
+    fork, upstream = record.load(version=version, patches=""), base.members(wheels(version).read_bytes())
+    base.unpack(wheels(version).read_bytes(), tmp_path)
+    for number, patch in enumerate(fork.patches):
+        sent = __main__.diff_of(fork, patch.number, after)
+        assert sent.startswith(f"Subject: [PATCH] {patch.title}\n\n{patch.row('Reason')}\n\n## What")
+        assert "Changed by" not in sent and "stock's behaviour back" not in sent
+        needed = [other for other in fork.patches[:number] if after or other.number in patch.needs]
+        before, *_ = tree.patched(needed, upstream)
+        package, *_ = tree.patched([*needed, patch], upstream)
+        changed = {path for path in package if package[path] != before.get(path)}
+        for path in changed:
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            if path in before:
+                (tmp_path / path).write_bytes(before[path])
+        subprocess.run(["git", "apply", "-"], cwd=tmp_path, input=sent.encode(errors="surrogateescape"), check=True)
+        assert {path: (tmp_path / path).read_bytes() for path in changed} == {path: package[path] for path in changed}, patch
 
 
 @pytest.mark.parametrize(
-    "patch, said", [("0005", "does not apply to 1.0.3"), ("0099", "there is no patch 0099: there are PR_2537, 0001")]
+    "patch, message",
+    [("0005", "does not apply to 1.0.3, but to 1.1.0 to 1.1.2"), ("0099", "There is no patch 0099: choose from PR_2537, 0001")],
 )
-def test_a_patch_that_is_not_there(wheels, monkeypatch, patch, said):
+def test_a_patch_that_is_not_there(wheels, monkeypatch, patch, message):
     monkeypatch.setenv(base.LOCAL_WHEEL, str(wheels("1.0.3")))
-    with pytest.raises(Refusal, match=said):
-        __main__.show_diff(record.load(version="1.0.3"), record.delta(), patch)
+    with pytest.raises(Refusal, match=message):
+        __main__.diff_of(record.load(version="1.0.3", patches=""), patch)
+
+
+def test_the_grafted_files_pass_upstreams_linter(upstream, tmp_path):
+    package, _, changed = tree.patched(FORK.patches, upstream)
+    metadata.write({path: package[path] for path in changed}, tmp_path)
+    ruff = [sys.executable, "-m", "ruff"]
+    settings = ["--no-cache", "--config", str(record.ROOT / "tests/fork/upstream_ruff.toml"), str(tmp_path)]
+    for command in ([*ruff, "check", *settings], [*ruff, "format", "--diff", *settings]):
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize(
-    "old, new, said",
+    "name, old, new, message",
     [
-        ('base = "1.1.2"', 'base = "1.1.3"', "pins no base 1.1.3: pinned are 1.0.1, 1.0.2"),
-        ('label = "pr2537"', 'label = "PR-2537"', "'PR-2537' must hold lower case letters and digits"),
+        ("pyproject.toml", 'label = "pr2537"', 'label = "PR-2537"', "'PR-2537' may have lower-case letters and digits only"),
+        ("pyproject.toml", "[tool.fork]", "[tool.fork", "pyproject.toml cannot be read as TOML"),
+        ("composer/lock.toml", "revision = ", "revision ", "composer/lock.toml cannot be read as TOML"),
+        ("patches/0001-average-finite-losses/README.md", "1.0.1 to 1.1.2", "all", 'the row "Applies to" has to start with'),
     ],
 )
-def test_a_record_that_cannot_be_is_refused(tmp_path, old, new, said):
-    (tmp_path / "pyproject.toml").write_text((record.ROOT / "pyproject.toml").read_text().replace(old, new))
-    with pytest.raises(Refusal, match=said):
-        record.load(tmp_path)
+def test_a_record_that_cannot_be_is_refused(repo, name, old, new, message):
+    replace(repo / name, old, new)
+    with pytest.raises(Refusal, match=message):
+        record.load(repo)
+
+
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (lambda path: (path.unlink(), path.symlink_to("/nowhere")), "logger.py is a link or a special file"),
+        (lambda path: (path.unlink(), os.mkfifo(path)), "logger.py is a link or a special file"),
+        (lambda path: (shutil.rmtree(path.parent), path.parent.symlink_to("/tmp")), "utils is a link or a special file"),
+    ],
+    ids=["link", "pipe", "link to a folder"],
+)
+def test_a_delta_has_only_files_and_folders(repo, spoil, message):
+    spoil(repo / LOGGER)
+    with pytest.raises(Refusal, match=message):
+        lock.renew(repo)
+
+
+@pytest.mark.parametrize("name", ["composer/lock.toml", "pyproject.toml", "PR_2537.md", "patches/0007-watch/README.md"])
+def test_a_missing_file_is_named(repo, name):
+    (repo / name).unlink()
+    with pytest.raises(Refusal, match=rf"{name} cannot be read \(No such file or directory\), and the build needs it"):
+        record.load(repo).listing  # noqa: B018
 
 
 @pytest.mark.parametrize("epoch", ["abc", "1.5", "-5", "99999999999", "0"])
@@ -294,17 +516,12 @@ def test_a_date_that_no_archive_can_hold_is_refused(monkeypatch, stock_wheel, tm
     monkeypatch.setenv("SOURCE_DATE_EPOCH", epoch)
     monkeypatch.setenv(base.LOCAL_WHEEL, str(stock_wheel))
     for build in (backend.build_wheel, backend.build_sdist):
-        with pytest.raises(Refusal, match=f"SOURCE_DATE_EPOCH={epoch} is no time"):
+        with pytest.raises(SystemExit, match=f"SOURCE_DATE_EPOCH={epoch} is not a time"):
             build(str(tmp_path))
     assert not list(tmp_path.iterdir())
 
 
-def test_an_output_that_cannot_be_written_is_refused(stock_wheel):
-    with pytest.raises(Refusal, match=r"cannot be written \(File exists\)"):
-        backend.build_sdist(str(stock_wheel))
-
-
-@pytest.mark.parametrize("arguments, status", [(["check"], 0), (["--help"], 0), ([], 2), (["chek"], 2)])
+@pytest.mark.parametrize("arguments, status", [(["check", "--base", "1.1.2"], 0), (["--help"], 0), ([], 2), (["chek"], 2)])
 def test_the_command_line(stock_wheel, arguments, status):
     environment = {**os.environ, base.LOCAL_WHEEL: str(stock_wheel), record.WANTED: FORK.base.version}
     command = [sys.executable, "-m", "composer", *arguments]

@@ -98,9 +98,7 @@ def test_only_finite_steps_false_gives_stock_behaviour(monkeypatch):
 @regression
 def test_skipped_steps_in_a_row_are_counted_across_epochs():
     brain = make(plain, nonfinite_patience=3)
-    with pytest.raises(
-        ValueError, match=r"Skipped 4 steps in a row, and nonfinite_patience is 3: .* model.weight, model.bias"
-    ):
+    with pytest.raises(ValueError, match=r"Skipped 4 steps in a row, and nonfinite_patience is 3: .* model.weight, model.bias"):
         brain.fit(range(9), data(losses=[0, 1], length=2))
     assert all(torch.isfinite(p).all() for p in brain.modules.parameters())
 
