@@ -3,8 +3,8 @@
 
 > python tests/fuzz/grafter.py [NUMBER OF GRAFTS] [SEED]
 
-Whatever is not refused must parse, hold each definition of the delta and every other line of upstream's in its order, and come
-out the same when it is grafted again, or be refused.
+A graft that is not refused has to parse. It has to contain each definition of the delta, the docstrings of what they replace
+and every other line of upstream's in its order. Grafted again, it has to come out the same, or be refused.
 """
 
 import ast
@@ -17,12 +17,13 @@ from composer import Refusal
 from composer.graft import graft
 
 PATH = "speechbrain/x.py"
-# {n} is a name, {v} a number that stands nowhere else
+# {n} is a name, {v} a number that is nowhere else
 DEFINITIONS = (
     "def {n}():\n    return {v}",
     "async def {n}(a, *b, c=1):\n    # within\n    return {v}  # behind",
     "@deco\n@deco(\n    {v}\n)\ndef {n}(): pass",
     "def {n}():\n    '''Doc.\n\n# no comment, {v}\n    '''",
+    "def {n}():\n    '''Doc {v}.'''\n\n    # within\n    return {v}",
     "{n} = {v}",
     "{n}: int = {v}",
     "{n} = (\n    {v},\n)",
@@ -110,19 +111,34 @@ def defined_by(node):
 
 
 def statements(source):
-    """The statements of a module and of its classes, with what stands before the names that they define."""
+    """The statements of a module and of its classes, with what precedes the names that they define."""
     for node in ast.parse(source).body:
         for member in node.body if isinstance(node, ast.ClassDef) else [node]:
             yield f"{node.name}." if isinstance(node, ast.ClassDef) else "", member
 
 
 def definitions(source):
-    """The names that a module and its classes define, with the tree of each."""
-    return {prefix + name: ast.dump(node) for prefix, node in statements(source) for name in defined_by(node)}
+    """The names that a module and its classes define, with the tree of each, without the docstrings of functions."""
+    found = {}
+    for prefix, node in statements(source):
+        if has_docstring(node):
+            del node.body[0]
+        found.update({prefix + name: ast.dump(node) for name in defined_by(node)})
+    return found
+
+
+def has_docstring(node):
+    """Whether a statement is a function with a docstring."""
+    return isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(node) is not None
+
+
+def docstrings(source):
+    """The docstrings of the functions that have one, by name."""
+    return {prefix + node.name: ast.get_docstring(node, clean=False) for prefix, node in statements(source) if has_docstring(node)}
 
 
 def untouched(source, names):
-    """The lines of a module that none of these definitions spans."""
+    """The lines of a module outside these definitions."""
     gone = set()
     for prefix, node in statements(source):
         if names.intersection(prefix + name for name in defined_by(node)):
@@ -142,8 +158,10 @@ def problem(upstream, mine):
         return "a definition of the delta is not there"
     if any(after.get(name) != tree for name, tree in before.items() if name not in wanted):
         return "another definition changed"
+    if any(docstrings(done.source).get(name) != text for name, text in docstrings(upstream).items()):
+        return "a docstring of upstream's is gone"
     if set(done.replaced) != set(before) & set(wanted) or set(done.added) != set(wanted) - set(before):
-        return "what was replaced and added is not told"
+        return "what was replaced and added is not reported"
     lines = iter(done.source.splitlines())
     if not all(line in lines for line in untouched(upstream, set(done.replaced))):
         return "a line of upstream's is gone, or moved"
@@ -167,7 +185,7 @@ def main(count=20_000, seed=0):
         try:
             ast.parse(upstream), ast.parse(mine)
         except SyntaxError as error:
-            sys.exit(f"the fuzzer wrote no Python: {error}\n{source}\n{mine.decode()}")
+            sys.exit(f"the fuzzer did not write Python: {error}\n{source}\n{mine.decode()}")
         found = problem(upstream, mine)
         refused += found == "refused"
         if found not in (None, "refused"):
