@@ -144,13 +144,14 @@ def recoverable_forgotten(folder, broken):
 @case("group-not-clipped", "warning", "optimizers_dict['opt_class'], group 1")
 def clipping_of_stock(folder, broken):
     class Brain(Classifier):
-        only_finite_steps = not broken
+        only_finite_steps = False  # on the fork: stock's step
 
-    def two_groups(parameters):
-        parameters = list(parameters)
-        return sgd([{"params": parameters[:1]}, {"params": parameters[1:]}])
+    Brain({"body": body(), "head": head()}, two_groups if broken else sgd, max_grad_norm=1e-3).start()
 
-    Brain({"body": body(), "head": head()}, two_groups, max_grad_norm=1e-3).start()
+
+def two_groups(parameters):
+    parameters = list(parameters)
+    return sgd([{"params": parameters[:1]}, {"params": parameters[1:]}])
 
 
 @case("trainable-without-gradient", "note", "unused")
@@ -472,6 +473,29 @@ def script_that_raises(folder, broken):
 def preflight(start, folder, broken):
     torch.manual_seed(0)
     return Takeover().run(lambda: start(folder, broken))
+
+
+def clip_and_step(brain):
+    torch.nn.utils.clip_grad_norm_(brain.modules.parameters(), brain.max_grad_norm)
+    brain.optimizer.step()
+
+
+FORK = hasattr(sb.Brain, "_upstream_optimizers_step")
+CLIPPING = [
+    pytest.param({"optimizers_step": clip_and_step}, True, id="own step"),
+    pytest.param({"only_finite_steps": True}, FORK, id="only_finite_steps"),  # which means nothing to the stock release
+    pytest.param({}, FORK, id="the release's step"),
+    pytest.param(
+        {"optimizers_step": getattr(sb.Brain, "_upstream_optimizers_step", sb.Brain.optimizers_step)}, False, id="stock's step"
+    ),
+]
+
+
+@pytest.mark.parametrize("methods, all_groups", CLIPPING)
+def test_a_step_that_clips_all_groups_is_left_alone(methods, all_groups):
+    brain = type("Brain", (Classifier,), methods)({"body": body(), "head": head()}, two_groups, max_grad_norm=1e-3)
+    report = Takeover().run(brain.start)
+    assert [finding.code for finding in report.findings] == ["group-not-clipped"] * (not all_groups), report.text()
 
 
 @pytest.mark.parametrize("start, code, level, where", CASES)

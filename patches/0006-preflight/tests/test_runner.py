@@ -167,6 +167,15 @@ def test_as_a_module(tmp_path):
     assert process.returncode == 1 and "nothing-trainable" in process.stdout, process.stderr
 
 
+# The stock release cannot wrap modules for torchrun on a CPU.
+WRAP = """
+def wrap(brain):
+    for name, module in brain.modules.items():
+        brain.modules[name] = torch.nn.parallel.DistributedDataParallel(module)
+
+if not hasattr(Brain, "_upstream__wrap_distributed"):
+    Brain._wrap_distributed = wrap
+"""
 TOGETHER = """
 import datetime, speechbrain.preflight.ranks
 speechbrain.preflight.ranks.HASTE = datetime.timedelta(seconds=2)
@@ -206,7 +215,7 @@ assert hashes[0] == hashes[1]
 
 
 def torchrun(folder, script, *command):
-    (folder / "train.py").write_text(SCRIPT + script)
+    (folder / "train.py").write_text(SCRIPT + WRAP + script)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     process = subprocess.run([*launcher, *command], cwd=folder, capture_output=True, text=True, timeout=200)
     return process.returncode, process.stdout, process.stderr

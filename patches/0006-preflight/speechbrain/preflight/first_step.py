@@ -10,12 +10,13 @@ from types import SimpleNamespace
 
 import speechbrain as sb
 import torch
-from speechbrain.core import COUNTS, STATISTICS, Brain, Stage
+from speechbrain.core import Brain, Stage
 from speechbrain.dataio.dataloader import LoopedLoader
 from speechbrain.preflight import weights
 from speechbrain.preflight.loads import replaced
 from speechbrain.preflight.report import Finding
 from speechbrain.preflight.seen import LossCall
+from speechbrain.preflight.weights import COUNTS, STATISTICS
 from speechbrain.utils.checkpoints import Checkpointer
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.overrides import TorchFunctionMode

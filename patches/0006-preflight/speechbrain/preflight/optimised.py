@@ -91,9 +91,8 @@ def _gradients(seen, names, owned, trainable):
 
 
 def _not_clipped(seen):
-    brain, step = seen.brain, type(seen.brain).optimizers_step
-    upstreams = step is Brain._upstream_optimizers_step or (step is Brain.optimizers_step and not brain.only_finite_steps)
-    if not upstreams:  # which clips the first group alone
+    brain = seen.brain
+    if not _clips_first_group_only(brain):
         return
     for name, optimizer in seen.optimizers.items():
         for number, group in enumerate(optimizer.param_groups[1:], 1):
@@ -105,8 +104,17 @@ def _not_clipped(seen):
                     "group-not-clipped",
                     f"its gradient's norm is {norm:.3g}, max_grad_norm {brain.max_grad_norm:g}, the first alone is clipped",
                     f"{name}, group {number}",
-                    "use one group, or this fork's optimizers_step",
+                    "use one group, or an optimizers_step that clips all groups",
                 )
+
+
+def _clips_first_group_only(brain):
+    """Whether the Brain's step is the stock release's, which clips only the first group of each optimizer."""
+    step = type(brain).optimizers_step
+    # The fork replaces that step, keeps it under another name, and still uses it where only_finite_steps is False.
+    if hasattr(Brain, "_upstream_optimizers_step"):
+        return step is Brain._upstream_optimizers_step or (step is Brain.optimizers_step and not brain.only_finite_steps)
+    return step is Brain.optimizers_step
 
 
 def _not_saved(seen, names, owned):

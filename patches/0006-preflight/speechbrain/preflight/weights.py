@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from speechbrain.core import STATISTICS
 from speechbrain.preflight.report import Finding
 from torch.nn.modules.conv import _ConvNd
 
@@ -15,6 +14,11 @@ CODES = {
     "weight-scale": "std * sqrt(fan_in) of a Linear, Conv or RNN weight is above 30 or below 1e-3; healthy ones are near 1",
     "units-identical": "all values of a layer's weight are the same, and its units get the same gradient: they stay one unit",
 }
+
+# The attributes in which normalisations (BatchNorm, InputNormalization, GlobalNorm) keep their running statistics, and those in
+# which they count the batches or items behind them.
+STATISTICS = ("running_mean", "running_var", "running_std", "glob_mean", "glob_std")
+COUNTS = ("num_batches_tracked", "weight", "count")
 
 LARGEST, SMALLEST = 30.0, 1e-3
 
