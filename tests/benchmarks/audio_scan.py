@@ -1,7 +1,7 @@
-"""How fast the preflight scans audio, against merely reading the same files.
+"""Measures how fast the preflight scans audio, compared with only reading the same files.
 
 > python tests/benchmarks/audio_scan.py [--files 2000] [--seconds 4]
-All files are read with soundfile, and scanned, in turn, on as many threads; the ratio is that of the speeds.
+In turn, all files are read with soundfile and scanned, on the same number of threads. The ratio is that of the speeds.
 """
 
 import argparse
@@ -24,7 +24,7 @@ FORMATS = [("wav", "PCM_16"), ("wav", "PCM_24"), ("wav", "FLOAT"), ("flac", "PCM
 
 
 def write(folder, count, seconds, extension, subtype):
-    """Write noisy clips of somewhat different lengths; every tenth touches full scale."""
+    """Write clips of noise of different lengths; every tenth reaches full scale."""
     draw = np.random.default_rng(0)
     for i in range(count):
         clip = draw.normal(0, 0.1, int(16000 * seconds * draw.uniform(0.5, 1.5)))
@@ -35,12 +35,12 @@ def write(folder, count, seconds, extension, subtype):
 
 
 def merely_read(paths):
-    """Read the files as recipes do, on as many threads as the scan has."""
+    """Read the files as recipes do, on as many threads as the scan uses."""
     return in_parallel(lambda path, _: soundfile.read(path, dtype="float32"), paths, math.inf, "reading")
 
 
 def scan(paths):
-    """Do all that the preflight does with audio."""
+    """Run all checks of the preflight on the audio."""
     items = {path: {"wav": path} for path in paths}
     pipeline = [{"func": read_audio, "takes": "wav", "provides": "sig"}]
     valid, train = (DynamicItemDataset(part, pipeline, ["sig"]) for part in split(items))
@@ -48,13 +48,13 @@ def scan(paths):
 
 
 def split(items):
-    """A tenth of the items, and the others."""
+    """Return a tenth of the items, and the others."""
     names = list(items)
     return [{name: items[name] for name in part} for part in (names[::10], [n for i, n in enumerate(names) if i % 10])]
 
 
 def took(function, *arguments):
-    """Time a call, in seconds."""
+    """Time a call, and return the seconds."""
     began = time.perf_counter()
     for _ in function(*arguments):
         pass
@@ -64,8 +64,8 @@ def took(function, *arguments):
 def main():
     """Print a line for each format."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--files", type=int, default=1000, help="how many files of each format")
-    parser.add_argument("--seconds", type=float, default=4, help="how long they are on average")
+    parser.add_argument("--files", type=int, default=1000, help="the number of files of each format")
+    parser.add_argument("--seconds", type=float, default=4, help="their average duration")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     for extension, subtype in FORMATS:
@@ -77,7 +77,7 @@ def main():
                 scanned.append(took(scan, paths))
         ratio = statistics.median(a / b for a, b in zip(read[1:], scanned[1:]))
         speed = options.files / statistics.median(scanned[1:])
-        print(f"{extension} {subtype}: the scan does {speed:.0f} files/s, {ratio:.2f} times the speed of merely reading")
+        print(f"{extension} {subtype}: the scan does {speed:.0f} files/s, {ratio:.2f} times the speed of only reading")
 
 
 if __name__ == "__main__":

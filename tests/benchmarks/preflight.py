@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measures what the preflight costs, in turn with what it is held against, and prints the ratios.
+"""Measures what the preflight costs, in turn with what it is compared with, and prints the ratios.
 
 > OMP_NUM_THREADS=1 python tests/benchmarks/preflight.py
 """
@@ -31,13 +31,13 @@ def seconds(function):
 
 
 def show(name, pairs):
-    """Print the median ratio of the pairs' first to their second, and its quartiles."""
+    """Print the median and the quartiles of the ratio of the first to the second time of each pair."""
     one, other = (statistics.median(column) for column in zip(*pairs))
     print(f"| {name} | {one:.3g} s | {other:.3g} s | {spread([one / other for one, other in pairs], 3)} |", flush=True)
 
 
 def parameters():
-    """Read 1e8 parameters: a transformer of 12 layers."""
+    """Time the checks of about 1e8 parameters, those of a transformer."""
     layers = [torch.nn.TransformerEncoderLayer(768, 12, 3072) for _ in range(14)]
     modules = torch.nn.ModuleDict({"model": torch.nn.ModuleList(layers)})
     tensors = [parameter.detach() for parameter in modules.parameters()]
@@ -52,7 +52,7 @@ def parameters():
         assert not list(weights.check(seen))
 
     pairs = [(seconds(check), seconds(lambda: [tensor.sum() for tensor in tensors])) for _ in range(ROUNDS + 1)]
-    show(f"parameter checks, {count / 1e6:.0f} million values, over torch.sum", pairs[1:])
+    show(f"parameter checks, {count / 1e6:.0f} million values, compared with torch.sum", pairs[1:])
 
 
 class Brain(sb.Brain):
@@ -68,7 +68,7 @@ class Brain(sb.Brain):
 
 
 def make(folder):
-    """Do what a script does before its fit()."""
+    """Do what a script does before fit()."""
     torch.manual_seed(0)
     layer = torch.nn.TransformerEncoderLayer(256, 4, 1024, batch_first=True)
     modules = {"model": torch.nn.TransformerEncoder(layer, 6), "head": torch.nn.Linear(256, 10)}
@@ -81,7 +81,7 @@ LOADER = {"batch_size": 8}
 
 
 def plain():
-    """Take a Brain to the end of its first batch."""
+    """Train a Brain for one batch."""
     with tempfile.TemporaryDirectory() as folder:
         brain = make(folder)
         brain.debug, brain.debug_batches, brain.debug_epochs = True, 1, 1
@@ -89,14 +89,14 @@ def plain():
 
 
 def flown():
-    """The same with the preflight."""
+    """Do the same with the preflight."""
     with tempfile.TemporaryDirectory() as folder:
         report = Takeover(scan_seconds=0).run(lambda: make(folder).fit(range(1, 2), DATA, train_loader_kwargs=LOADER))
         assert not report.findings, report.text()
 
 
 def first_batch():
-    """Hold the preflight, and the checks alone, against what they are there to precede."""
+    """Compare the preflight, and its checks only, with a script up to its first batch."""
     plain(), flown()
     show("a script up to its first batch, imports not counted", [(seconds(flown), seconds(plain)) for _ in range(ROUNDS)])
     modules, look, spent = checks(), weights.look, []
@@ -118,7 +118,7 @@ def first_batch():
             flown()
             script = seconds(lambda: subprocess.run([sys.executable, __file__, "--plain"], check=True))
             pairs.append((sum(spent), script))
-    show("of which the checks, over the whole script up to its first batch", pairs)
+    show("its checks only, compared with a whole script up to its first batch", pairs)
 
 
 def main():

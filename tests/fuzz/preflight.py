@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Mutates manifests and audio files, has the preflight's checks of both look at them, and prints what was found.
+"""Mutates manifests and audio files, runs the preflight's checks of audio and labels on them, and counts the findings.
 
-A case is lost if a check raises, takes longer than --seconds, or yields a finding that does not say all that one has to,
-and if an error is told where nothing has happened to the clips and labels. Exits 1, and keeps the case, if any is.
+A case fails if a check raises an exception, takes longer than --seconds, or yields an incomplete finding, and if there is an
+error although the clips and labels are unchanged. The script keeps failed cases, and exits with 1 if there are any.
 
 > python tests/fuzz/preflight.py --cases 5000
 """
@@ -44,7 +44,7 @@ RATE = 16000
 WORDS = ["bed", "cat", "dög", "7"]
 EXTENSIONS = ("wav", "flac", "ogg", "mp3")
 NUMBERS = (0, 1, 8, 2**15, 2**16 - 1, 2**24 + 1, 2**31 - 1, 2**31, 2**32 - 1)
-# No small number and no True: to open, these are files that are open already, and standard output would be closed.
+# No small integers and no True: open() takes them as descriptors of open files, and would close standard output.
 ODD = [None, -1, 999, 10**30, 10**400, 0.5, float("nan"), float("inf"), "", " ", "0", "nan", "no.wav", "\0.wav"]
 ODD += ["x" * 5000 + ".wav", "/", ".", "..wav", ".wav", "/dev/null", "http://a/b.wav", "a\nb.wav", "%s{0}.wav", "\ud800.wav"]
 ODD += ["ß\u2028µ.flac", [], {}, [[]], [1, "a.wav"], {"file": "no.wav"}, {"file": None, "start": "x"}, {"": ""}, b"a.wav", 1j]
@@ -63,14 +63,14 @@ KEYS = ["wav", "word", "start", "stop", "id", "length", "", "é", "sig", 3]
 
 
 def tolerant(wav):
-    """Reads what can be read."""
+    """Read a file, or return zeros if it cannot be read."""
     with suppress(Exception):
         return read_audio(wav)
     return torch.zeros(100)
 
 
 def part(wav, start, stop):
-    """Reads a segment."""
+    """Read a segment."""
     return read_audio({"file": wav, "start": int(start), "stop": int(stop)})
 
 
@@ -85,19 +85,19 @@ READERS = {
 
 
 class Classifier(Brain):
-    """Learns a word by how loud it is."""
+    """Recognises a word by its loudness."""
 
     def compute_forward(self, batch, stage):
-        """Score the words."""
+        """Compute a score for each word."""
         return self.modules.model(batch.sig.data.float().mean(1, keepdim=True))
 
     def compute_objectives(self, scores, batch, stage):
-        """Compare them with the labels."""
+        """Compare the scores with the labels."""
         return torch.nn.functional.cross_entropy(scores, batch.label.data[:, 0])
 
 
 def make_clips(folder):
-    """Write healthy clips of each format; returns their paths."""
+    """Write undamaged clips of each format; returns their paths."""
     paths = []
     for number, extension in enumerate(EXTENSIONS * 4):
         samples = np.random.default_rng(number).normal(0, 0.1, RATE // 4 + 100 * number)
@@ -107,10 +107,10 @@ def make_clips(folder):
 
 
 def damage(path, draw):
-    """Have something happen to a file."""
+    """Damage a file; returns the kind of damage."""
     content = bytearray(Path(path).read_bytes())
     what = draw.choice(("bits", "bits", "number", "number", "cut", "insert", "zero", "folder", "gone", "swap", "link"))
-    reach = draw.choice((12, 50, 300, len(content)))  # headers above all
+    reach = draw.choice((12, 50, 300, len(content)))  # mostly in headers
     if what == "bits":
         for _ in range(draw.choice((1, 3, 30))):
             content[draw.randrange(min(reach, len(content)))] = draw.randrange(256)
@@ -139,7 +139,7 @@ def damage(path, draw):
 
 
 def spoil(manifests, draw):
-    """Have something happen to a manifest; returns what."""
+    """Change a manifest; returns the kind of change."""
     items = draw.choice(manifests)
     what = draw.choice(("missing", "odd", "odd", "item", "empty", "twice", "inside", "id", "all"))
     if what == "empty":
@@ -173,14 +173,14 @@ def spoil(manifests, draw):
 
 
 def make_case(clips, folder, draw):
-    """Draw manifests, what is done with them, and whether anything happened to what is read."""
+    """Draw manifests, and damage them or their files; returns the manifests and the kinds of damage."""
     paths = [shutil.copy(path, folder) for path in draw.sample(clips, draw.randint(3, len(clips)))]
     items = [{"wav": path, "word": WORDS[number % 4], "start": 0, "stop": 1000} for number, path in enumerate(paths)]
     split = draw.randint(1, len(items) - 1)
     manifests = [{f"{number}": item for number, item in enumerate(half)} for half in (items[:split], items[split:])]
     happened = [damage(path, draw) for path in draw.sample(paths, draw.choice((0, 0, 1, 2)) if len(paths) > 2 else 0)]
     happened += [spoil(manifests, draw) for _ in range(draw.choice((0, 0, 1, 2)))]
-    if not happened and draw.random() < 0.7:  # what nobody reads may be anything
+    if not happened and draw.random() < 0.7:  # keys that nothing reads may have any value
         for item in [*manifests[0].values(), *manifests[1].values()]:
             if draw.random() < 0.5:
                 item[draw.choice(("length", "é", "speaker"))] = draw.choice(ODD)
@@ -188,7 +188,7 @@ def make_case(clips, folder, draw):
 
 
 def datasets(manifests, draw):
-    """Make what fit is given; None where upstream makes no dataset of these manifests."""
+    """Make the datasets for fit; None if SpeechBrain cannot make datasets of these manifests."""
     (read, takes), encoder = draw.choice(list(READERS.values())), CategoricalEncoder()
     encoder.update_from_iterable(WORDS)
     encoder.expect_len(4)
@@ -202,7 +202,7 @@ def datasets(manifests, draw):
 
 
 def look(sets, draw):
-    """Have the preflight look at a training on them; returns what it saw and found."""
+    """Run the preflight on a training with these sets; returns what it recorded, and its findings."""
     brain = Classifier({"model": torch.nn.Linear(1, 4)}, lambda p: torch.optim.SGD(p, 0.1), run_opts={"device": "cpu"})
     seen = Seen(brain, {"sample_rate": RATE}, *sets, scan_seconds=draw.choice((0, 20, 20)))
     loader = {"batch_size": draw.choice((1, 2, 64)), "shuffle": draw.random() < 0.5}
@@ -211,30 +211,30 @@ def look(sets, draw):
 
 
 def judge(seen, findings, happened):
-    """Hold what was found against what a report must be."""
+    """Check that the findings make a valid report."""
     for finding in findings:
         assert isinstance(finding, Finding) and finding.level in LEVELS, f"{finding} has no level"
         texts = (finding.code, finding.what, finding.where, finding.remedy)
-        assert all(isinstance(text, str) and text for text in texts), f"{finding} does not say all"
+        assert all(isinstance(text, str) and text for text in texts), f"{finding} is incomplete"
     report = Report(findings, seen.said)
     assert json.loads(report.json())["ok"] == report.ok and report.text(), "the report cannot be written"
     report.text().encode()
-    assert happened or report.ok, "an error where there is none: " + ", ".join(finding.code for finding in findings)
+    assert happened or report.ok, "an error although nothing is wrong: " + ", ".join(finding.code for finding in findings)
 
 
 def main():
-    """Print the counts; exit 1 if a case was lost."""
+    """Print the counts; exit with 1 if a case failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", type=int, default=3000, help="how many to look at (default: %(default)s)")
-    parser.add_argument("--first", type=int, default=0, help="the number of the first case, to see a lost one again")
+    parser.add_argument("--cases", type=int, default=3000, help="how many cases to try (default: %(default)s)")
+    parser.add_argument("--first", type=int, default=0, help="the number of the first case, to repeat a failed one")
     parser.add_argument("--seconds", type=int, default=60, help="how long a case may take (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=1, help="of the mutations (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="the seed of the mutations (default: %(default)s)")
     arguments = parser.parse_args()
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     sys.stderr = os.fdopen(os.dup(2), "w")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # where libmpg123 says what it thinks of a file
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libmpg123 writes messages about files to it
     counts, lost, such, slowest = Counter(), Counter(), {}, (0.0, None)
     with tempfile.TemporaryDirectory() as home:
         clips = make_clips(Path(home))
@@ -244,34 +244,37 @@ def main():
             folder.mkdir()
             manifests, happened = make_case(clips, folder, draw)
             shown = f"{happened}\n" + "".join(f"{manifest!r}\n" for manifest in manifests)
-            # A thread that hangs can be ended in no other way; the traceback that it prints names the file's reader.
+            # There is no other way to end a thread that hangs. The traceback shows what was reading the file.
             faulthandler.dump_traceback_later(arguments.seconds, exit=True, file=sys.stderr)
             started = time.perf_counter()
             sets = datasets(manifests, draw)
             if sets is None:
-                happened = ["upstream makes no dataset of it"]
+                happened = ["SpeechBrain makes no dataset of it"]
             elif draw.random() < 0.1:
-                sets, happened = [list(manifest.values()) for manifest in manifests], ["a list of items, which makes no batch"]
+                sets, happened = (
+                    [list(manifest.values()) for manifest in manifests],
+                    ["a list of items, which cannot be batched"],
+                )
             try:
                 if sets is not None:
                     seen, findings = look(sets, draw)
                     judge(seen, findings, happened)
                     counts.update(f"findings: {finding.level} {finding.code}" for finding in findings)
             except Exception as error:
-                kept = Path(tempfile.gettempdir(), f"lost_{arguments.seed}_{number}")
+                kept = Path(tempfile.gettempdir(), f"failed_{arguments.seed}_{number}")
                 shutil.copytree(folder, kept, symlinks=True, dirs_exist_ok=True, ignore_dangling_symlinks=True)
                 text = shown + traceback.format_exc()
                 (kept / "case.txt").write_text(text, encoding="utf-8", errors="backslashreplace")
-                message = f"lost: {type(error).__name__}: {str(error)[:70]!r}"
+                message = f"failed: {type(error).__name__}: {str(error)[:70]!r}"
                 lost[message] += 1
                 such.setdefault(message, kept)
             faulthandler.cancel_dump_traceback_later()
-            counts.update(f"cases: {what}" for what in set(happened) or ["nothing happened"])
+            counts.update(f"cases: {what}" for what in set(happened) or ["nothing was changed"])
             slowest = max(slowest, (time.perf_counter() - started, number))
             shutil.rmtree(folder)
     print(f"{arguments.cases} cases, the slowest, {slowest[1]}, took {slowest[0]:.2f} s")
     for what, count in [*sorted(counts.items()), *lost.most_common()]:
-        print(f"{count:8}  {what}" + (f" (such as {such[what]})" if what in such else ""))
+        print(f"{count:8}  {what}" + (f" (for example {such[what]})" if what in such else ""))
     sys.exit(bool(lost))
 
 

@@ -1,4 +1,4 @@
-"""Small Brains and data that the fixtures are made of."""
+"""Small Brains and data for the tests of the preflight."""
 
 import speechbrain as sb
 import torch
@@ -13,7 +13,7 @@ def sgd(parameters):
 
 
 class Classifier(sb.Brain):
-    """Its modules in a row, then a cross-entropy over 3 classes."""
+    """Applies its modules one after another, with a cross-entropy over 3 classes."""
 
     def __init__(self, modules, opt_class=sgd, hparams=None, **options):
         checkpointer = options.pop("checkpointer", None)

@@ -1,4 +1,4 @@
-"""What is wrong with audio files is told, unless the pipeline does not mind it."""
+"""Mistakes in audio files are reported, unless the pipeline can handle them."""
 
 import copy
 import os
@@ -29,7 +29,7 @@ def clip(seed=0, seconds=0.5, rate=RATE):
 
 
 class Data:
-    """Eight clips to train on and four to validate on, their manifests, and how they are read."""
+    """Eight training and four validation clips, their manifests, and the function that reads them."""
 
     def __init__(self, folder):
         self.folder, self.script = folder, folder / "train.py"
@@ -175,7 +175,7 @@ LEVELS = {"audio-silent": "warning", "audio-clipped": "warning", "audio-leak": "
 
 
 @pytest.mark.parametrize(("spoil", "code"), BROKEN, ids=[f"{code}-{spoil.__name__}" for spoil, code in BROKEN])
-def test_what_is_wrong_is_told(data, spoil, code):
+def test_a_mistake_is_reported(data, spoil, code):
     spoil(data)
     (finding,) = audio.check(data.seen())
     assert finding.code == code
@@ -219,7 +219,7 @@ def empty_but_padded(data):
     data.read = lambda wav: torch.nn.functional.pad(read_audio(wav), (0, 16000))
 
 
-def not_finite_but_mended(data):
+def not_finite_but_replaced(data):
     not_finite(data)
     data.read = lambda wav: read_audio(wav).nan_to_num()
 
@@ -283,7 +283,7 @@ def loud_and_lossy(data):
 def mp3_of_unknown_length(data):
     data.item["wav"] = data.item["wav"].replace("wav", "mp3")
     content = b""
-    for level in (0.99, 0.0):  # few bits a second, then many: a length is told that never comes
+    for level in (0.99, 0.0):  # few bits per second, then many: the estimated length is too large
         data.write(data.item, clip(0, 5), bitrate_mode="CONSTANT", compression_level=level)
         content += Path(data.item["wav"]).read_bytes()
     Path(data.item["wav"]).write_bytes(content)
@@ -342,7 +342,7 @@ HEALTHY = [
     read_by_its_text,
     size_not_filled_in,
     empty_but_padded,
-    not_finite_but_mended,
+    not_finite_but_replaced,
     resampled,
     resampled_and_cut,
     resampled_by_a_module,
@@ -365,7 +365,7 @@ HEALTHY = [
 
 
 @pytest.mark.parametrize("change", HEALTHY)
-def test_nothing_is_told_of_what_is_right(data, change):
+def test_right_data_has_no_findings(data, change):
     change(data)
     assert list(audio.check(data.seen())) == []
 
@@ -438,7 +438,7 @@ WAYS = [
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_files_are_found_as_they_are_read(data, way):
+def test_files_are_found_however_they_are_read(data, way):
     keys = way(data)
     assert [source.keys for source in audio.sources(Items.of("train", data.dataset("train")))] == [keys]
     seen = data.seen()
@@ -456,7 +456,7 @@ def test_files_are_found_as_they_are_read(data, way):
     ],
     ids=["loader", "subset", "sorted", "list"],
 )
-def test_files_are_found_in_what_fit_takes(data, wrap):
+def test_files_are_found_in_everything_that_fit_takes(data, wrap):
     silent(data)
     (finding,) = audio.check(data.seen(train_set=wrap(data.dataset("train")), valid_set=None))
     assert finding.code == "audio-silent" and finding.where == f"train wav: {data.item['wav']}"
@@ -471,12 +471,12 @@ class OfTorch(torch.utils.data.Dataset):
 
 
 @pytest.mark.parametrize("given", [OfTorch(), None, [], [torch.zeros(3)], iter([1])])
-def test_it_says_where_it_cannot_know(data, given):
+def test_the_report_says_if_files_are_not_known(data, given):
     seen = data.seen(train_set=given, valid_set=None)
     assert list(audio.check(seen)) == [] and "was not scanned" in seen.said[0]
 
 
-def test_it_says_so_where_two_keys_make_a_path(data):
+def test_the_report_says_if_two_keys_make_a_path(data):
     for name, item in {**data.train, **data.valid}.items():
         speaker = data.folder / name[-1]
         speaker.mkdir(exist_ok=True)
@@ -487,7 +487,7 @@ def test_it_says_so_where_two_keys_make_a_path(data):
     assert list(audio.check(seen)) == [] and "was not scanned" in seen.said[0]
 
 
-def test_without_time_the_headers_are_read(data):
+def test_headers_are_read_even_without_time(data):
     other_rate(data)
     silent(data)
     data.write(data.train["train5"], clip(rate=8000), 8000)
@@ -496,12 +496,12 @@ def test_without_time_the_headers_are_read(data):
     assert "12 of 12 headers and 0 whole files" in seen.said[0]
 
 
-def test_a_profiler_is_left_at_work(data):
+def test_a_running_profiler_is_kept(data):
     def profiler(*event):
         pass
 
     missing(data)
-    sys.setprofile(profiler)  # cProfile does no longer come here from Python 3.12 on
+    sys.setprofile(profiler)  # since Python 3.12, cProfile does not use this any more
     try:
         assert list(audio.check(data.seen())) == []
         assert sys.getprofile() is profiler
@@ -509,7 +509,7 @@ def test_a_profiler_is_left_at_work(data):
         sys.setprofile(None)
 
 
-def test_the_pipeline_is_left_as_it_was(data):
+def test_the_pipeline_stays_the_same(data):
     missing(data)
     seen = data.seen()
     mapping = dict(seen.train_set.pipeline.output_mapping)
@@ -529,7 +529,7 @@ FORMATS = [
 
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize(("extension", "subtype"), FORMATS)
-def test_a_file_is_read_as_soundfile_reads_it(tmp_path, monkeypatch, extension, subtype, channels):
+def test_a_file_is_read_as_by_soundfile(tmp_path, monkeypatch, extension, subtype, channels):
     monkeypatch.setattr(clips, "ROOM", 1500)
     path = str(tmp_path / f"clip.{extension}")
     soundfile.write(path, np.stack([clip()] * channels, -1), RATE, subtype=subtype)
@@ -538,6 +538,6 @@ def test_a_file_is_read_as_soundfile_reads_it(tmp_path, monkeypatch, extension, 
     assert header[:5] == (told.samplerate, told.channels, told.frames, told.subtype, 0)
     look = clips.read_whole(path, header)
     assert looked in (None, look)
-    whole = {"PCM_16": 2**15, "PCM_24": 2**23 if header.start else 1}  # what is read as whole numbers
+    whole = {"PCM_16": 2**15, "PCM_24": 2**23 if header.start else 1}  # these are read as integers
     samples = soundfile.read(path)[0] * whole.get(header.subtype, 1)
     assert look[:3] == pytest.approx((told.frames, samples.min(), samples.max()), rel=1e-5)

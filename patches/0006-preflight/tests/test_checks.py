@@ -1,4 +1,4 @@
-"""Each code is found in a broken fixture, and in its healthy twin nothing is."""
+"""Each code is found in a broken training, and nothing is found in its healthy twin."""
 
 import math
 
@@ -21,7 +21,7 @@ CASES = []
 
 
 def case(code, level, where):
-    """Register a fixture: a function of a folder that starts a training, broken or healthy."""
+    """Register a function that starts a training, broken or healthy, in a given folder."""
 
     def register(start):
         CASES.append(pytest.param(start, code, level, where, id=f"{code}: {start.__name__}"))
@@ -30,14 +30,14 @@ def case(code, level, where):
     return register
 
 
-# What is optimised
+# The optimizers
 
 
 @case("nothing-trainable", "error", "body, head")
 def all_frozen(folder, broken):
     class Brain(Classifier):
         def on_stage_start(self, stage, epoch=None):
-            self.modules.head.requires_grad_(not broken)  # the verdict waits for this
+            self.modules.head.requires_grad_(not broken)  # the preflight must wait for this
 
     modules = {"body": body(), "head": head()}
     for module in modules.values():
@@ -303,7 +303,7 @@ case("cross-entropy-on-probabilities", "error", "cross_entropy, input 8 x 3")(
 )
 
 
-# What was loaded
+# What was loaded from files
 
 
 def loaded_with(change, remedy):
@@ -376,7 +376,7 @@ def encoder_of_an_earlier_run(folder, broken):
     Classifier({"head": Linear(4, 3)}).start()
 
 
-# Frozen, but moving
+# Frozen modules whose statistics change
 
 
 @case("frozen-statistics-move", "warning", "body (body.1 and 1 more)")
@@ -410,7 +410,7 @@ def normaliser_from_a_file(folder, broken):
 
 
 class Faulty(Classifier):
-    """Raises in the method that is named."""
+    """Raises an exception in the method named by ``at``."""
 
     at = None
 
@@ -492,14 +492,14 @@ CLIPPING = [
 
 
 @pytest.mark.parametrize("methods, all_groups", CLIPPING)
-def test_a_step_that_clips_all_groups_is_left_alone(methods, all_groups):
+def test_only_the_step_of_stock_is_reported(methods, all_groups):
     brain = type("Brain", (Classifier,), methods)({"body": body(), "head": head()}, two_groups, max_grad_norm=1e-3)
     report = Takeover().run(brain.start)
     assert [finding.code for finding in report.findings] == ["group-not-clipped"] * (not all_groups), report.text()
 
 
 @pytest.mark.parametrize("start, code, level, where", CASES)
-def test_what_is_broken_is_named(tmp_path, start, code, level, where):
+def test_a_broken_training_is_reported(tmp_path, start, code, level, where):
     report = preflight(start, tmp_path, True)
     assert [(f.code, f.level) for f in report.findings] == [(code, level)], report.text()
     (finding,) = report.findings
@@ -509,12 +509,12 @@ def test_what_is_broken_is_named(tmp_path, start, code, level, where):
 
 
 @pytest.mark.parametrize("start", [pytest.param(param.values[0], id=param.id) for param in CASES])
-def test_its_healthy_twin_is_left_alone(tmp_path, start):
+def test_its_healthy_twin_has_no_findings(tmp_path, start):
     report = preflight(start, tmp_path, False)
     assert not report.findings, report.text()
     assert not [said for said in report.said if "was checked" in said]
 
 
-def test_every_code_has_its_fixtures():
+def test_every_code_has_a_case():
     codes = {code for module in (first_loss, first_step, frozen, optimised, pretrained, weights) for code in module.CODES}
     assert codes - {"preflight-killed"} == {param.values[1] for param in CASES}

@@ -1,4 +1,4 @@
-"""preflight() as a function: training after it is as training without it."""
+"""preflight() as a function: training after it gives the same result as training without it."""
 
 import os
 import random
@@ -21,21 +21,21 @@ LOADER = {"batch_size": 8, "shuffle": True}
 
 
 class Noisy(Classifier):
-    """Draws from every random state, and unfreezes on the way."""
+    """Draws from every random state, and unfreezes a module in on_stage_start."""
 
     def on_stage_start(self, stage, epoch=None):
         self.modules.body.requires_grad_(True)
         self.hparams.seen.append((stage, epoch))
 
     def compute_forward(self, batch, stage):
-        frames = torch.stack([batch[0], -batch[0]], 1)  # two: 1.0.1 takes the deviation of each item's frames
+        frames = torch.stack([batch[0], -batch[0]], 1)  # two frames, because 1.0.1 takes the standard deviation over them
         x = self.modules.norm(frames, torch.ones(len(frames)), epoch=1)[:, 0]
         x = x + torch.randn_like(x) * random.random() * numpy.random.rand()
         return self.modules.head(self.modules.body(x))
 
 
 class TwoOptimizers(Noisy):
-    """Takes two steps with each batch, and changes what it was given."""
+    """Takes two steps with each batch, and changes hparams and checkpoints."""
 
     def init_optimizers(self):
         self.of_body = torch.optim.Adam(self.modules.body.parameters())
@@ -68,7 +68,7 @@ def make(cls, folder):
 
 
 def trained(cls, folder, flown, again):
-    """Train, perhaps after a preflight; perhaps going on from an earlier run's checkpoint."""
+    """Train, after a preflight if ``flown``, and from an earlier run's checkpoint if ``again``."""
     if again:
         earlier = make(cls, folder)
         earlier.fit([1], data(), train_loader_kwargs=LOADER)
@@ -94,15 +94,15 @@ def trained(cls, folder, flown, again):
 @pytest.mark.parametrize("fork", [True, False], ids=["in a child", "put back"])
 @pytest.mark.parametrize("again", [False, True], ids=["from scratch", "resumed"])
 @pytest.mark.parametrize("cls", [Noisy, TwoOptimizers])
-def test_training_after_it_is_the_same(tmp_path, monkeypatch, cls, again, fork):
+def test_training_is_the_same_after_a_preflight(tmp_path, monkeypatch, cls, again, fork):
     without = trained(cls, tmp_path / "one", False, again)
     if not fork:
         monkeypatch.delattr(os, "fork")  # as on a GPU
     assert trained(cls, tmp_path / "two", True, again) == without
 
 
-def test_the_child_has_one_thread():
-    """One that inherits the threads of its parent waits for them forever."""
+def test_the_child_process_has_one_thread():
+    """With the number of threads of its parent, it would wait forever for threads that do not exist."""
 
     def late(*_):
         raise TimeoutError
@@ -119,21 +119,21 @@ def test_the_child_has_one_thread():
         torch.set_num_threads(threads)
 
 
-def test_the_child_has_workers():
+def test_the_child_process_can_use_dataloader_workers():
     workers = {"batch_size": 8, "num_workers": 2, "persistent_workers": True}
     assert preflight(Classifier({"head": Linear(4, 3)}), data(), data(), workers, workers).ok
 
 
-def test_a_child_that_is_killed_is_a_finding():
+def test_a_killed_child_process_is_a_finding():
     class Greedy(Classifier):
         def compute_forward(self, batch, stage):
             os.kill(os.getpid(), signal.SIGKILL)
 
     (finding,) = preflight(Greedy({"head": Linear(4, 3)}), data()).findings
-    assert finding.code == "preflight-killed" and "by signal 9" in finding.what
+    assert finding.code == "preflight-killed" and "(signal 9)" in finding.what
 
 
-def test_everything_is_found_at_once():
+def test_one_report_has_all_findings():
     class Faulty(Classifier):
         def compute_forward(self, batch, stage):
             raise RuntimeError("a sentence")
@@ -147,20 +147,20 @@ def test_everything_is_found_at_once():
     assert "Traceback" in report.findings[0].what and report.text().count("Traceback") == 1
 
 
-def test_a_check_that_raises_is_a_remark(monkeypatch):
+def test_a_check_that_fails_is_a_remark(monkeypatch):
     from speechbrain.preflight import first_loss, weights
 
     for module, name in ((first_loss, "_look"), (weights, "look")):
         monkeypatch.setattr(module, name, lambda *args: 1 / 0)
     report = preflight(Classifier({"head": Linear(4, 3).requires_grad_(False)}), data())
     assert [f.code for f in report.findings] == ["nothing-trainable"]
-    assert [said.partition(" ended")[0] for said in report.said if "was checked" in said] == [
+    assert [said.partition(" failed")[0] for said in report.said if "was checked" in said] == [
         "Not everything was checked: weights",
         "Not everything was checked: speechbrain.preflight.first_loss",
     ]
 
 
 @pytest.mark.parametrize("field", ["what", "where", "remedy"])
-def test_a_report_of_a_file_whose_name_is_not_utf_8_can_be_printed(field):
+def test_a_report_with_a_file_name_that_is_not_utf_8_can_be_printed(field):
     finding = Finding(**{"level": "error", "code": "a-b", "what": "a", field: os.fsdecode(b"caf\xe9.wav")})
     assert "caf\\udce9.wav" in Report([finding]).text().encode().decode()

@@ -1,4 +1,4 @@
-"""Healthy recipes of many shapes are left alone."""
+"""Many kinds of healthy recipes have no findings."""
 
 import numpy
 import pytest
@@ -44,7 +44,7 @@ class Brain(sb.Brain):
 
 
 def speech(folder, split, count=12):
-    """A dataset of noises, with a speaker and a phrase for each."""
+    """A dataset of noise, with a speaker and a phrase for each item."""
     draw = numpy.random.default_rng(list(split.encode()))
     items = {}
     for number in range(count):
@@ -208,7 +208,7 @@ def language_model(folder):
             return F.cross_entropy(predictions.transpose(1, 2), batch.tokens.data, ignore_index=0)
 
     model = torch.nn.TransformerEncoder(torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 1)
-    model.register_buffer("mask", torch.full((20, 20), float("-inf")).triu(1))  # a buffer that holds Inf for a reason
+    model.register_buffer("mask", torch.full((20, 20), float("-inf")).triu(1))  # in a mask, Inf is normal
     embedding, out = torch.nn.Embedding(9, 8), torch.nn.Linear(8, 9, bias=False)
     out.weight = embedding.weight  # tied
     modules = {"embedding": embedding, "position": RelPosEncXL(8), "model": model, "out": out}
@@ -276,7 +276,7 @@ def separation(folder):
 
 @recipe
 def adversarial(folder):
-    """Two optimizers in attributes alone, weight norm, and a discriminator that is frozen for half of a step."""
+    """Has two optimizers that are only attributes, weight norm, and a discriminator that is frozen for half of a step."""
 
     class GAN(Brain):
         def init_optimizers(self):
@@ -317,7 +317,7 @@ def adversarial(folder):
 
 @recipe
 def metric_gan(folder):
-    """It calls fit once more from on_stage_start."""
+    """Calls fit again in on_stage_start."""
 
     class MetricGAN(Brain):
         def on_stage_start(self, stage, epoch=None):
@@ -337,7 +337,7 @@ def metric_gan(folder):
 
 @recipe
 def clustering(folder, trainable=False):
-    """Learns by counting: no optimizer, and a loss that only looks like one."""
+    """Learns by counting: it has no optimizer, and its loss has no graph."""
 
     class Clustering(Brain):
         def compute_forward(self, batch, stage):
@@ -356,7 +356,7 @@ def clustering(folder, trainable=False):
 
 
 @recipe
-def clustering_beside_what_could_be_trained(folder):
+def clustering_with_trainable_parameters(folder):
     clustering(folder, trainable=True)
 
 
@@ -386,7 +386,7 @@ def speakers(folder):
         yield encoder.encode_label_torch(speaker)
 
     add([train, valid], encode, "speaker", "who", "label")
-    for _ in range(2):  # the second time it is loaded from the file
+    for _ in range(2):  # the second time, it is loaded from the file
         encoder.load_or_create(str(folder / "label_encoder.txt"), from_didatasets=[train], output_key="who")
     return train, valid, encoder
 
@@ -419,7 +419,7 @@ def speaker_template(folder):
 
 @recipe
 def speaker_with_a_margin(folder):
-    """ECAPA with an additive angular margin, whose first loss is large."""
+    """Trains ECAPA with an additive angular margin, so that the first loss is large."""
 
     class Speaker(Speech):
         def compute_forward(self, batch, stage):
@@ -483,16 +483,16 @@ def frozen_encoder_in_evaluation_mode(folder):
     modules = tuning_modules()
     modules["encoder"].requires_grad_(False)
     pretrained = encoder()
-    pretrained.load_state_dict(tuning_modules()["head"].state_dict(), strict=False)  # into what is not trained
+    pretrained.load_state_dict(tuning_modules()["head"].state_dict(), strict=False)  # into a module that is not trained
     wrapped = {f"module.{key}": value for key, value in pretrained.state_dict().items()}
-    modules["encoder"].load_state_dict(wrapped, strict=False)  # tried in vain,
-    modules["encoder"].load_state_dict({key[7:]: value for key, value in wrapped.items()})  # and then done right
+    modules["encoder"].load_state_dict(wrapped, strict=False)  # this fails,
+    modules["encoder"].load_state_dict({key[7:]: value for key, value in wrapped.items()})  # and this is right
     Frozen(folder, modules).start(train, valid)
 
 
 @recipe
 def two_optimizers_one_of_them_waiting(folder):
-    """The encoder's optimizer sits out the first epochs."""
+    """Freezes the encoder's optimizer in the first epochs."""
 
     class Waiting(Tuning):
         def init_optimizers(self):
@@ -508,8 +508,8 @@ def two_optimizers_one_of_them_waiting(folder):
 
 
 @recipe
-def optimizers_out_of_sight(folder, at_the_end=False):
-    """One steps in a fit_batch of the recipe's own, one in its hook at the end of a batch."""
+def hidden_optimizer(folder, at_the_end=False):
+    """Has an optimizer that is no attribute, and that steps in fit_batch or in on_fit_batch_end."""
 
     class OwnStep(Tuning):
         def init_optimizers(self):
@@ -535,8 +535,8 @@ def optimizers_out_of_sight(folder, at_the_end=False):
 
 
 @recipe
-def optimizer_in_a_hook(folder):
-    optimizers_out_of_sight(folder, at_the_end=True)
+def hidden_optimizer_in_a_hook(folder):
+    hidden_optimizer(folder, at_the_end=True)
 
 
 @recipe
@@ -557,7 +557,7 @@ def low_rank_adapters(folder):
 
 @recipe
 def checkpointed_activations(folder):
-    """The parameters are not in the loss's graph, but get gradients all the same."""
+    """Has parameters that get gradients although they are not in the graph of the loss."""
 
     class Saving(Tuning):
         def compute_forward(self, batch, stage):
@@ -571,7 +571,7 @@ def checkpointed_activations(folder):
 
 @recipe
 def resumed(folder):
-    """A run that goes on from its checkpoint, its normaliser too."""
+    """Resumes a run from its checkpoint, which also contains a normaliser."""
     train, valid, _ = speakers(folder)
     modules = tuning_modules()
     brain = Tuning(folder, modules)
@@ -604,7 +604,7 @@ def compiled(folder):
 
 
 @pytest.mark.parametrize("start", RECIPES, ids=lambda start: start.__name__)
-def test_a_healthy_recipe_is_left_alone(tmp_path, start):
+def test_a_healthy_recipe_has_no_findings(tmp_path, start):
     torch.manual_seed(0)
     report = Takeover().run(lambda: start(tmp_path))
     assert not report.findings, report.text()

@@ -1,4 +1,4 @@
-"""What is wrong with labels and batches is told; of targets that are not one label an item nothing is said."""
+"""Mistakes in labels and batches are reported; targets that are not one label per item are not checked."""
 
 import contextlib
 import copy
@@ -23,7 +23,7 @@ WORDS = ["bed", "cat", "dog", "tree"]
 
 
 class Run:
-    """A small classifier of four words: its data, its encoder, how it is loaded, and its loss."""
+    """A small classifier of four words: its data, label encoder, loader options and loss."""
 
     def __init__(self):
         self.train = {f"t{i}": {"word": WORDS[i % 4], "size": i} for i in range(16)}
@@ -166,7 +166,7 @@ LEVELS = {"label-ignored": "warning", "label-only-in-valid": "warning", "labels-
 
 
 @pytest.mark.parametrize(("spoil", "code", "where"), BROKEN, ids=[spoil.__name__ for spoil, *_ in BROKEN])
-def test_what_is_wrong_is_told(spoil, code, where):
+def test_a_mistake_is_reported(spoil, code, where):
     run = Run()
     spoil(run)
     findings = run.findings()
@@ -318,13 +318,13 @@ HEALTHY = [
 
 
 @pytest.mark.parametrize("change", HEALTHY)
-def test_nothing_is_told_of_what_is_right(change):
+def test_a_right_training_has_no_findings(change):
     run = Run()
     change(run)
     assert run.findings() == []
 
 
-def test_a_label_that_is_yielded_can_be_unknown():
+def test_a_label_from_a_generator_can_be_unknown():
     run = Run()
     encode(run, WORDS[:2])
 
@@ -337,14 +337,14 @@ def test_a_label_that_is_yielded_can_be_unknown():
     assert "'dog', 'tree': 8 of 16 items" in of_train.what and "4 of 8 items" in of_valid.what
 
 
-def test_the_pipeline_is_left_as_it_was_by_what_fails():
+def test_the_pipeline_stays_the_same_after_an_exception():
     items = Items("train", Run().dataset(Run().train))
     with pytest.raises(KeyError), items.providing(["label"]):
         raise KeyError
     assert set(items.pipeline.output_mapping) == {"id", "sound", "label"}
 
 
-def test_it_says_of_how_many_labels_there_was_no_time(monkeypatch):
+def test_the_report_says_how_many_labels_were_checked(monkeypatch):
     monkeypatch.setattr(labels, "AT_LEAST", 0)
     seen = Seen(None, train_set=Run().dataset(Run().train), scan_seconds=0)
-    assert list(labels.check(seen)) == [] and seen.said == ["Labels (train label): 1 of 16 items were looked at."]
+    assert list(labels.check(seen)) == [] and seen.said == ["Labels (train label): 1 of 16 items were checked."]

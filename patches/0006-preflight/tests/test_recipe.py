@@ -1,4 +1,4 @@
-"""The project's own recipe: healthy as it is, and broken in two ways."""
+"""The preflight of this project's recipe, as it is and broken in two ways."""
 
 import re
 import runpy
@@ -29,7 +29,7 @@ def formatter():
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """pathlib.Path: A folder with clips of 12 speakers, and a model that was pretrained on some of them."""
+    """pathlib.Path: A folder with clips of 12 speakers, and a model that was pretrained on two of the words."""
     folder, draw = tmp_path_factory.mktemp("recipe"), numpy.random.default_rng(0)
     for number, word in enumerate(PRETRAINED + NEW):
         (folder / "data" / word).mkdir(parents=True)
@@ -91,7 +91,7 @@ def prefixed(folder):
         (prefixed, 1, r"error +pretrained-not-loaded[^$]+remove 'module\.'"),
     ],
 )
-def test_the_recipe(prepared, tmp_path, monkeypatch, capsys, change, status, said):
+def test_the_report_on_the_recipe(prepared, tmp_path, monkeypatch, capsys, change, status, said):
     shutil.copytree(prepared / "pre", tmp_path, dirs_exist_ok=True)
     change(tmp_path)
     arrange(monkeypatch, ["preflight"])

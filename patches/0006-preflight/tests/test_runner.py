@@ -1,4 +1,4 @@
-"""The command line: what it takes over, what it leaves alone, and its exit status."""
+"""The command line: what it runs of a script, what it skips, and its exit status."""
 
 import json
 import re
@@ -78,7 +78,7 @@ make(Stepping).fit(range(1, 2), data, **loader)
 
 @pytest.fixture
 def flight(tmp_path, monkeypatch, capsys):
-    """callable: Runs the command line on a script; returns the exit status and what was written to either stream."""
+    """callable: Runs the command line on a script; returns the exit status, stdout and stderr."""
 
     def run(body, *options, arguments=()):
         (tmp_path / "train.py").write_text(SCRIPT + body)
@@ -112,7 +112,7 @@ def flight(tmp_path, monkeypatch, capsys):
             r"^Found: nothing\.",
         ),
         (f"try:\n    {FROZEN}\nexcept Exception:\n    pass\n{FIT}", [], 1, "nothing-trainable"),
-        (NESTED, [], 0, r"^A fit\(\) within fit\(\) was skipped\."),
+        (NESTED, [], 0, r"^A call of fit\(\) inside fit\(\) was skipped\."),
         (STEPPING, [], 0, r"^Found: nothing\."),
         (OWN_FIT.format(body="super().fit(epochs, data, **options)"), [], 0, r"^Found: nothing\."),
     ],
@@ -128,23 +128,27 @@ def test_report_and_exit_status(flight, tmp_path, body, options, status, said):
     "body, options, said",
     [
         ("", [], r"it ended without calling Brain.fit\."),
-        ("sys.exit('bye')", [], r"it left with sys.exit\('bye'\) before Brain.fit"),
-        (FIT, ["--fit", "3"], "it called Brain.fit 1 time, and --fit 3 asks for a later call"),
-        (OWN_FIT.format(body="pass"), [], "Own has a fit of its own, which does not call Brain.fit"),
-        (OWN_FIT.format(body="return"), [], "it ended without calling Brain.fit; Own has a fit of its own"),
-        ("make(test_only=True).fit(range(1), data)", [], "with --test_only nothing is trained"),
-        ("x = make().evaluate(data)\nassert x < 9", [], "AssertionError: , after 1 calls of fit and evaluate were skipped"),
+        ("sys.exit('bye')", [], r"it called sys.exit\('bye'\) before Brain.fit"),
+        (FIT, ["--fit", "3"], "it called Brain.fit 1 time, but --fit 3 asks for a later call"),
+        (OWN_FIT.format(body="pass"), [], r"Own has its own fit\(\), which does not call Brain.fit"),
+        (OWN_FIT.format(body="return"), [], r"it ended without calling Brain.fit; Own has its own fit\(\)"),
+        ("make(test_only=True).fit(range(1), data)", [], "--test_only trains nothing"),
+        (
+            "x = make().evaluate(data)\nassert x < 9",
+            [],
+            r"AssertionError: , after the preflight had skipped 1 call\(s\) of fit and evaluate",
+        ),
         (FIT, ["--no-such-option"], "unrecognized arguments|the following|there is no file"),
-        (FIT, ["--fit", "0"], "--fit counts from 1"),
+        (FIT, ["--fit", "0"], "--fit must be at least 1"),
         (FIT, ["no_such_script.py"], "there is no file no_such_script.py"),
     ],
 )
-def test_nothing_to_look_at_exits_with_2(flight, body, options, said):
+def test_it_exits_with_2_without_a_training_to_check(flight, body, options, said):
     status, out, err = flight(body, *options)
     assert status == 2 and re.search(said, err) and not out, out + err
 
 
-def test_json_holds_the_same_report(flight, tmp_path):
+def test_the_json_file_contains_the_report(flight, tmp_path):
     assert flight(FROZEN, "--json", "report.json")[0] == 1
     report = json.loads((tmp_path / "report.json").read_text())
     assert set(report) == {"ok", "findings", "said"} and report["ok"] is False
@@ -152,7 +156,7 @@ def test_json_holds_the_same_report(flight, tmp_path):
     assert list(finding) == ["level", "code", "what", "where", "remedy"] and finding["code"] == "nothing-trainable"
 
 
-def test_all_codes_are_listed(capsys):
+def test_codes_lists_every_code(capsys):
     assert main(["--codes"]) == 0
     listed = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines())
     codes = [code for module in checks() for code in module.CODES]
@@ -160,7 +164,7 @@ def test_all_codes_are_listed(capsys):
     assert all(re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", code) for code in codes) and all(listed.values())
 
 
-def test_as_a_module(tmp_path):
+def test_it_runs_as_a_module(tmp_path):
     (tmp_path / "train.py").write_text(SCRIPT + FROZEN)
     command = [sys.executable, "-m", "speechbrain.preflight", "train.py"]
     process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
@@ -184,7 +188,7 @@ rank = torch.distributed.get_rank()
 
 class Failing(Brain):
     def on_fit_start(self):
-        assert (sys.argv[1], rank) != ("start", 1), "a rank fails"  # while the other waits for it to wrap the modules
+        assert (sys.argv[1], rank) != ("start", 1), "a rank fails"  # while rank 0 waits for it to wrap the modules
         super().on_fit_start()
 
     def compute_forward(self, batch, stage):
@@ -225,7 +229,7 @@ def torchrun(folder, script, *command):
     "fault, said",
     [
         ("step", r"error +first-step-failed[^$]+\(rank 1\)"),
-        ("start", r"error +fit-start-failed[^$]+This is what rank 1 found"),
+        ("start", r"error +fit-start-failed[^$]+These are the findings of rank 1 only"),
     ],
 )
 def test_torchrun_makes_one_report(tmp_path, fault, said):
@@ -235,6 +239,6 @@ def test_torchrun_makes_one_report(tmp_path, fault, said):
     assert not (tmp_path / "trained").exists()
 
 
-def test_torchrun_trains_the_same_after_a_preflight(tmp_path):
+def test_training_under_torchrun_is_the_same_after_a_preflight(tmp_path):
     status, _, err = torchrun(tmp_path, SAME, "train.py")
     assert status == 0, err

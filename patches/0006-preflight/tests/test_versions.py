@@ -1,4 +1,4 @@
-"""What is installed is held against what SpeechBrain and the recipe ask for."""
+"""The installed versions are compared with what SpeechBrain and the recipe ask for."""
 
 from importlib.metadata import PackageNotFoundError, requires
 
@@ -17,7 +17,7 @@ NUMPY = {"numpy": "1.16.6"}
 
 @pytest.fixture
 def recipe(tmp_path, monkeypatch):
-    """callable: Makes a recipe with some requirements, and pretends that something is installed; returns the findings."""
+    """callable: Makes a recipe with the given requirements and pretended versions; returns the findings."""
 
     def findings(lines=None, installed=None, folder="."):
         script = tmp_path / "task" / "train.py"
@@ -43,14 +43,22 @@ BROKEN = [
     ((None, {"torch": "2.7.0+cu128"}), "version-untested", "torch"),
     ((None, {"torchaudio": "2.7.0"}), "version-untested", "torchaudio"),
     ((None, {"hyperpyyaml": "0.0.0"}), "version-untested", "hyperpyyaml"),
-    ((RECIPE, {"transformers": "5.0"}), "version-of-recipe", "transformers 5.0 is installed, transformers<5,>=4.30"),
-    ((RECIPE, {"transformers": "5.0"}, ".."), "version-of-recipe", "transformers 5.0 is installed, transformers<5,>=4.30"),
+    (
+        (RECIPE, {"transformers": "5.0"}),
+        "version-of-recipe",
+        "transformers 5.0 is installed, but the recipe asks for transformers<5,>=4.30",
+    ),
+    (
+        (RECIPE, {"transformers": "5.0"}, ".."),
+        "version-of-recipe",
+        "transformers 5.0 is installed, but the recipe asks for transformers<5,>=4.30",
+    ),
     ((RECIPE, {"transformers": "none"}), "not-installed", "transformers<5,>=4.30"),
 ]
 
 
 @pytest.mark.parametrize(("case", "code", "what"), BROKEN)
-def test_another_version_is_told(recipe, case, code, what):
+def test_a_wrong_or_missing_version_is_reported(recipe, case, code, what):
     (finding,) = recipe(*case)
     assert finding.code == code and what in finding.what and finding.where and finding.remedy
     assert finding.level == ("note" if code == "not-installed" else "warning")
@@ -73,13 +81,13 @@ HEALTHY = [
 
 
 @pytest.mark.parametrize("case", HEALTHY)
-def test_a_version_that_was_asked_for_is_no_news(recipe, case):
+def test_a_right_version_is_not_reported(recipe, case):
     assert recipe(*case) == []
 
 
-def test_what_was_tested_is_what_the_package_requires():
+def test_speechbrain_asks_for_the_packages_of_these_tests():
     assert {"torch", "torchaudio", "hyperpyyaml", "numpy"} <= {one.name for one in versions._parse(requires("speechbrain"))}
 
 
-def test_without_a_script_only_the_package_speaks():
+def test_without_a_script_only_the_requirements_of_speechbrain_count():
     assert list(versions.check(Seen(None))) == []

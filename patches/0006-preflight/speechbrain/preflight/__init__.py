@@ -1,12 +1,13 @@
-"""Tells what is wrong with a training run before its first epoch.
+"""Finds set-up mistakes before training.
 
 ``python -m speechbrain.preflight train.py hparams/x.yaml`` runs a training
 script up to its first step; :func:`preflight` does the same with a Brain.
 
-Each module of this package that has ``CODES`` (a line of documentation for each
-code) and ``check(seen)`` is a check: it yields a
-:class:`~speechbrain.preflight.report.Finding` for each thing that it finds in a
-:class:`~speechbrain.preflight.seen.Seen`, and may append remarks to ``seen.said``.
+Each module of this package that has ``CODES`` (one line of documentation for
+each code) and ``check(seen)`` is a check. ``check`` reads a
+:class:`~speechbrain.preflight.seen.Seen`, yields a
+:class:`~speechbrain.preflight.report.Finding` for each mistake, and may append
+remarks to ``seen.said``.
 """
 
 from speechbrain.preflight.report import Finding, Report

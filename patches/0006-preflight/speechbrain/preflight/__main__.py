@@ -16,10 +16,10 @@ from speechbrain.preflight.seen import Seen
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 DESCRIPTION = """
-Runs a training script up to its first training step, and says what is wrong with it.
-The script runs as it would for training; at its first call of Brain.fit the preflight
-takes over: it makes the dataloaders, calls on_fit_start and on_stage_start, loads the
-first batch and takes the first step, without changing a weight or saving a checkpoint.
+Runs a training script up to its first training step, and reports what is wrong with it.
+The script runs as usual until it calls Brain.fit. Then the preflight takes over: it makes
+the dataloaders, calls on_fit_start and on_stage_start, loads the first batch and takes the
+first step, but it changes no weight and saves no checkpoint.
 """
 
 EPILOG = """
@@ -30,33 +30,33 @@ examples:
   python -m speechbrain.preflight --codes
 
 exit status:
-  0  clean, or warnings and notes only
-  1  errors; with --strict, warnings too
-  2  wrong usage, or a script whose training the preflight cannot look at: it ends without
-     Brain.fit, or its Brain has a fit of its own that does not call Brain.fit
-     (torchrun turns any status but 0 into 1)
+  0  no errors; there may be warnings and notes
+  1  errors; with --strict, also for warnings
+  2  wrong usage, or no training that the preflight can check: the script ends without
+     calling Brain.fit, or its Brain has its own fit(), which does not call Brain.fit
+     (torchrun turns every status except 0 into 1)
 """
 
 
 class Unseen(BaseException):
-    """What the script does cannot be looked at; no ``except Exception`` of a script may hold it up."""
+    """The training cannot be checked; a BaseException, so that a script's ``except Exception`` cannot catch it."""
 
 
 class Done(BaseException):
-    """The report is there; as above."""
+    """The report is ready; a BaseException for the same reason."""
 
 
 class Takeover:
-    """Stands in for ``Brain.fit`` and ``Brain.evaluate`` while a script runs.
+    """Replaces ``Brain.fit`` and ``Brain.evaluate`` while a script runs.
 
     Arguments
     ---------
     script : pathlib.Path
         The training script.
     number : int
-        Which call of ``fit`` to look at.
+        Which call of ``fit`` to check, counted from 1.
     scan_seconds : float
-        How long reading audio may take.
+        How many seconds to spend on reading audio.
     """
 
     def __init__(self, script=None, number=1, scan_seconds=20.0):
@@ -70,17 +70,17 @@ class Takeover:
         Arguments
         ---------
         function : callable
-            Runs the script; takes nothing.
+            Runs the script; takes no arguments.
 
         Returns
         -------
         Report
-            What was found.
+            The findings.
 
         Raises
         ------
         Unseen
-            If there was nothing to look at.
+            If there was no training to check.
         """
         hook = register_optimizer_step_pre_hook(self.refuse)
         try:
@@ -94,14 +94,14 @@ class Takeover:
             pass
         except SystemExit as end:
             if self.report is None:
-                raise Unseen(f"it left with sys.exit({end.code!r}) before Brain.fit.") from None
+                raise Unseen(f"it called sys.exit({end.code!r}) before Brain.fit.") from None
         except Exception as error:
             if self.report is None:
                 skipped = self.calls + self.evaluations
                 if skipped:
                     what = f"it raised {type(error).__name__}: {error}"
-                    raise Unseen(f"{what}, after {skipped} calls of fit and evaluate were skipped.") from error
-                self.report = Report([failure("script-failed", error, "mend what the traceback below shows")])
+                    raise Unseen(f"{what}, after the preflight had skipped {skipped} call(s) of fit and evaluate.") from error
+                self.report = Report([failure("script-failed", error, "fix the error that the traceback below shows")])
         finally:
             hook.remove()
         if self.report is None:
@@ -118,12 +118,12 @@ class Takeover:
         train_loader_kwargs=None,
         valid_loader_kwargs=None,
     ):
-        """Look at the training that would begin here, and end the script."""
+        """Check the training that would begin here, and end the script."""
         self.calls += 1
         if self.calls < self.number or self.report is not None:
             return
         if brain.test_only:
-            raise Unseen("with --test_only nothing is trained: leave it out.")
+            raise Unseen("--test_only trains nothing: remove it.")
         self.ranks = Ranks()
         hparams = vars(brain.hparams) if hasattr(brain, "hparams") else {}
         seen = Seen(
@@ -133,26 +133,26 @@ class Takeover:
         raise Done
 
     def evaluate(self):
-        """Test nothing."""
+        """Skip the evaluation."""
         self.evaluations += 1
         return float("nan")
 
     def refuse(self, optimizer, args, kwargs):
-        """End the script where a Brain's own ``fit`` trains without having called ``Brain.fit``."""
+        """End the script if a Brain's own ``fit`` trains without calling ``Brain.fit``."""
         frame = None if self.ranks else sys._getframe()
         while frame:
             brain = frame.f_locals.get("self") if frame.f_code.co_name == "fit" else None
             if isinstance(brain, Brain):
-                raise Unseen(f"{type(brain).__name__} has a fit of its own, which does not call Brain.fit.")
+                raise Unseen(f"{type(brain).__name__} has its own fit(), which does not call Brain.fit.")
             frame = frame.f_back
 
     def why_not(self):
-        """str: Why there is no report though the script has ended."""
+        """str: Why there is no report although the script has ended."""
         if self.calls:
             times = f"{self.calls} time{'s' * (self.calls > 1)}"
-            return f"it called Brain.fit {times}, and --fit {self.number} asks for a later call."
+            return f"it called Brain.fit {times}, but --fit {self.number} asks for a later call."
         own = [cls.__name__ for cls in _subclasses(Brain) if "fit" in vars(cls) and cls not in self.known]
-        return "it ended without calling Brain.fit" + (f"; {', '.join(own)} has a fit of its own." if own else ".")
+        return "it ended without calling Brain.fit" + (f"; {', '.join(own)} has its own fit()." if own else ".")
 
 
 def _subclasses(cls):
@@ -167,7 +167,7 @@ def main(arguments=None):
     Arguments
     ---------
     arguments : list of str
-        The arguments; those of the process by default.
+        The command-line arguments; by default those of the process.
 
     Returns
     -------
@@ -181,35 +181,37 @@ def main(arguments=None):
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the report there, as JSON")
-    parser.add_argument("--scan-seconds", type=float, default=20.0, metavar="S", help="how long to read audio (default: 20)")
-    parser.add_argument("--strict", action="store_true", help="exit with 1 on warnings too")
-    parser.add_argument("--fit", type=int, default=1, metavar="N", help="look at the script's N-th call of fit (default: 1)")
-    parser.add_argument("--codes", action="store_true", help="list all that can be found, and exit")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the report to FILE, as JSON")
+    parser.add_argument(
+        "--scan-seconds", type=float, default=20.0, metavar="S", help="read audio for up to S seconds (default: 20)"
+    )
+    parser.add_argument("--strict", action="store_true", help="exit with 1 for warnings, too")
+    parser.add_argument("--fit", type=int, default=1, metavar="N", help="check the script's N-th call of fit (default: 1)")
+    parser.add_argument("--codes", action="store_true", help="list the codes of all findings, and exit")
     parser.add_argument("script", nargs="?", type=Path, help="the training script")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="its arguments: the YAML file and overrides")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="its arguments: the YAML file, then overrides")
     options = parser.parse_args(arguments)
     if options.codes:
         print("\n".join(f"{code:32}{line}" for module in checks() for code, line in module.CODES.items()))
         return 0
     if options.script is None or not options.script.is_file():
-        parser.error("name a training script" if options.script is None else f"there is no file {options.script}")
+        parser.error("give a training script" if options.script is None else f"there is no file {options.script}")
     if options.fit < 1 or options.scan_seconds < 0:
-        parser.error("--fit counts from 1, and --scan-seconds cannot be negative")
+        parser.error("--fit must be at least 1, and --scan-seconds must not be negative")
     sys.argv = [str(options.script), *options.arguments]
     sys.path[: not getattr(sys.flags, "safe_path", False)] = [str(options.script.resolve().parent)]
     takeover = Takeover(options.script, options.fit, options.scan_seconds)
     try:
         report = takeover.run(lambda: runpy.run_path(str(options.script), run_name="__main__"))
     except Unseen as reason:
-        print(f"{options.script}: nothing to look at: {reason}", file=sys.stderr)
+        print(f"{options.script}: nothing to check: {reason}", file=sys.stderr)
         return 2
     if takeover.ranks is None or takeover.ranks.speaks:
         print(report.text(max(80, shutil.get_terminal_size((120, 0)).columns)))
         if options.json:
             options.json.write_text(report.json() + "\n", encoding="utf-8")
     if takeover.ranks is not None:
-        takeover.ranks.agree(True)  # torchrun ends all processes as soon as one exits with 1
+        takeover.ranks.agree(True)  # wait for the others: torchrun ends all processes as soon as one exits with 1
     wrong = ("error", "warning") if options.strict else ("error",)
     return int(any(finding.level in wrong for finding in report.findings))
 

@@ -1,8 +1,8 @@
-"""Check 4: the audio files that the items are made of.
+"""Checks the audio files of the items.
 
-Which files these are is seen by evaluating a few items, and matching what they open with what the manifest says. The
-headers of all files are read, then as many whole files as the time allows. What would be an error is first tried in the
-pipeline itself, which may well know how to deal with it.
+To find these files, the check evaluates a few items and compares the files that they open with the values in the manifest.
+It reads the headers of all files, then as many whole files as there is time for. Before it reports an error, it tries the
+file in the pipeline, which may be able to handle it.
 """
 
 import contextlib
@@ -27,26 +27,26 @@ from speechbrain.utils.distributed import if_main_process
 CODES = {
     "audio-missing": "a file that an item needs does not exist",
     "audio-unreadable": "a file cannot be decoded",
-    "audio-truncated": "a file cannot be decoded to its end, or holds less audio than its header says",
+    "audio-truncated": "a file cannot be decoded to its end, or contains less audio than its header says",
     "audio-empty": "a clip has no samples",
-    "audio-not-finite": "a clip has samples that are nan or infinite",
-    "audio-rate": "clips of another sample rate than expected are not resampled",
-    "audio-channels": "clips of several channels become items of another shape than those of one",
-    "audio-silent": "all samples of a clip are the same",
-    "audio-clipped": "a 1000th of a clip's samples or more are at full scale, three or more in a row",
+    "audio-not-finite": "a clip has samples that are NaN or infinite",
+    "audio-rate": "clips have another sample rate than expected, and are not resampled",
+    "audio-channels": "clips with several channels become items of another shape than clips with one",
+    "audio-silent": "all samples of a clip are equal",
+    "audio-clipped": "at least 1 in 1000 samples of a clip are at full scale, three or more in a row",
     "audio-leak": "a clip is both in the training and in the validation set",
     "audio-duration": "a clip is far longer or shorter than the others",
 }
 
 MP3 = "MPEG_LAYER_III"
-TRIES = 4  # items to try something on
-SLACK = 0.1  # seconds that a file may lack without a word
-CLIPPED = 0.001  # of a clip's samples
-FAR = 20  # times the usual duration, or a 20th of it
+TRIES = 4  # items that are tried in the pipeline before an error is reported
+SLACK = 0.1  # seconds that may be missing in a file
+CLIPPED = 0.001  # share of clipped samples from which a clip is reported
+FAR = 20  # times the usual duration, or the usual duration divided by this
 
 
 class Source(NamedTuple):
-    """Where a manifest names files: a key and those within its value, and what is put before and after what is there."""
+    """Where a manifest names files: the key, the keys inside its value, and what the path has before and after that value."""
 
     keys: tuple
     before: str = ""
@@ -54,7 +54,7 @@ class Source(NamedTuple):
 
 
 class Use(NamedTuple):
-    """An item that a file is read for, and where its manifest names the file."""
+    """An item that reads a file, and the place of the file in the manifest."""
 
     items: Items
     i: int
@@ -65,7 +65,7 @@ class Use(NamedTuple):
 
 
 class Made(NamedTuple):
-    """What became of an item: its tensors by key, None if it failed; the files it opened; whether it was resampled."""
+    """An evaluated item: its tensors by key (None if it failed), the files that it opened, and whether it was resampled."""
 
     tensors: dict
     opened: list
@@ -90,7 +90,7 @@ def check(seen):
     began = time.perf_counter()
     clips = Clips(_uses(seen))
     if not clips.uses:
-        seen.said.append("Audio was not scanned: no item was seen to read a file that its manifest names.")
+        seen.said.append("Audio was not scanned: the preflight saw no item read a file that the manifest names.")
         return
     clips.read(began + seen.scan_seconds)
     which = ", ".join(sorted({str(use) for uses in clips.uses.values() for use in uses}))
@@ -106,7 +106,7 @@ def check(seen):
 
 
 def _uses(seen):
-    """Which items read which file: a dict of path to list of Use."""
+    """The items that read each file: a dict of path to list of Use."""
     uses = defaultdict(list)
     for items in (Items.of("train", seen.train_set), Items.of("valid", seen.valid_set)):
         if items is None or not len(items):
@@ -122,7 +122,7 @@ def _uses(seen):
 
 
 def sources(items):
-    """Find out where the manifest names the files that are read for an item.
+    """Find where the manifest names the files that an item reads.
 
     Arguments
     ---------
@@ -132,11 +132,11 @@ def sources(items):
     Returns
     -------
     list of Source
-        What was seen when some items were evaluated; failing that, what has the name of an audio file and is one.
+        The places of files that some items opened; without any, the places of names of existing audio files.
     """
     n = len(items)
     certain, likely = {}, []
-    for i in dict.fromkeys((n - 1, n // 2, n // 4)):  # the first ones may be cached
+    for i in dict.fromkeys((n - 1, n // 2, n // 4)):  # not the first ones, which may be cached
         leaves = list(_leaves(items.static(i)))
         matched = set()
         for path in _make(items, i).opened:
@@ -154,7 +154,7 @@ def sources(items):
 
 
 def _leaves(value, keys=()):
-    """Each text within a value, and the keys that lead to it; the place in a list is no key."""
+    """Yield each text inside a value, and the keys that lead to it; positions in lists are not keys."""
     if isinstance(value, (str, os.PathLike)):
         yield keys, os.fspath(value)
     elif isinstance(value, Mapping):
@@ -166,7 +166,7 @@ def _leaves(value, keys=()):
 
 
 def _around(value, path):
-    """What stands before and after a value in a path: nothing, or a folder and an extension."""
+    """Yield what a path has before and after a value, if that is nothing, or a folder and an extension."""
     if not value:
         return
     before, found, after = path.rpartition(value)
@@ -177,7 +177,7 @@ def _around(value, path):
 
 
 def _make(items, i):
-    """Evaluate an item, and see what it does: Made."""
+    """Evaluate an item, and record what it does: Made."""
     with Watch() as watch:
         try:
             made = items.evaluate(i)
@@ -193,25 +193,25 @@ def _is_array(value):
 
 
 def _sort(results, good, bad):
-    """Put what was read here, and why not there."""
+    """Put results into the one dict, and exceptions into the other."""
     for path, result in results:
         (bad if isinstance(result, Exception) else good)[path] = result
 
 
 class Clips:
-    """The audio files of a run, and what was found in them.
+    """The audio files of a run, and what they contain.
 
     Arguments
     ---------
     uses : dict of str to list of Use
-        The items that each file is read for.
+        The items that read each file.
 
     Attributes
     ----------
     headers, looks : dict of str to Header and Look
         What was read, by file.
     errors, damaged : dict of str to Exception
-        Why a header, or the rest of a file, was not.
+        Why a header, or the rest of a file, could not be read.
     """
 
     def __init__(self, uses):
@@ -222,15 +222,15 @@ class Clips:
         self.damaged = {}
 
     def read(self, deadline):
-        """Read all headers, then whole files until the time is over.
+        """Read all headers, then whole files until the deadline.
 
         Arguments
         ---------
         deadline : float
-            When that is, by ``time.perf_counter``.
+            A value of ``time.perf_counter``.
         """
         paths = list(self.uses)
-        random.Random(0).shuffle(paths)  # those that the time allows shall stand for the others
+        random.Random(0).shuffle(paths)  # so that the files for which there is time are a random sample
         both = {}
         _sort(in_parallel(lambda path, room: read(path, room, deadline), paths, math.inf, "headers"), both, self.errors)
         self.headers = {path: header for path, (header, _) in both.items()}
@@ -239,12 +239,12 @@ class Clips:
         splits = defaultdict(set)
         for path, header in self.headers.items():
             splits[header[:3]].update(use.items.split for use in self.uses[path])
-        paths.sort(key=lambda path: len(splits[self.headers[path][:3]]) < 2)  # what may be in both sets comes first
+        paths.sort(key=lambda path: len(splits[self.headers[path][:3]]) < 2)  # first, files that may be in both sets
         work = lambda path, room: read_whole(path, self.headers[path], room)  # noqa: E731
         _sort(in_parallel(work, paths, deadline, "audio"), self.looks, self.damaged)
 
     def make(self, path):
-        """Evaluate an item that a file is read for.
+        """Evaluate an item that reads a file.
 
         Arguments
         ---------
@@ -259,25 +259,25 @@ class Clips:
         return _make(use.items, use.i)
 
     def finding(self, level, code, what, paths, remedy, confirm=None):
-        """Tell of files, unless the pipeline does not mind them.
+        """Report files, unless the pipeline can handle them.
 
         Arguments
         ---------
         level, code : str
-            Of the finding.
+            The level and code of the finding.
         what : str
-            What these files are.
+            What is wrong with the files, to follow the word "files".
         paths : list of str
             The files.
         remedy : str
-            What to do.
+            How to fix it.
         confirm : callable
-            Takes a file, and says whether that holds in the pipeline too.
+            Takes a file, and returns whether it is wrong after the pipeline, too.
 
         Yields
         ------
         Finding
-            If there is something to tell.
+            One at most.
         """
         if confirm is not None:
             tried = paths[:: math.ceil(len(paths) / TRIES)] if paths else []
@@ -289,7 +289,7 @@ class Clips:
             yield Finding(level, code, f"files {what}: {len(paths)} of {len(self.uses)}", where, remedy)
 
     def faults(self):
-        """Tell what is wrong with files by themselves.
+        """Report files that are damaged, silent or clipped.
 
         Yields
         ------
@@ -315,33 +315,35 @@ class Clips:
         wild = [path for path, look in looks.items() if not math.isfinite(look.low + look.high)]
         silent = [path for path, look in looks.items() if look.low == look.high]
         clipped = [path for path, look in looks.items() if look.clipped >= CLIPPED]
-        again = "copy or convert them again, or drop their items"
-        drop = "drop their items, or mend what made the files"
-        louder = "use the recordings as they were before they were made louder"
+        again = "copy or convert them again, or remove their items"
+        drop = "remove their items, or fix the program that made the files"
+        louder = "use the recordings from before they were amplified"
         yield from self.finding(
-            "error", "audio-missing", "that do not exist", missing, "correct the paths, or drop the items", fails
+            "error", "audio-missing", "that do not exist", missing, "correct the paths, or remove the items", fails
         )
         yield from self.finding("error", "audio-unreadable", "that cannot be decoded", unreadable, again, fails)
-        yield from self.finding("error", "audio-truncated", "that end before their time", truncated, again)
-        yield from self.finding("error", "audio-empty", "without a sample", empty, drop, is_made_empty)
-        yield from self.finding("error", "audio-not-finite", "with nan or infinite samples", wild, drop, is_made_wild)
-        yield from self.finding("warning", "audio-silent", "of silence", silent, "drop their items, if they should hold sound")
+        yield from self.finding("error", "audio-truncated", "that end too early", truncated, again)
+        yield from self.finding("error", "audio-empty", "without samples", empty, drop, is_made_empty)
+        yield from self.finding("error", "audio-not-finite", "with NaN or infinite samples", wild, drop, is_made_wild)
+        yield from self.finding(
+            "warning", "audio-silent", "that contain only silence", silent, "remove their items if they should contain sound"
+        )
         yield from self.finding("warning", "audio-clipped", "that are clipped", clipped, louder)
 
     def _lacks(self, path):
-        """How many seconds a file lacks."""
+        """How many seconds are missing in a file."""
         header = self.headers[path]
         lacks = header.missing
         if path in self.looks and not lacks and header.frames > self.looks[path].frames:
             with open(path, "rb") as file:
                 start = file.read(4096)
-            if header.subtype != MP3 or b"Xing" in start or b"Info" in start:  # else its length is an estimate
+            if header.subtype != MP3 or b"Xing" in start or b"Info" in start:  # else its length is only estimated
                 lacks = header.frames - self.looks[path].frames
         return lacks / header.rate
 
 
 def expected_rate(seen):
-    """Find out which sample rate the model expects.
+    """Find the sample rate that the model expects.
 
     Arguments
     ---------
@@ -351,7 +353,7 @@ def expected_rate(seen):
     Returns
     -------
     int
-        In Hz: the hparams' ``sample_rate``, or the modules' where all that have one agree; else None.
+        In Hz: ``sample_rate`` of the hparams; without it, of the modules, if they agree; else None.
     """
     if "sample_rate" in seen.hparams:
         rates = [seen.hparams["sample_rate"]]
@@ -362,7 +364,7 @@ def expected_rate(seen):
 
 
 def _modules(seen):
-    """All modules of the Brain and of the hparams."""
+    """Yield all modules of the Brain and of the hparams."""
     given = [getattr(seen.brain, "modules", None), *seen.hparams.values()]
     for module in given:
         if isinstance(module, torch.nn.Module):
@@ -370,7 +372,7 @@ def _modules(seen):
 
 
 def _rate(seen, clips):
-    """Clips of another rate than expected, if their items show that they were not resampled."""
+    """Report clips of another rate than expected whose items show that they were not resampled."""
     rate = expected_rate(seen)
     wrong = [path for path, header in clips.headers.items() if rate and header.rate != rate and header.frames]
     rates = sorted({clips.headers[path].rate for path in wrong})
@@ -384,11 +386,11 @@ def _rate(seen, clips):
 
     found = ", ".join(f"{rate} Hz" for rate in rates)
     remedy = "resample in the audio pipeline (torchaudio.functional.resample), or convert the files"
-    yield from clips.finding("error", "audio-rate", f"of {found} where {rate} Hz is expected", wrong, remedy, as_long)
+    yield from clips.finding("error", "audio-rate", f"with {found} instead of the expected {rate} Hz", wrong, remedy, as_long)
 
 
 def _resamples_later(seen, rates):
-    """Whether a module resamples from one of these rates, or the script speaks of it."""
+    """Whether a module resamples from one of these rates, or the script mentions resampling."""
     if any(getattr(module, "orig_freq", None) in rates for module in _modules(seen)):
         return True
     try:
@@ -402,7 +404,7 @@ def _resamples_later(seen, rates):
 
 
 def _channels(seen, clips):
-    """Clips of several channels, if the pipeline makes something else of them than of the others."""
+    """Report clips with several channels whose items differ in shape from the others."""
     several = [path for path, header in clips.headers.items() if header.channels > 1 and header.frames]
     ones = defaultdict(list)
     for path, header in clips.headers.items():
@@ -418,22 +420,22 @@ def _channels(seen, clips):
         if other:
             mine, its = shapes(path), shapes(other[0])
             return mine and its and mine != its
-        # Where all have several, a model that cannot take them fails at once.
+        # If all have several, a model that cannot take them fails in the first step.
         return seen.batch is not None and not seen.stepped and clips.headers[path].channels in _last_sizes(clips.make(path))
 
-    remedy = "mix them down in the audio pipeline (sig.mean(-1)), or convert the files"
+    remedy = "mix them down in the audio pipeline (sig.mean(-1)), or convert the files to one channel"
     yield from clips.finding(
-        "error", "audio-channels", "whose several channels go on into their items", several, remedy, differs
+        "error", "audio-channels", "with several channels that the pipeline does not mix down", several, remedy, differs
     )
 
 
 def _last_sizes(made):
-    """The last dimensions of an item's matrices."""
+    """The sizes of the last dimension of an item's matrices."""
     return {tensor.shape[-1] for tensor in (made.tensors or {}).values() if tensor.dim() == 2}
 
 
 def _leaks(clips):
-    """Clips that are both in the training and in the validation set, by name or by content."""
+    """Report clips that are in both the training and the validation set, by name or by content."""
     named, sounding = defaultdict(dict), defaultdict(dict)
     for path, uses in clips.uses.items():
         look = clips.looks.get(path)
@@ -448,27 +450,27 @@ def _leaks(clips):
     def same(path):
         return _equal(path, pairs[path])
 
-    remedy = "split by speaker or recording, and make sure that no clip is in two sets"
-    yield from clips.finding("warning", "audio-leak", "that are validated on, and trained on too", both, remedy)
+    remedy = "split by speaker or recording, and put no clip into two sets"
+    yield from clips.finding("warning", "audio-leak", "that are in both the training and the validation set", both, remedy)
     yield from clips.finding(
-        "warning", "audio-leak", "that are validated on, and copies of training clips", copies, remedy, same
+        "warning", "audio-leak", "of the validation set that are copies of training clips", copies, remedy, same
     )
 
 
 def _same_part(clips, train, valid):
-    """Whether a file of each set is read for one item there, in the same way."""
+    """Whether each file is read by one item of its set, and both are read in the same way."""
     ways = []
     for split, path in (("train", train), ("valid", valid)):
         items = {str(use.items.static(use.i).get("id", use.i)): use for use in clips.uses[path] if use.items.split == split}
         if len(items) > 1:
-            return False  # noise, an enrolment, or a recording of many parts
+            return False  # noise, an enrolment utterance, or a recording with many segments
         (use,) = items.values()
-        ways.append((use.source.keys, sorted(_numbers(use.items.static(use.i)))))  # parts of a recording differ in numbers
+        ways.append((use.source.keys, sorted(_numbers(use.items.static(use.i)))))  # segments differ in numbers
     return ways[0] == ways[1]
 
 
 def _numbers(value, keys=()):
-    """Each number within a value, which CSV files hold as text, and the keys that lead to it."""
+    """Yield each number inside a value, also as text (in CSV files), and the keys that lead to it."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             if key != "id":
@@ -479,7 +481,7 @@ def _numbers(value, keys=()):
 
 
 def _equal(one, other):
-    """Whether two files hold the same samples."""
+    """Whether two files contain the same samples."""
     try:
         return (soundfile.read(one)[0] == soundfile.read(other)[0]).all()
     except soundfile.SoundFileError:
@@ -487,11 +489,11 @@ def _equal(one, other):
 
 
 def _durations(clips):
-    """Clips far from the usual duration, and from the spread of the durations too."""
+    """Report clips whose duration is far from the median, also compared with the spread of the durations."""
     logs = defaultdict(dict)
     for path, header in clips.headers.items():
         frames = clips.looks[path].frames if path in clips.looks else 0 if header.subtype == MP3 else header.frames
-        if frames and len(clips.uses[path]) == 1:  # else it is no clip, but a recording of many
+        if frames and len(clips.uses[path]) == 1:  # a file of several items is a recording with many segments
             logs[clips.uses[path][0].source.keys][path] = math.log(frames / header.rate)
     for of in logs.values():
         if len(of) < 2:
@@ -499,5 +501,5 @@ def _durations(clips):
         low, middle, high = statistics.quantiles(of.values(), n=4)
         reach = max(math.log(FAR), 5 * (high - low))
         far = [path for path, log in of.items() if abs(log - middle) > reach]
-        what = f"far from the usual duration of {math.exp(middle):.2g} s"
-        yield from clips.finding("note", "audio-duration", what, far, "listen to them; cut or drop what is no clip")
+        what = f"whose duration is far from the usual {math.exp(middle):.2g} s"
+        yield from clips.finding("note", "audio-duration", what, far, "listen to them; cut them, or remove their items")

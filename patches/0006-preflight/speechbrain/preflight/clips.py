@@ -1,4 +1,4 @@
-"""Reads audio files for what is wrong with them: all headers, then whole files as fast as they can be decoded."""
+"""Reads audio files to find out what is wrong with them: all headers, then whole files as fast as possible."""
 
 import math
 import os
@@ -13,22 +13,23 @@ from tqdm import tqdm
 
 BITS = {"PCM_U8": 8, "PCM_S8": 8, "PCM_16": 16, "PCM_24": 24, "PCM_32": 32}
 FLOATS = ("FLOAT", "DOUBLE")
-AS_THEY_ARE = {"PCM_16": "<i2", "PCM_24": "<i4", "FLOAT": "<f4"}  # what is read without a decoder, and as what
-UNKNOWN_SIZE = 0x7FFFF000  # from here on, sizes are what programs write that cannot go back to fill them in
-CHUNK = 16  # files that a thread takes at a time
-ROOM = 3 << 19  # bytes that are read at a time
-FRONT = 4  # bytes of room before those
-FEW = 4096  # samples that are read at a time at least, whatever a header says
-WRONG = (OSError, RuntimeError, ValueError, TypeError)  # what reading a file can raise; soundfile's own are RuntimeErrors
-TOGETHER = 3  # samples in a row that make a run
-STRIDE = 61  # of the samples that a fingerprint is made of
+AS_THEY_ARE = {"PCM_16": "<i2", "PCM_24": "<i4", "FLOAT": "<f4"}  # encodings that are read without a decoder, and their dtypes
+UNKNOWN_SIZE = 0x7FFFF000  # from here on, a size is a placeholder of a program that could not go back to fill it in
+CHUNK = 16  # files that a thread takes at once
+ROOM = 3 << 19  # bytes that are read at once
+FRONT = 4  # bytes of room before these, see _as_they_are
+FEW = 4096  # samples that are read at once at least, even if the header promises fewer
+WRONG = (OSError, RuntimeError, ValueError, TypeError)  # what reading a file can raise; soundfile raises RuntimeErrors
+TOGETHER = 3  # samples at full scale in a row that count as clipped
+STRIDE = 61  # a fingerprint uses one sample in so many
 
 
 class Header(NamedTuple):
-    """What a file says of itself.
+    """The header of a file.
 
-    Hz, channels, frames that are there, encoding, frames that are not there, and
-    where the samples begin if they lie there as in memory.
+    Sample rate in Hz, channels, frames that the file contains, encoding, frames
+    that are missing, and the byte at which the samples begin if they can be read
+    without a decoder (else 0).
     """
 
     rate: int
@@ -40,7 +41,7 @@ class Header(NamedTuple):
 
 
 class Look(NamedTuple):
-    """What a whole file holds: frames, extreme samples (nan if one is), the share in clipped runs, a fingerprint."""
+    """What a whole file contains: frames, lowest and highest sample (nan if any is), share of clipped samples, fingerprint."""
 
     frames: int
     low: float
@@ -50,23 +51,23 @@ class Look(NamedTuple):
 
 
 def read(path, room=None, until=math.inf):
-    """Read a file's header, and the file to its end if it has to be decoded for the header already.
+    """Read a file's header, and the whole file if the header already needs a decoder.
 
     Arguments
     ---------
     path : str
         The file.
     room : numpy.ndarray
-        What :func:`make_room` makes.
+        The result of :func:`make_room`.
     until : float
-        From when on to read headers only, by ``time.perf_counter``.
+        The value of ``time.perf_counter`` from which to read only headers.
 
     Returns
     -------
     Header
-        What the file says of itself.
+        The file's header.
     Look, Exception or None
-        What it holds, or why that cannot be read; None if it was not read.
+        What the file contains, or why it cannot be read; None if it was not read.
 
     Example
     -------
@@ -92,7 +93,7 @@ def read(path, room=None, until=math.inf):
 
 
 def _riff_header(start, size):
-    """Read the start of a WAV file; None if it is none, or one that needs more thought."""
+    """Read the header of a WAV file; None for another format, or a header that only soundfile can read."""
     if start[:4] != b"RIFF" or start[8:12] != b"WAVE":
         return None
     at, form = 12, None
@@ -101,7 +102,7 @@ def _riff_header(start, size):
         at += 8
         if name == b"fmt " and at + 16 <= len(start):
             tag, channels, rate, _, align, bits = struct.unpack_from("<HHIIHH", start, at)
-            if tag == 0xFFFE and length >= 26 and at + 26 <= len(start):  # extensible: the tag proper comes later
+            if tag == 0xFFFE and length >= 26 and at + 26 <= len(start):  # WAVE_FORMAT_EXTENSIBLE: the real tag comes later
                 (tag,) = struct.unpack_from("<H", start, at + 24)
             names = {1: {8: "PCM_U8", 16: "PCM_16", 24: "PCM_24", 32: "PCM_32"}, 3: {32: "FLOAT", 64: "DOUBLE"}}
             subtype = names.get(tag, {}).get(bits)
@@ -118,31 +119,31 @@ def _riff_header(start, size):
 
 
 def _flac_header(start):
-    """Read the start of a FLAC file; None if it is none, or one that does not say how long it is."""
+    """Read the header of a FLAC file; None for another format, or a header without the length."""
     if start[:4] != b"fLaC" or start[4] & 127 or len(start) < 26:
         return None
-    packed = int.from_bytes(start[18:26], "big")  # Hz in 20 bits, channels in 3, bits a sample in 5, frames in 36
+    packed = int.from_bytes(start[18:26], "big")  # 20 bits of Hz, 3 of channels, 5 of bits per sample, 36 of frames
     subtype = {8: "PCM_S8", 16: "PCM_16", 24: "PCM_24"}.get((packed >> 36 & 31) + 1)
     frames = packed & (1 << 36) - 1
     return Header(packed >> 44, (packed >> 41 & 7) + 1, frames, subtype) if frames and subtype else None
 
 
 def read_whole(path, header, room=None):
-    """Read a file to its end.
+    """Read a whole file.
 
     Arguments
     ---------
     path : str
         The file.
     header : Header
-        What its header says.
+        Its header.
     room : numpy.ndarray
-        What :func:`make_room` makes.
+        The result of :func:`make_room`.
 
     Returns
     -------
     Look
-        What it holds.
+        What the file contains.
 
     Example
     -------
@@ -162,7 +163,7 @@ def read_whole(path, header, room=None):
 
 
 def _look(header, blocks):
-    """Look at all samples of a file."""
+    """Make a Look of all samples of a file."""
     frames, clipped, fingerprint, lows, highs = 0, 0, 0, [], []
     bits = BITS.get(header.subtype, 99)
     for block in blocks:
@@ -178,13 +179,13 @@ def _look(header, blocks):
         return Look(0, 0, 0, 0.0, 0)
     finite = math.isfinite(sum(lows) + sum(highs))
     low, high = (min(lows), max(highs)) if finite else (math.nan, math.nan)
-    # What a lossy format decodes to, or floats beyond 1, were not cut off there.
+    # At full scale, samples of a lossy format, or of floats that go beyond 1, were not clipped.
     exact = header.subtype in BITS or (header.subtype in FLOATS and max(high, -low) <= 1)
     return Look(frames, low, high, clipped / (frames * header.channels) if exact else 0.0, fingerprint)
 
 
 def _as_they_are(file, header, room):
-    """The blocks of samples that lie in a file as in memory: many times as fast as to have them decoded."""
+    """Yield the samples of a file without decoding, block by block: much faster than with a decoder."""
     width = BITS.get(header.subtype, 32) // 8
     align = width * header.channels
     dtype, left = np.dtype(AS_THEY_ARE[header.subtype]), header.frames * align
@@ -192,16 +193,16 @@ def _as_they_are(file, header, room):
     while left and (size := file.readinto(bytes_[:left])):
         count = size // align * header.channels
         block = np.ndarray(count, dtype, room, FRONT + width - dtype.itemsize, (width,))
-        # Three bytes are read as four, of which the first and lowest belongs to the sample before.
+        # A sample of 3 bytes is read as 4 bytes. The first, which is the lowest, belongs to the sample before: drop it.
         yield (block >> 8 if width < dtype.itemsize else block).reshape(_shape(header))
         left -= size
 
 
 def _decoded(file, header, room):
-    """The blocks of any other file."""
+    """Yield the samples of any other file, block by block."""
     dtype = "int16" if header.subtype == "PCM_16" else "float32"
     into = room.view(dtype)
-    # No longer than need be: what is left of it is filled with zeros.
+    # Not larger than necessary: soundfile fills the rest with zeros.
     frames = min(max(header.frames, FEW) + 1, len(into) // header.channels)
     into = into[: frames * header.channels].reshape(_shape(header))
     while len(block := file.read(dtype=dtype, out=into)):
@@ -215,18 +216,18 @@ def _shape(header):
 
 
 def make_room():
-    """Make what files are read into.
+    """Make the memory that files are read into.
 
     Returns
     -------
     numpy.ndarray
-        Of bytes.
+        An array of bytes.
     """
     return np.empty(FRONT + ROOM, np.uint8)
 
 
 def _in_runs(at_top):
-    """Count the samples at full scale that are among several in a row."""
+    """Count the samples at full scale that are in runs of at least ``TOGETHER``."""
     starts = at_top[2:] & at_top[1:-1] & at_top[:-2]
     inside = np.zeros_like(at_top)
     for shift in range(TOGETHER):
@@ -235,23 +236,23 @@ def _in_runs(at_top):
 
 
 def in_parallel(work, paths, deadline, name):
-    """Do something with many files, on several threads, showing how far it is.
+    """Call a function for many files, on several threads, with a progress bar.
 
     Arguments
     ---------
     work : callable
-        Takes a path, and what :func:`make_room` makes.
+        Takes a path, and the result of :func:`make_room`.
     paths : list of str
         The files.
     deadline : float
-        When to begin no further file, by ``time.perf_counter``.
+        The value of ``time.perf_counter`` from which no further file is begun.
     name : str
-        What the progress bar is to say.
+        The text of the progress bar.
 
     Yields
     ------
     tuple
-        A path, and what the work returned or raised.
+        A path, and the return value of the function or the exception it raised.
     """
 
     def some(paths):

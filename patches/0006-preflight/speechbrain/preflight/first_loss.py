@@ -1,4 +1,4 @@
-"""The first loss of a classifier: what it was computed from, and how large it is."""
+"""Checks the first loss of a classifier: its input, and its value."""
 
 import math
 
@@ -6,16 +6,16 @@ import torch
 from speechbrain.preflight.report import Finding
 
 CODES = {
-    "nll-without-log-softmax": "nll_loss is given what is no log-probability: it can fall without end",
-    "cross-entropy-on-probabilities": "cross_entropy is given probabilities: it applies a softmax to them once more",
+    "nll-without-log-softmax": "nll_loss gets values that are not log-probabilities, so it can fall without limit",
+    "cross-entropy-on-probabilities": "cross_entropy gets probabilities, and applies a second softmax to them",
     "first-loss": "the first cross_entropy or nll_loss is negative, not finite, or above ln(number of classes) + 20",
 }
 
 
 def check(seen):
-    """Yield what is wrong with the first loss, once for each kind."""
+    """Yield what is wrong with the first loss, at most one finding for each code."""
     found = {}
-    spoiled = not all(math.isfinite(weight.norm) for weight in seen.weights)  # which is said elsewhere
+    spoiled = not all(math.isfinite(weight.norm) for weight in seen.weights)  # which another check reports
     for call in seen.losses:
         failed = call.value is None
         if call.name in ("cross_entropy", "nll_loss") and not failed and call.input.dim() > 0 and call.input.numel():
@@ -28,7 +28,7 @@ def _look(call, spoiled):
     scores = call.input.float()
     classes = 1 if scores.dim() > 1 else 0
     if not scores.isfinite().all():
-        scores = scores.nan_to_num(neginf=-math.inf)  # a mask gives classes no probability
+        scores = scores.nan_to_num(neginf=-math.inf)  # a mask may set the log-probability of a class to -inf
     where = f"{call.name}, input {' x '.join(map(str, call.input.shape))}"
     if call.name == "nll_loss" and (scores.logsumexp(classes).abs() > 0.1).float().mean() > 0.5:
         what = f"the classes' probabilities sum to {scores.logsumexp(classes).exp().median():.3g}, not to 1"
@@ -36,8 +36,8 @@ def _look(call, spoiled):
         return
     probabilities = scores.shape[classes] > 1 and (scores >= 0).all() and ((scores.sum(classes) - 1).abs() < 1e-3).all()
     if call.name == "cross_entropy" and probabilities:
-        what = "its input is never negative and sums to 1: these are probabilities"
-        yield Finding("error", "cross-entropy-on-probabilities", what, where, "leave out the softmax before it")
+        what = "its inputs are probabilities: they are not negative and sum to 1"
+        yield Finding("error", "cross-entropy-on-probabilities", what, where, "remove the softmax before it")
         return
     value = float(_mean(call))
     usual = math.log(scores.shape[classes])
@@ -45,9 +45,9 @@ def _look(call, spoiled):
         yield Finding(
             "warning",
             "first-loss",
-            f"it is {value:.4g}; a guess among {scores.shape[classes]} classes has {usual:.3g}",
+            f"it is {value:.4g}; guessing among {scores.shape[classes]} classes gives {usual:.3g}",
             where,
-            "look at the scale of the classifier's inputs and weights, at the targets, and at what is masked",
+            "check the scale of the classifier's inputs and weights, the targets, and the masks",
         )
 
 

@@ -1,4 +1,4 @@
-"""Takes a Brain up to its first training step in the way that ``fit`` does, and notes what happens."""
+"""Takes a Brain to its first training step as ``fit`` does, and records what happens."""
 
 import inspect
 import re
@@ -23,12 +23,12 @@ from torch.overrides import TorchFunctionMode
 
 CODES = {
     "script-failed": "the script raised an exception before it called fit",
-    "preflight-killed": "the process of the preflight ended without an answer, for lack of memory for example",
+    "preflight-killed": "the preflight's process ended without a result, for example because memory ran out",
     "dataloader-failed": "make_dataloader raised an exception for the training or validation set",
-    "fit-start-failed": "on_fit_start raised an exception: modules are wrapped, optimizers made and a checkpoint loaded there",
+    "fit-start-failed": "on_fit_start raised an exception; it wraps modules, creates optimizers and loads a checkpoint",
     "stage-start-failed": "on_stage_start raised an exception for the first epoch",
     "first-batch-failed": "the first training batch could not be loaded",
-    "first-step-failed": "the first training step raised an exception: forward, loss, backward",
+    "first-step-failed": "the first training step raised an exception, in forward, loss or backward",
 }
 
 LOSSES = {
@@ -37,32 +37,32 @@ LOSSES = {
     if name.endswith(("_loss", "cross_entropy", "cross_entropy_with_logits", "kl_div"))
 }
 
-# Where a line of a traceback says little.
+# A finding names the last line of a traceback that is not in one of these folders.
 LIBRARIES = tuple(str(Path(package.__file__).parent) for package in (torch, sb))
 
 
 class Stopped(BaseException):
-    """The first backward is over; no ``except Exception`` of a script may hold it up."""
+    """Leaves fit_batch after the first backward; a BaseException, so that a script's ``except Exception`` cannot catch it."""
 
 
 def guarded(said, name, function, *args):
-    """Call a function that may fail; that it did is a remark, not a finding.
+    """Call a function that may fail; a failure becomes a remark, not a finding.
 
     Arguments
     ---------
     said : list of str
-        Takes the remark.
+        The remark is appended to it.
     name : str
-        What the remark calls it.
+        The name of the function in the remark.
     function : callable
-        What is called.
+        The function.
     *args : object
-        What it is called with.
+        Its arguments.
 
     Returns
     -------
     object
-        What it returned; None where it failed.
+        The return value of the function; None if it failed.
 
     Example
     -------
@@ -71,35 +71,35 @@ def guarded(said, name, function, *args):
     2
     >>> guarded(said, "lengths", len, 2)
     >>> said
-    ["Not everything was checked: lengths ended with TypeError: object of type 'int' has no len()"]
+    ["Not everything was checked: lengths failed with TypeError: object of type 'int' has no len()"]
     """
     try:
         return function(*args)
     except Exception as error:
-        said.append(f"Not everything was checked: {name} ended with {type(error).__name__}: {error}")
+        said.append(f"Not everything was checked: {name} failed with {type(error).__name__}: {error}")
 
 
 def check(seen):
-    """Yield what went wrong on the way to the first step."""
+    """Yield what failed on the way to the first step."""
     yield from seen.failures
 
 
 def failure(code, error, remedy):
-    """Make a finding of an exception.
+    """Turn an exception into a finding.
 
     Arguments
     ---------
     code : str
-        Its code.
+        The code of the finding.
     error : BaseException
         The exception.
     remedy : str
-        What to do about it.
+        How to fix it.
 
     Returns
     -------
     Finding
-        With the last line of the user's own code as the place, and the traceback.
+        Its place is the last line of the user's own code; the traceback is added to it.
 
     Example
     -------
@@ -110,7 +110,7 @@ def failure(code, error, remedy):
     stack = error.__traceback__
     while stack and stack.tb_next and _is_ours(stack.tb_frame.f_code.co_filename):
         stack = stack.tb_next
-    # What a worker of a DataLoader raised arrives with its traceback as the message; its last line says what it was.
+    # An exception from a DataLoader worker has its traceback in its message, the last line of which is the original message.
     said = str(error).strip()
     frames = [(f.filename, f.lineno, f.name) for f in traceback.extract_tb(stack)]
     frames += re.findall(r'File "(.+?)", line (\d+), in (\w+)', said)
@@ -125,18 +125,18 @@ def _is_ours(file):
 
 
 def reach_first_step(seen, ranks, epochs, train_loader_kwargs, valid_loader_kwargs):
-    """Do what ``fit`` does up to the first step, that step included; no weight changes.
+    """Do what ``fit`` does up to and including the first step, without changing a weight.
 
     Arguments
     ---------
     seen : Seen
-        Takes what is seen.
+        What happens is recorded in it.
     ranks : Ranks
-        The processes of torchrun, which go on only together.
+        The processes of torchrun, which proceed only together.
     epochs : iterable
-        The epoch counter that ``fit`` was given.
+        The epoch counter that was passed to ``fit``.
     train_loader_kwargs, valid_loader_kwargs : dict
-        How to load the sets.
+        The options of the dataloaders.
     """
     brain = seen.brain
 
@@ -149,7 +149,7 @@ def reach_first_step(seen, ranks, epochs, train_loader_kwargs, valid_loader_kwar
         return ranks.agree(error is None), answer
 
     def skipped(*args, **kwargs):
-        seen.said.append("A fit() within fit() was skipped.")
+        seen.said.append("A call of fit() inside fit() was skipped.")
 
     with ExitStack() as stack:
         stack.enter_context(replaced(Brain, "fit", skipped))
@@ -157,7 +157,7 @@ def reach_first_step(seen, ranks, epochs, train_loader_kwargs, valid_loader_kwar
             stack.enter_context(replaced(Checkpointer, name, lambda *args, **kwargs: None))
         stack.enter_context(_idle_optimizers(seen))
 
-        remedy = "mend the dataset or the options of its loader"
+        remedy = "fix the dataset or the options of its loader"
         made, seen.train_loader = attempt(
             "dataloader-failed", remedy, _loader, brain, seen.train_set, Stage.TRAIN, train_loader_kwargs
         )
@@ -165,17 +165,19 @@ def reach_first_step(seen, ranks, epochs, train_loader_kwargs, valid_loader_kwar
             _, seen.valid_loader = attempt(
                 "dataloader-failed", remedy, _loader, brain, seen.valid_set, Stage.VALID, valid_loader_kwargs, ckpt_prefix=None
             )
-        seen.started, _ = attempt("fit-start-failed", "mend what the traceback below shows", brain.on_fit_start)
+        seen.started, _ = attempt("fit-start-failed", "fix the error that the traceback below shows", brain.on_fit_start)
         seen.optimizers = held(brain, Optimizer)
         if seen.started:
-            seen.started, _ = attempt("stage-start-failed", "mend what the traceback below shows", _start_stage, seen, epochs)
+            seen.started, _ = attempt(
+                "stage-start-failed", "fix the error that the traceback below shows", _start_stage, seen, epochs
+            )
         seen.weights = guarded(seen.said, "weights", weights.look, seen.modules) or []
         if made:
             drawn, seen.batch = attempt(
-                "first-batch-failed", "mend the item or the data pipeline that the traceback below shows", _first_batch, seen
+                "first-batch-failed", "fix the item or the data pipeline that the traceback below shows", _first_batch, seen
             )
-            if drawn and seen.started:  # the same on all processes, as are the attempts
-                well, _ = attempt("first-step-failed", "mend what the traceback below shows", _step, seen)
+            if drawn and seen.started:  # equal on all processes, so that all make the same attempts
+                well, _ = attempt("first-step-failed", "fix the error that the traceback below shows", _step, seen)
                 seen.stepped = well and seen.batch is not None
 
 
@@ -188,7 +190,7 @@ def _loader(brain, dataset, stage, options, **more):
 def _start_stage(seen, epochs):
     brain, epoch = seen.brain, next(iter(epochs), None)
     if epoch is None:
-        seen.said.append("The epoch counter is at its limit: fit() would train nothing more.")
+        seen.said.append("The epoch counter is at its limit, so fit() would not train any further.")
         epoch = 1
     brain.on_stage_start(Stage.TRAIN, epoch)
     brain.modules.train()
@@ -205,19 +207,19 @@ def _first_batch(seen):
 
 
 def held(brain, kind):
-    """Find what a Brain holds of a kind: among its attributes and hparams, and in lists and dicts there.
+    """Find the objects of a type among a Brain's attributes and hparams, and in lists and dicts there.
 
     Arguments
     ---------
     brain : speechbrain.Brain
         The Brain.
     kind : type
-        The kind.
+        The type.
 
     Returns
     -------
     dict of str to object
-        Each by the first name that it was found under.
+        Each object by the first name that it was found under.
 
     Example
     -------
@@ -240,7 +242,7 @@ def _owned(optimizers):
 
 @contextmanager
 def _idle_optimizers(seen):
-    """Have every optimizer's step do nothing: while it lasts, its groups are empty. What steps is noted."""
+    """Make every optimizer's step do nothing, by emptying its groups meanwhile, and record which optimizers step."""
     emptied = {}
 
     def empty(optimizer, args, kwargs):
@@ -260,13 +262,13 @@ def _idle_optimizers(seen):
     finally:
         for hook in hooks:
             hook.remove()
-        for groups in emptied.values():  # of a step that raised
+        for groups in emptied.values():  # of a step that raised an exception
             for group, parameters in groups:
                 group["params"] = parameters
 
 
 class _Losses(TorchFunctionMode):
-    """Notes the calls of torch's loss functions."""
+    """Records the calls of torch's loss functions."""
 
     def __init__(self, calls):
         super().__init__()
@@ -280,7 +282,7 @@ class _Losses(TorchFunctionMode):
         given = [item.detach() if isinstance(item, torch.Tensor) else item for item in bound.arguments.values()]
         names = list(bound.arguments)
         call = LossCall(LOSSES[func], *given[:2], dict(zip(names[2:], given[2:])))
-        self.calls.append(call)  # before it can fail: a label that is no class makes it
+        self.calls.append(call)  # before the call, which fails for a label that is not a class
         value = func(*args, **(kwargs or {}))
         call.value = value.detach()
         return value
@@ -334,7 +336,7 @@ def _step(seen):
 
 
 def _leaves(tensor):
-    """The tensors that one was computed from and that take a gradient, by its graph."""
+    """The leaves of a tensor's graph that require a gradient."""
     if tensor.requires_grad and tensor.is_leaf:
         yield tensor
     todo, known = [tensor.grad_fn], set()
@@ -350,7 +352,7 @@ def _leaves(tensor):
 
 
 def _statistics(modules):
-    """The running statistics of each module that has some, and how often each tensor was written to."""
+    """By name of a module, its running statistics, each with a counter of writes to the tensor."""
     found = {}
     for name, module in modules.named_modules():
         own = {**module._buffers, **module.__dict__}
@@ -362,7 +364,7 @@ def _statistics(modules):
 
 @contextmanager
 def _alone(brain):
-    """Have the processes of torchrun not wait for one another, so that none waits for one that failed."""
+    """Stop the processes of torchrun from waiting for one another, so that none waits for one that has failed."""
     wrapped = [m for m in brain.modules.values() if isinstance(m, torch.nn.parallel.DistributedDataParallel)]
     with ExitStack() as stack:
         if torch.distributed.is_available():

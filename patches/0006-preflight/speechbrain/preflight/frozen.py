@@ -1,16 +1,16 @@
-"""What is frozen, but moves: running statistics."""
+"""Checks that the running statistics of frozen modules stay the same."""
 
 import torch
 from speechbrain.preflight.report import Finding
 
 CODES = {
     "frozen-statistics-move": "training updates the running statistics of BatchNorms whose weights are frozen",
-    "loaded-normaliser-moves": "training updates the statistics of a normalisation that was loaded from a file",
+    "loaded-normaliser-moves": "training updates the statistics of a normalisation module that was loaded from a file",
 }
 
 
 def check(seen):
-    """Yield what moves though it is frozen, one finding for each of the Brain's modules."""
+    """Yield statistics that change although they should not: one finding for each of the Brain's modules."""
     moving = {}
     for name, module in seen.modules.named_modules():
         if name in seen.moved and isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
@@ -31,13 +31,13 @@ def check(seen):
             yield Finding(
                 "warning",
                 "loaded-normaliser-moves",
-                "its statistics were loaded from a file, and training goes on updating them",
+                "its statistics were loaded from a file, and training keeps updating them",
                 name,
-                "call its eval() in compute_forward, or pass an epoch from its update_until_epoch on",
+                "call its eval() in compute_forward, or pass an epoch that is not below its update_until_epoch",
             )
 
 
 def _frozen(seen, module):
-    """Whether all parameters of a module were frozen when the step began, and are still; one without any is not."""
+    """Whether a module has parameters, all of which were frozen when the step began and still are."""
     parameters = list(module.parameters())
     return bool(parameters) and all(id(p) in seen.frozen and not p.requires_grad for p in parameters)

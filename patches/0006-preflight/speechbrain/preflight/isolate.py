@@ -1,4 +1,4 @@
-"""Runs something without a trace in the Brain: in a process of its own, or by putting everything back."""
+"""Runs a function so that the Brain stays the same: in another process, or by restoring everything afterwards."""
 
 import collections
 import os
@@ -21,17 +21,17 @@ def in_child(function):
     Arguments
     ---------
     function : callable
-        Takes nothing; what it returns must be picklable.
+        Takes no arguments; its return value must be picklable.
 
     Returns
     -------
     object
-        What it returned.
+        The return value of the function.
 
     Raises
     ------
     ChildProcessError
-        If the process ended without an answer: killed for the memory it took, for example.
+        If the process ended without a result, for example because it was killed when memory ran out.
 
     Example
     -------
@@ -45,13 +45,14 @@ def in_child(function):
     sys.stdout.flush()
     sys.stderr.flush()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 on: of threads, which the child does not use
+        # Since Python 3.12, fork() warns where there are threads. The child uses none of them.
+        warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if child == 0:
         status = 1
         try:
             os.close(reader)
-            torch.set_num_threads(1)  # a child waits forever for the threads that its parent had
+            torch.set_num_threads(1)  # with more, the child waits forever for threads that only its parent has
             with os.fdopen(writer, "wb") as pipe:
                 pickle.dump(function(), pipe)
             status = 0
@@ -63,14 +64,14 @@ def in_child(function):
             os._exit(status)
     os.close(writer)
     with os.fdopen(reader, "rb") as pipe, suppress(EOFError):
-        answer = pickle.load(pipe)  # not up to the end: workers of a DataLoader may hold the pipe a while longer
+        answer = pickle.load(pipe)  # not to the end of the pipe: DataLoader workers may keep it open for longer
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if status:
-        raise ChildProcessError(f"the process ended with status {status}" + f", by signal {-status}" * (status < 0))
+        raise ChildProcessError(f"the preflight's process ended with status {status}" + f" (signal {-status})" * (status < 0))
     return answer
 
 
-# Whose attributes are kept, as are those of all of SpeechBrain's objects and of the checkpointer's recoverables.
+# Objects of these types have their attributes saved, as have all SpeechBrain objects and the checkpointer's recoverables.
 KEPT = (
     Brain,
     SimpleNamespace,
@@ -82,10 +83,10 @@ KEPT = (
 
 
 class _Kept:
-    """The content of objects, and of all that they lead to, so that it can be put back into the same objects."""
+    """Saves the content of objects and of everything they refer to, to restore it in the same objects."""
 
     def __init__(self, *roots):
-        self.contents = {}  # by id: the object, and what puts its content back
+        self.contents = {}  # by id: the object, the function that restores it, and the saved content
         todo = list(roots)
         brain = roots[0]
         named = {id(item) for item in [brain.scaler, *getattr(brain.checkpointer, "recoverables", {}).values()]}
@@ -107,10 +108,10 @@ class _Kept:
             elif isinstance(item, torch.Generator):
                 self.keep(item, torch.Generator.set_state, item.get_state())
             elif isinstance(item, torch.utils.data.Dataset):
-                continue  # a step leaves it alone, and it may be large
+                continue  # a step does not change it, and it may be large
             elif isinstance(item, KEPT) or id(item) in named or type(item).__module__.startswith("speechbrain."):
                 todo.append(getattr(item, "__dict__", None))
-                if isinstance(item, torch.nn.Module):  # a scripted one keeps them elsewhere
+                if isinstance(item, torch.nn.Module):  # a scripted module does not have them in its __dict__
                     todo += [*item.parameters(recurse=False), *item.buffers(recurse=False)]
 
     def keep(self, item, put_back, content):
@@ -124,7 +125,7 @@ class _Kept:
 
 def _put_tensor_back(tensor, content):
     value, requires_grad, grad = content
-    if tensor.shape != value.shape:  # a lazy one that the step has initialised, or one that was resized
+    if tensor.shape != value.shape:  # a lazy one that the step initialised, or one that was resized
         tensor.data = value.to(tensor.device)
     else:
         tensor.copy_(value)
@@ -135,21 +136,21 @@ def _put_tensor_back(tensor, content):
 
 @contextmanager
 def put_back(brain, *others):
-    """Put back what a run up to the first step changes.
+    """Restore what a run up to the first step changes.
 
-    That is: the Brain's attributes, its modules (parameters, buffers,
-    ``requires_grad``, gradients, training flags, wrapped modules), its
-    optimizers, its hparams and its checkpointer's recoverables, whatever of
-    lists, dicts and tensors these lead to, and the random states of Python,
-    NumPy and torch. What a hook keeps elsewhere stays changed, and a lazy
-    parameter that was initialised stays so.
+    This covers the Brain's attributes, its modules (parameters, buffers,
+    ``requires_grad``, gradients, training flags, wrappers), its optimizers, its
+    hparams and its checkpointer's recoverables, all lists, dicts and tensors
+    that these refer to, and the random states of Python, NumPy and torch. It
+    does not cover what a hook changes elsewhere, and a lazy parameter that was
+    initialised stays initialised.
 
     Arguments
     ---------
     brain : speechbrain.Brain
         The Brain.
     *others : object
-        What else is put back: samplers, generators.
+        Other objects to restore: samplers, generators.
 
     Example
     -------

@@ -1,4 +1,4 @@
-"""The items of a dataset: what its manifest says of each, and what is read when one is evaluated."""
+"""The items of a dataset: what its manifest contains, and what is read when an item is evaluated."""
 
 import builtins
 import contextlib
@@ -12,13 +12,13 @@ from speechbrain.utils.data_pipeline import StaticItem
 from torch.utils.data import DataLoader, Subset
 
 AUDIO = frozenset(".aif .aiff .au .caf .flac .mp3 .oga .ogg .opus .sph .w64 .wav".split())
-# Packages whose functions take the paths of audio files; those that open them in C are seen by their arguments alone.
+# Packages whose functions take paths of audio files. Some open them in C code, where only the arguments can be seen.
 READERS = frozenset("audioread av librosa miniaudio pydub scipy soundfile torchaudio torchcodec wave".split())
 ENCODER = "speechbrain.dataio.encoder"
 
 
 def is_audio(value):
-    """Whether a value is a path with the extension of an audio file.
+    """Return whether a value is a path with the extension of an audio file.
 
     Arguments
     ---------
@@ -38,16 +38,16 @@ def is_audio(value):
 
 
 class Watch:
-    """Sees, as a context, which audio files are opened, whether something is resampled, and which label encoders are asked.
+    """A context that records opened audio files, resampling, and the label encoders in use.
 
     Attributes
     ----------
     opened : list of str
-        The audio files, in the order in which they were first opened, or failed to open.
+        The audio files, in the order in which the code first opened or tried to open them.
     resampled : bool
-        Whether a function was called that says by its name that it resamples.
+        Whether a function with "resampl" in its name was called.
     encoders : list of speechbrain.dataio.encoder.CategoricalEncoder
-        The label encoders that were asked for a label.
+        The label encoders that encoded a label.
 
     Example
     -------
@@ -74,8 +74,8 @@ class Watch:
                 self._note(file)
             return _open(file, *args, **kwargs)
 
-        builtins.open = io.open = opening  # pathlib opens by the latter
-        if sys.getprofile() is None:  # a profiler that is at work could not be put back
+        builtins.open = io.open = opening  # pathlib uses io.open
+        if sys.getprofile() is None:  # a profiler that is already running could not be restored
             sys.setprofile(self._called)
         return self
 
@@ -99,7 +99,7 @@ class Watch:
             encoder = frame.f_locals.get("self")
             if not any(encoder is known for known in self.encoders):
                 self.encoders.append(encoder)
-        if module == "soundfile" and code.co_name == "__init__":  # it opens a file of any name, or one that is open
+        if module == "soundfile" and code.co_name == "__init__":  # it opens files of any name, and takes open files
             file = frame.f_locals.get("file")
             if not isinstance(file, os.PathLike):
                 file = getattr(file, "name", file)
@@ -112,16 +112,16 @@ class Watch:
 
 
 class Items:
-    """The items of a dataset that was given to ``fit``, where its manifest is known.
+    """The items of a dataset that was passed to ``fit`` and whose manifest is known.
 
     Arguments
     ---------
     split : str
-        What it is for: ``train`` or ``valid``.
+        ``train`` or ``valid``.
     given : DynamicItemDataset or list of dict
         The dataset.
     indices : sequence of int
-        Which of its items; all by default.
+        The indices of the items in it; all by default.
 
     Example
     -------
@@ -139,19 +139,19 @@ class Items:
 
     @classmethod
     def of(cls, split, given):
-        """Find the items of whatever was given to ``fit``.
+        """Find the items of an object that was passed to ``fit``.
 
         Arguments
         ---------
         split : str
-            What it is for.
+            ``train`` or ``valid``.
         given : object
-            A dataset, a part of one, or a loader.
+            A dataset, a subset of one, or a loader.
 
         Returns
         -------
         Items
-            None where nothing tells what its items are without making them.
+            None if the items cannot be known without evaluating them.
         """
         indices = None
         while True:
@@ -166,7 +166,7 @@ class Items:
             else:
                 break
         if isinstance(given, DynamicItemDataset):
-            known = isinstance(given.data, dict)  # other data may be made when they are asked for
+            known = isinstance(given.data, dict)  # other mappings may create their values on access
         else:
             known = isinstance(given, (list, tuple)) and all(isinstance(item, Mapping) for item in given)
         return cls(split, given, indices) if known else None
@@ -175,37 +175,37 @@ class Items:
         return len(self.indices)
 
     def static(self, i):
-        """Give what the manifest says of an item.
+        """Return what the manifest contains for an item.
 
         Arguments
         ---------
         i : int
-            Which item.
+            The number of the item, from 0.
 
         Returns
         -------
         dict
-            Its values, its id among them.
+            Its values by key; its id is one of them.
         """
         i = self.indices[i]
         if self.pipeline is None:
             return self.given[i]
         name = self.given.data_ids[i]
         values = self.given.data[name]
-        return {"id": name, **values} if isinstance(values, Mapping) else {"id": name}  # an item may be null, say
+        return {"id": name, **values} if isinstance(values, Mapping) else {"id": name}  # an item in JSON may be null
 
     def needed(self, keys=None):
-        """Find out what a pipeline takes from the manifest.
+        """Find the keys of the manifest that the pipeline takes.
 
         Arguments
         ---------
         keys : list of str
-            What it is to provide; by default what it does provide.
+            The keys to provide; by default the pipeline's output keys.
 
         Returns
         -------
         list of str
-            The keys of the manifest.
+            The keys of the manifest that are needed for them.
         """
         if self.pipeline is None:
             return list(self.static(0))
@@ -215,12 +215,12 @@ class Items:
 
     @contextlib.contextmanager
     def providing(self, keys):
-        """Have, as a context, other keys evaluated than those that the pipeline puts out.
+        """Replace the pipeline's output keys while this context lasts.
 
         Arguments
         ---------
         keys : list of str
-            The keys, by their names within the pipeline.
+            The keys, named as in the pipeline.
 
         Yields
         ------
@@ -239,16 +239,16 @@ class Items:
         Arguments
         ---------
         i : int
-            Which item.
+            The number of the item, from 0.
 
         Returns
         -------
         dict
-            Its values by key. Exceptions go through.
+            Its values by key. Exceptions of the pipeline are not caught.
         """
         static = self.static(i)
         if self.pipeline is None:
             return static
         for item in self.pipeline.dynamic_items:
-            item.reset()  # an exception leaves a generator where it was
+            item.reset()  # after an exception, a generator would continue where it stopped
         return self.pipeline.compute_outputs(static)

@@ -1,7 +1,7 @@
-"""Check 5: the labels that a classifier learns, and the batches that they come in.
+"""Checks the labels that a classifier learns, and the batches.
 
-Which key holds the labels is known where the targets of a loss are that key's values in the first batch, one for each
-item. That key is then evaluated for all items, if it can be without audio. Targets of another kind are left alone.
+A key of the batch contains the labels if its values in the first batch, one for each item, are the targets of a loss. This
+key is then evaluated for all items, unless that reads audio. Other kinds of targets are not checked.
 """
 
 import numbers
@@ -19,22 +19,22 @@ from torch.nn.functional import one_hot
 from torch.utils.data import BatchSampler, SequentialSampler
 
 CODES = {
-    "label-outside": "a label is none of the classifier's outputs",
-    "label-ignored": "a class has the label that the loss ignores",
-    "label-only-in-valid": "the validation set has classes that the training set lacks",
-    "label-unknown": "a label encoder does not know labels of the data",
-    "labels-sorted": "the batches come in the order of the classes, most of them of one class",
-    "no-batch": "a loader gives no batch at all",
-    "batch-of-one": "a batch of one item is left over, and a BatchNorm sees one value of it a channel",
+    "label-outside": "a label is not one of the classifier's outputs",
+    "label-ignored": "a class has the label that the loss ignores (ignore_index)",
+    "label-only-in-valid": "the validation set has classes that the training set does not have",
+    "label-unknown": "a label encoder does not know some labels of the data",
+    "labels-sorted": "the items are sorted by class, so that most batches contain only one class",
+    "no-batch": "a loader yields no batches",
+    "batch-of-one": "the last batch has only one item, from which a BatchNorm gets only one value per channel",
 }
 
-AT_LEAST = 0.25  # seconds for the labels, however few the audio gets
-SHOWN = 4
-SORTED = 0.1  # of the changes from class to class that a random order has
+AT_LEAST = 0.25  # seconds to spend on labels, even if fewer are spent on audio
+SHOWN = 4  # labels or names in a message
+SORTED = 0.1  # items are sorted if the class changes less often than this share of the changes in a random order
 
 
 class Target(NamedTuple):
-    """What a loss was given in the first step: a label for each item, the number of classes, the label it ignores."""
+    """The arguments of a loss in the first step: one label for each item, the number of classes, and the ignored label."""
 
     labels: torch.Tensor
     classes: int
@@ -42,15 +42,15 @@ class Target(NamedTuple):
 
 
 class Unknown(NamedTuple):
-    """In place of a label: what the label encoder did not know."""
+    """Replaces a label that the label encoder does not know."""
 
     label: object
 
 
 class Column(NamedTuple):
-    """A key, evaluated for all items, or as many as the time allowed.
+    """The values of a key for all items, or for as many as there was time for.
 
-    A value is an int, or :class:`Unknown`, or None where it is something else.
+    A value is an int, :class:`Unknown`, or None for anything else.
     """
 
     items: Items
@@ -66,11 +66,11 @@ class Column(NamedTuple):
 
     @property
     def where(self):
-        """str: Which key of which set."""
+        """str: The set and the key."""
         return f"{self.items.split} {self.key}"
 
     def say(self, i):
-        """Say what an item's label is made of."""
+        """Return the manifest's values that an item's label is made from, as text."""
         static = self.items.static(i)
         return " ".join(str(static[key])[:40] for key in self.takes if key != "id" or len(self.takes) == 1) or str(static["id"])
 
@@ -102,7 +102,7 @@ def check(seen):
             if column is not None:
                 columns[split, outer] = column
                 if len(column.values) < len(items):
-                    seen.said.append(f"Labels ({column.where}): {len(column.values)} of {len(items)} items were looked at.")
+                    seen.said.append(f"Labels ({column.where}): {len(column.values)} of {len(items)} items were checked.")
                 yield from _unknown(column)
     for outer, target in targets.items():
         train, valid = columns.get(("train", outer)), columns.get(("valid", outer))
@@ -123,21 +123,21 @@ def evaluate(items, key, deadline, wanted=True):
     items : Items
         The items; at least one.
     key : str
-        The key, by its name within the pipeline.
+        The key, named as in the pipeline.
     deadline : float
-        When to stop, by ``time.perf_counter``.
+        The value of ``time.perf_counter`` at which to stop.
     wanted : bool
-        Whether to go on if no label encoder was asked for the first of them.
+        Whether to continue if the key uses no label encoder.
 
     Returns
     -------
     Column
-        None if that reads audio, or is not wanted.
+        The values; None if evaluating the key reads audio, or if it uses no label encoder and is not ``wanted``.
     """
     known, values = {}, []
     with items.providing([key]):
         with Watch() as watch:
-            _value(items, len(items) - 1, key)  # the first ones may be cached
+            _value(items, len(items) - 1, key)  # the last item, because the first ones may be cached
         if watch.opened or not (wanted or watch.encoders):
             return None
         takes = items.needed([key])
@@ -146,7 +146,7 @@ def evaluate(items, key, deadline, wanted=True):
             made_of = tuple(static.get(name) for name in takes)
             try:
                 value = known[made_of] if made_of in known else known.setdefault(made_of, _value(items, i, key))
-            except TypeError:  # made of lists, say
+            except TypeError:  # unhashable, for example a list
                 value = _value(items, i, key)
             values.append(value)
             if time.perf_counter() > deadline:
@@ -155,7 +155,7 @@ def evaluate(items, key, deadline, wanted=True):
 
 
 def _value(items, i, key):
-    """A value of a Column."""
+    """Evaluate one value of a Column."""
     try:
         value = items.evaluate(i)[key]
     except Exception as error:
@@ -168,7 +168,7 @@ def _value(items, i, key):
 
 
 def _targets(seen):
-    """The keys that hold the labels: a dict of the batch's key to Target."""
+    """The Target of each key of the batch that contains labels."""
     items = Items.of("train", seen.train_set)
     targets = {}
     if seen.batch is None or items is None or items.pipeline is None:
@@ -178,19 +178,21 @@ def _targets(seen):
         if target is None:
             continue
         keys = [key for key in items.pipeline.output_mapping if _is_in(target.labels, _of_batch(seen.batch, key))]
-        if len(keys) == 1:  # two are one too many to tell
+        if len(keys) == 1:  # with two, it is not known which contains the labels
             targets[keys[0]] = target
     return targets
 
 
 def _target(call):
-    """The labels that a loss was given; None if it was given no single one for each item."""
+    """The Target of a call of a loss; None if the call does not have exactly one label for each item."""
     given, scores = call.target, call.input
     if not isinstance(given, torch.Tensor) or not isinstance(scores, torch.Tensor) or scores.dim() < 2:
         return None
     if call.name in ("cross_entropy", "nll_loss") and not given.is_floating_point() and given.numel() == len(given):
         return Target(given.reshape(-1).cpu(), scores.shape[1], call.options.get("ignore_index", -100))
-    if call.name == "kl_div" and given.dim() == 2 and given.shape == scores.shape:  # the wrapper of the margin losses
+    if (
+        call.name == "kl_div" and given.dim() == 2 and given.shape == scores.shape
+    ):  # of LogSoftmaxWrapper, used for margin losses
         labels = given.argmax(1)
         if torch.equal(given, one_hot(labels, given.shape[1]).to(given.dtype)):
             return Target(labels.cpu(), given.shape[1], -100)
@@ -198,17 +200,17 @@ def _target(call):
 
 
 def _of_batch(batch, key):
-    """A batch's values of a key: a tensor, or None."""
+    """The values of a key in a batch: a tensor, or None."""
     try:
         value = batch[key]
     except (KeyError, IndexError, TypeError, AttributeError):
         return None
-    value = getattr(value, "data", value)  # PaddedData, but also a tensor
+    value = getattr(value, "data", value)  # PaddedData and tensors have it
     return value if isinstance(value, torch.Tensor) else None
 
 
 def _is_in(labels, value):
-    """Whether labels are a key's values, once or, where a batch was augmented, several times over."""
+    """Whether labels are equal to a key's values, which augmentation may have repeated."""
     if value is None or value.is_floating_point() or not value.dim() or value.numel() != len(value) or len(value) < 2:
         return False
     times, left = divmod(len(labels), len(value))
@@ -216,7 +218,7 @@ def _is_in(labels, value):
 
 
 def _some(texts):
-    """The first of many, and how many more there are."""
+    """The first few texts, and the number of the others."""
     texts = list(texts)
     return ", ".join(texts[:SHOWN]) + (f" and {len(texts) - SHOWN} more" if len(texts) > SHOWN else "")
 
@@ -230,9 +232,9 @@ def _unknown(column):
         for encoder in column.encoders:
             all_unknown = set(column.values) == {encoder.lab2ind.get(getattr(encoder, "unk_label", None))}
             if all_unknown and len({column.say(i) for i in range(len(column.items))}) > 1:
-                what = f"the label encoder knows none of the labels: all items are {encoder.unk_label!r} to it"
+                what = f"the label encoder knows none of the labels, and encodes all items as {encoder.unk_label!r}"
     if what:
-        remedy = "remove the file that the encoder was loaded from, so that it is made of this data, or use labels it knows"
+        remedy = "delete the file that the encoder was loaded from, so that it is built from this data, or use labels it knows"
         yield Finding("error", "label-unknown", what, column.where, remedy)
 
 
@@ -242,13 +244,13 @@ def _outside(column, target):
     found = [i for i in found if not 0 <= column.values[i] <= last]
     if found:
         labels = _some(str(label) for label in sorted({column.values[i] for i in found}))
-        what = f"the classifier's outputs are 0 to {last}, but labels are {labels}: {len(found)} of {len(column.items)} items"
-        remedy = "give the classifier as many outputs as there are labels, and count these from 0"
+        what = f"the classifier has outputs 0 to {last}, but labels are {labels}: {len(found)} of {len(column.items)} items"
+        remedy = "give the classifier as many outputs as there are labels, and number the labels from 0"
         yield Finding("error", "label-outside", what, f"{column.where}: {_some(map(column.say, found))}", remedy)
     ignored = [i for i, value in enumerate(column.values) if value == target.ignored and 0 <= target.ignored <= last]
     if ignored:
-        what = f"the loss ignores label {target.ignored}, which is a class: {len(ignored)} of {len(column.items)} items"
-        remedy = "set ignore_index (-100 is torch's own), or count the labels otherwise"
+        what = f"the loss ignores label {target.ignored}, but it is a class: {len(ignored)} of {len(column.items)} items"
+        remedy = "set another ignore_index (torch's default is -100), or number the labels differently"
         yield Finding("warning", "label-ignored", what, f"{column.where}: {column.say(ignored[0])}", remedy)
 
 
@@ -261,24 +263,24 @@ def _only_in_valid(train, valid, target):
     if new:
         what = f"{len(new)} of {len(first)} classes of the validation set are not in the training set"
         where = f"{valid.where}: {_some(valid.say(i) for i in new)}"
-        yield Finding("warning", "label-only-in-valid", what, where, "split so that every class is in the training set")
+        yield Finding("warning", "label-only-in-valid", what, where, "split so that the training set has every class")
 
 
 def _sorted(train, loader):
-    loader = getattr(loader, "loader", loader)  # of a LoopedLoader
+    loader = getattr(loader, "loader", loader)  # that of a LoopedLoader
     batches = getattr(loader, "batch_sampler", None)
     if type(batches) is not BatchSampler or type(batches.sampler) is not SequentialSampler or batches.batch_size < 2:
         return
     labels, size = train.values, batches.batch_size
     parts = [labels[i : i + size] for i in range(0, len(labels), size)]
     pure = sum(len(set(part)) == 1 for part in parts)
-    # Where one class is most of the data, batches of one class are no sign of order: there are few changes anyway.
+    # If most of the data is of one class, batches of one class do not show an order: the class rarely changes in any order.
     shares = [count / len(labels) for count in Counter(labels).values()]
     fewest, at_random = len(shares) - 1, (len(labels) - 1) * (1 - sum(share**2 for share in shares))
     changes = sum(a != b for a, b in pairwise(labels))
     if len(parts) > 1 and pure > len(parts) / 2 and changes - fewest < SORTED * (at_random - fewest):
-        what = f"{pure} of {len(parts)} batches are of one class, and they are not shuffled"
-        yield Finding("warning", "labels-sorted", what, train.where, "give fit train_loader_kwargs with shuffle: True")
+        what = f"{pure} of {len(parts)} batches contain only one class, and the items are not shuffled"
+        yield Finding("warning", "labels-sorted", what, train.where, "pass train_loader_kwargs with shuffle: True to fit")
 
 
 def _no_batch(seen):
@@ -286,13 +288,13 @@ def _no_batch(seen):
         loader = getattr(loader, "loader", loader)
         try:
             batches, items = len(loader), len(loader.dataset)
-        except (TypeError, AttributeError, NotImplementedError):  # no loader, or no telling
+        except (TypeError, AttributeError, NotImplementedError):  # no loader, or one of unknown length
             continue
         if not batches:
-            remedy = "take a smaller batch_size, or leave out drop_last"
+            remedy = "use a smaller batch_size, or remove drop_last"
             what = f"{items} items are too few for a batch of {loader.batch_size}, and drop_last is set"
             if not items or not loader.drop_last:
-                what, remedy = f"its sampler gives none of {items} items", "look at what the items and the sampler are made of"
+                what, remedy = f"its sampler yields none of {items} items", "check how the items and the sampler are made"
             yield Finding("error", "no-batch", what, split, remedy)
 
 
@@ -311,13 +313,13 @@ def _batch_of_one(seen):
     first = min(items, batches.batch_size)
     alone = [name for name, shape in seen.norm_inputs.items() if _values_an_item(modules.get(name), shape, first) == 1]
     if alone:
-        what = f"{items} items leave a last batch of one, of which BatchNorm cannot take a variance: training will stop there"
-        remedy = "set drop_last: True in train_loader_kwargs, or take another batch_size"
+        what = f"of {items} items, the last batch has one: BatchNorm cannot compute a variance, and training will crash there"
+        remedy = "set drop_last: True in train_loader_kwargs, or use another batch_size"
         yield Finding("error", "batch-of-one", what, _some(alone), remedy)
 
 
 def _values_an_item(module, shape, items):
-    """How many values a channel a BatchNorm in training sees of an item: 2 if the batch was augmented once."""
+    """The values per channel and item that a BatchNorm gets in training: 2 if augmentation doubled the batch."""
     if module is None or isinstance(module, torch.nn.SyncBatchNorm) or not module.training or len(shape) < 2:
         return None
     return shape.numel() / shape[1] / items

@@ -1,4 +1,4 @@
-"""Notes what is loaded from files."""
+"""Records what is loaded from files."""
 
 import inspect
 import os
@@ -15,16 +15,21 @@ from speechbrain.utils.parameter_transfer import Pretrainer
 
 @contextmanager
 def replaced(owner, name, value):
-    """Have an attribute replaced for a while.
+    """Replace an attribute while this context lasts.
 
     Arguments
     ---------
     owner : object
-        Whose attribute it is.
+        The object that has the attribute.
     name : str
-        Its name.
+        The name of the attribute.
     value : object
-        What replaces it.
+        Its value within the context.
+
+    Yields
+    ------
+    object
+        Its value outside the context.
 
     Example
     -------
@@ -46,12 +51,12 @@ def replaced(owner, name, value):
 
 @contextmanager
 def watched_loads():
-    """Note what is loaded from files while this context lasts.
+    """Record what is loaded from files while this context lasts.
 
     Yields
     ------
     Loaded
-        What was loaded so far.
+        What was loaded so far; it grows.
     """
     loaded = Loaded()
     load_state_dict, load_hooks = torch.nn.Module.load_state_dict, Pretrainer._call_load_hooks

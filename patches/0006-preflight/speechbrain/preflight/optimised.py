@@ -1,4 +1,4 @@
-"""What is optimised: whether the optimizers own what the loss depends on, and whether it is clipped and saved."""
+"""Checks that the optimizers have the parameters that the loss depends on, and that these are clipped and saved."""
 
 from itertools import chain
 from types import SimpleNamespace
@@ -10,18 +10,18 @@ from speechbrain.preflight.report import Finding
 from speechbrain.utils.checkpoints import DEFAULT_SAVE_HOOKS
 
 CODES = {
-    "nothing-trainable": "no parameter is trainable when the first step is taken",
+    "nothing-trainable": "no parameter is trainable in the first step",
     "no-optimizer": "there are trainable parameters, but no optimizer",
-    "optimizer-misses-loss": "the loss depends on no parameter that an optimizer owns",
-    "gradient-without-optimizer": "parameters get a gradient, but no optimizer owns them: they stay as they are",
-    "trained-not-saved": "the checkpointer does not save parameters that are trained",
-    "group-not-clipped": "a parameter group whose gradient exceeds max_grad_norm is not clipped",
-    "trainable-without-gradient": "parameters are trainable, but the first step gave them no gradient",
+    "optimizer-misses-loss": "the loss depends on no parameter that is in an optimizer",
+    "gradient-without-optimizer": "parameters get a gradient but are in no optimizer, so they never change",
+    "trained-not-saved": "the checkpointer does not save some of the trained parameters",
+    "group-not-clipped": "the gradient of a parameter group exceeds max_grad_norm, but is not clipped",
+    "trainable-without-gradient": "parameters are trainable, but get no gradient in the first step",
 }
 
 
 def check(seen):
-    """Yield what is wrong with what is trained."""
+    """Yield what is wrong with the optimizers and with the parameters that they train."""
     if not seen.started:
         return
     names = _names(seen)
@@ -30,7 +30,7 @@ def check(seen):
     brain, hooks = seen.brain, ("fit_batch", "optimizers_step", "on_fit_batch_end")
     plain = all(getattr(type(brain), hook) is getattr(Brain, hook) for hook in hooks)
     stepping = (brain.optimizers_dict or brain.opt_class) if plain else seen.optimizers
-    # Trained in a way that is not seen, by counting for instance.
+    # The Brain trains in a way that the preflight cannot see, for example by counting.
     own_way = (seen.custom_step and not seen.backwards) or (seen.by_hand and not stepping)
     if not trainable and not seen.reached:
         if not own_way:
@@ -38,9 +38,9 @@ def check(seen):
             yield Finding(
                 "error",
                 "nothing-trainable",
-                f"all {count} parameters are frozen in the first step" if count else "modules hold no parameters",
+                f"all {count} parameters are frozen in the first step" if count else "the modules have no parameters",
                 ", ".join(seen.modules) or "modules",
-                "unfreeze what is to be trained before fit(), in on_fit_start or in on_stage_start",
+                "unfreeze what you want to train before fit(), in on_fit_start or in on_stage_start",
             )
         return
     if not stepping:
@@ -48,9 +48,9 @@ def check(seen):
             yield Finding(
                 "error",
                 "no-optimizer",
-                f"{len(trainable)} parameters are trainable, and nothing steps",
+                f"{len(trainable)} parameters are trainable, but no optimizer steps",
                 type(brain).__name__,
-                "give the Brain an opt_class, or make optimizers in init_optimizers",
+                "give the Brain an opt_class, or create optimizers in init_optimizers",
             )
     elif seen.backwards:
         yield from _gradients(seen, names, owned, trainable)
@@ -58,24 +58,24 @@ def check(seen):
 
 
 def _gradients(seen, names, owned, trainable):
-    """Compare the parameters that the optimizers own with those that got a gradient."""
+    """Compare the parameters in the optimizers with those that got a gradient."""
     if not owned.keys() & seen.reached.keys():
-        depends = f"on {_some(names[key] for key in seen.reached)}" if seen.reached else "on no parameter: it was detached"
+        depends = f"on {_some(names[key] for key in seen.reached)}" if seen.reached else "on no parameter: it is detached"
         yield Finding(
             "error",
             "optimizer-misses-loss",
-            f"the optimizers own {len(owned)} parameters, but the loss depends {depends}",
+            f"the optimizers have {len(owned)} parameters, but the loss depends {depends}",
             ", ".join(seen.optimizers),
-            "give the optimizer the parameters that the loss is computed with",
+            "give the optimizer the parameters that the loss depends on",
         )
         return
     for module, missed in _by_module(names, seen.reached.keys() - owned.keys()):
         yield Finding(
             "error",
             "gradient-without-optimizer",
-            f"{_some(missed)}: a gradient, but in no optimizer",
+            f"in no optimizer, although a gradient arrives: {_some(missed)}",
             module,
-            "put it into modules, unfreeze it before the optimizer is made, or freeze it",
+            "add it to the Brain's modules, unfreeze it before the optimizer is created, or freeze it",
         )
     if seen.custom_step or not seen.stepped:
         return
@@ -83,9 +83,9 @@ def _gradients(seen, names, owned, trainable):
         yield Finding(
             "note",
             "trainable-without-gradient",
-            f"{_some(idle)}: trainable, but without a gradient in the first step",
+            f"trainable, but without a gradient in the first step: {_some(idle)}",
             module,
-            "freeze it if it is not to be trained",
+            "freeze it if it should not be trained",
         )
     yield from _not_clipped(seen)
 
@@ -102,7 +102,7 @@ def _not_clipped(seen):
                 yield Finding(
                     "warning",
                     "group-not-clipped",
-                    f"its gradient's norm is {norm:.3g}, max_grad_norm {brain.max_grad_norm:g}, the first alone is clipped",
+                    f"its gradient norm is {norm:.3g}, above max_grad_norm {brain.max_grad_norm:g}; only group 0 is clipped",
                     f"{name}, group {number}",
                     "use one group, or an optimizers_step that clips all groups",
                 )
@@ -129,14 +129,14 @@ def _not_saved(seen, names, owned):
         yield Finding(
             "warning",
             "trained-not-saved",
-            f"{_some(lost)}: trained, but in no recoverable of the checkpointer",
+            f"trained, but in no recoverable of the checkpointer: {_some(lost)}",
             module,
             "add it to the checkpointer's recoverables",
         )
 
 
 def _saves_its_own_way(brain):
-    """Whether something may save parameters in a way that the recoverables do not show."""
+    """Whether parameters may be saved in a way that the recoverables do not show."""
     if brain.checkpointer.custom_save_hooks:
         return True
     for item in brain.checkpointer.recoverables.values():
@@ -152,10 +152,10 @@ def _saves_its_own_way(brain):
 
 
 class _Names(dict):
-    """The names of parameters by id; of one that is in no module, its shape."""
+    """The names of parameters by id, with a default for those that are in no module."""
 
     def __missing__(self, key):
-        return "a parameter outside of all modules"
+        return "a parameter outside all modules"
 
 
 def _names(seen):
@@ -167,7 +167,7 @@ def _names(seen):
 
 
 def _by_module(names, keys):
-    """Group names of parameters by the module that they are in."""
+    """Group the names of parameters by module."""
     groups = {}
     for name in sorted(names[key] for key in keys):
         groups.setdefault(name.partition(".")[0], []).append(name)

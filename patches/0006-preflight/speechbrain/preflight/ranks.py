@@ -1,4 +1,4 @@
-"""The processes of torchrun: they go on together, and make one report."""
+"""The processes of torchrun: they proceed together, and make one report."""
 
 import pickle
 from dataclasses import replace
@@ -8,12 +8,12 @@ from itertools import count
 import torch
 from speechbrain.preflight.report import Report
 
-# How long to wait for the others: where all is well here, and where this process has failed and they may wait for it.
+# How long to wait for the other processes: normally, and after this process has failed, when they may be waiting for it.
 PATIENCE, HASTE = timedelta(minutes=30), timedelta(minutes=1)
 
 
 class Ranks:
-    """The processes of torchrun; without it, the one that there is.
+    """The processes of torchrun; without torchrun, this process only.
 
     Example
     -------
@@ -31,13 +31,13 @@ class Ranks:
 
     @property
     def speaks(self):
-        """bool: Whether this process prints the report: the first one, and one that got no answer from the others."""
+        """bool: Whether this process prints the report: the first one does, and one that gets no answer from the others."""
         return self.rank == 0 or self.lost
 
     def _gather(self, item, patience=PATIENCE):
-        """Get the items of all; only the own one where another process has ended, or does not answer in time."""
+        """Collect the items of all processes; only this one's if another process has ended or does not answer in time."""
         if self.size > 1 and not self.lost:
-            # Not a collective: one of these may be what another process is waiting in, for this one.
+            # Not by a collective operation: another process may already be waiting in one for this process.
             store, talk = torch.distributed.distributed_c10d._get_default_store(), next(self.talks)
             keys = [f"preflight/{talk}/{rank}" for rank in range(self.size)]
             store.set(keys[self.rank], pickle.dumps(item))
@@ -49,32 +49,32 @@ class Ranks:
         return [item]
 
     def agree(self, well):
-        """Tell whether all is well on all of them.
+        """Return whether all processes succeeded.
 
         Arguments
         ---------
         well : bool
-            Whether all is well on this one.
+            Whether this process succeeded.
 
         Returns
         -------
         bool
-            Whether it is on all; where one does not answer, it is not.
+            Whether all did; False if one of them does not answer.
         """
         return all(self._gather(well, PATIENCE if well else HASTE)) and not self.lost
 
     def merge(self, report):
-        """Make one report of those of all processes.
+        """Merge the reports of all processes into one.
 
         Arguments
         ---------
         report : Report
-            That of this process.
+            The report of this process.
 
         Returns
         -------
         Report
-            What all found, and what only some did with their numbers.
+            All findings; those of only some processes name their ranks.
         """
         reports = self._gather(report)
         found = {}
@@ -87,5 +87,5 @@ class Ranks:
         ]
         said = list(dict.fromkeys(remark for one in reports for remark in one.said))
         if self.lost:
-            said.append(f"This is what rank {self.rank} found: another process has ended, or did not answer.")
+            said.append(f"These are the findings of rank {self.rank} only: another process has ended, or did not answer.")
         return Report(findings, said)

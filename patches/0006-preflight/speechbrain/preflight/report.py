@@ -1,4 +1,4 @@
-"""What a preflight found, as a table and as JSON."""
+"""The findings of a preflight, as a table and as JSON."""
 
 import json
 import textwrap
@@ -9,22 +9,22 @@ LEVELS = ("error", "warning", "note")
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was found.
+    """One mistake that a check found.
 
     Attributes
     ----------
     level : str
-        ``error`` (training would fail, or yield a wrong result), ``warning``
+        ``error`` (training would fail or give a wrong result), ``warning``
         (it probably would) or ``note``.
     code : str
-        The stable name of what was found, lower-case words with dashes.
+        The stable name of this kind of finding: lower-case words with dashes.
     what : str
         What was found, in one sentence; further lines, such as those of a
         traceback, are shown below the table.
     where : str
         The parameter, file or setting.
     remedy : str
-        What to do about it.
+        How to fix it.
     """
 
     level: str
@@ -36,24 +36,24 @@ class Finding:
 
 @dataclass
 class Report:
-    """All that was found, and what there is to say of the search.
+    """All findings, and remarks about the search.
 
     Arguments
     ---------
     findings : list of Finding
-        What was found, in any order.
+        The findings, in any order.
     said : list of str
-        Plain remarks, such as which part of the audio was read.
+        The remarks, for example how much of the audio was read.
 
     Example
     -------
-    >>> report = Report([Finding("note", "a-b", "see", "there", "do"), Finding("error", "c-d", "look", "here", "mend")])
+    >>> report = Report([Finding("note", "a-b", "see", "there", "do"), Finding("error", "c-d", "look", "here", "fix")])
     >>> report.ok
     False
     >>> print(report.table(60))
     level  code  what               where         remedy
     -----  ----  -----------------  ------------  ---------------
-    error  c-d   look               here          mend
+    error  c-d   look               here          fix
     note   a-b   see                there         do
     """
 
@@ -65,7 +65,7 @@ class Report:
 
     @property
     def ok(self):
-        """bool: Whether nothing that was found is an error."""
+        """bool: Whether there are no errors among the findings."""
         return not any(finding.level == "error" for finding in self.findings)
 
     def table(self, width=120):
@@ -74,12 +74,12 @@ class Report:
         Arguments
         ---------
         width : int
-            How many characters a line may have.
+            The maximal number of characters in a line.
 
         Returns
         -------
         str
-            The table, without the further lines of a finding.
+            The table, with only the first line of each finding.
         """
         rows = [(f.level, f.code, f.what.split("\n")[0], f.where, f.remedy) for f in self.findings]
         head = ("level", "code", "what", "where", "remedy")
@@ -95,12 +95,12 @@ class Report:
         return "\n".join(lines)
 
     def text(self, width=120):
-        """Say everything: the table, further lines such as tracebacks, the remarks, and the sum.
+        """Write out everything: the table, further lines such as tracebacks, the remarks, and the counts.
 
         Arguments
         ---------
         width : int
-            How many characters a line of the table may have.
+            The maximal number of characters in a line of the table.
 
         Returns
         -------
@@ -116,11 +116,11 @@ class Report:
             parts.append("\n".join(self.said))
         counts = [(sum(finding.level == level for finding in self.findings), level) for level in LEVELS]
         parts.append("Found: " + (", ".join(f"{n} {level}{'s' * (n > 1)}" for n, level in counts if n) or "nothing") + ".")
-        # The name of a file that is not UTF-8 has characters in it that no terminal takes.
+        # A file name that is not valid UTF-8 contains characters that cannot be printed.
         return "\n\n".join(parts).encode("utf-8", "backslashreplace").decode()
 
     def json(self):
-        """Give everything as JSON.
+        """Return everything as JSON.
 
         Returns
         -------

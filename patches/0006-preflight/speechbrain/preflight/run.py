@@ -1,4 +1,4 @@
-"""The preflight of a Brain: the way to its first step, then all checks."""
+"""The preflight of a Brain: take it to its first step, then run all checks."""
 
 import importlib
 import os
@@ -17,12 +17,12 @@ from speechbrain.utils.parameter_transfer import Pretrainer
 
 
 def checks():
-    """Import the modules of this package that check something.
+    """Import the modules of this package that are checks.
 
     Returns
     -------
     list of module
-        Those with ``CODES`` and ``check``.
+        The modules with ``CODES`` and ``check``.
 
     Example
     -------
@@ -35,23 +35,23 @@ def checks():
 
 
 def examine(seen, ranks, epochs, train_loader_kwargs, valid_loader_kwargs):
-    """Take a Brain up to its first step, and check what was seen; the Brain is changed by it.
+    """Take a Brain to its first step, and run all checks. This changes the Brain.
 
     Arguments
     ---------
     seen : Seen
-        Holds the Brain and its data.
+        Contains the Brain and its data.
     ranks : Ranks
         The processes of torchrun.
     epochs : iterable
         The epoch counter.
     train_loader_kwargs, valid_loader_kwargs : dict
-        How to load the sets.
+        The options of the dataloaders.
 
     Returns
     -------
     Report
-        What was found, by all processes.
+        The findings of all processes.
     """
     reach_first_step(seen, ranks, epochs, train_loader_kwargs, valid_loader_kwargs)
     findings = []
@@ -61,26 +61,27 @@ def examine(seen, ranks, epochs, train_loader_kwargs, valid_loader_kwargs):
 
 
 def preflight(brain, train_set, valid_set=None, train_loader_kwargs=None, valid_loader_kwargs=None, scan_seconds=20.0):
-    """Tell what is wrong with a training run before it starts; the run itself goes on as if this had not been called.
+    """Report what is wrong with a training run before it starts.
 
-    On a CPU it works in a forked process. On a GPU, and under torchrun, it
-    works here and puts back what :func:`~speechbrain.preflight.isolate.put_back` names.
+    Training after this call gives the same result as without it. On a CPU, the
+    preflight runs in a forked process. On a GPU, and under torchrun, it runs in
+    this process and restores what :func:`~speechbrain.preflight.isolate.put_back` lists.
 
     Arguments
     ---------
     brain : speechbrain.Brain
         The Brain that will be trained.
     train_set, valid_set : Dataset or DataLoader
-        What ``fit`` will be given.
+        The sets that will be passed to ``fit``.
     train_loader_kwargs, valid_loader_kwargs : dict
-        How ``fit`` will load them.
+        The options of the dataloaders that will be passed to ``fit``.
     scan_seconds : float
-        How long reading audio may take.
+        How many seconds to spend on reading audio.
 
     Returns
     -------
     Report
-        What was found.
+        The findings.
 
     Example
     -------
@@ -104,7 +105,8 @@ def preflight(brain, train_set, valid_set=None, train_loader_kwargs=None, valid_
                     loaded.pretrained += [value.loadables[name] for name in value.is_local]
             seen = Seen(brain, hparams, train_set, valid_set, scan_seconds=scan_seconds, loaded=loaded)
             counter = hparams.get("epoch_counter")
-            epochs = (getattr(counter, "current", 0) + 1 for _ in range(1))  # asked once a checkpoint was loaded
+            # A generator reads the counter only after a checkpoint was loaded.
+            epochs = (getattr(counter, "current", 0) + 1 for _ in range(1))
             return examine(seen, Ranks(), epochs, train_loader_kwargs or {}, valid_loader_kwargs or {})
 
     alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
@@ -112,7 +114,7 @@ def preflight(brain, train_set, valid_set=None, train_loader_kwargs=None, valid_
         try:
             return in_child(look)
         except ChildProcessError as error:
-            remedy = "look at the memory that the first step takes, and at what was printed"
+            remedy = "check how much memory the first step takes, and what was printed"
             return Report([Finding("error", "preflight-killed", str(error), type(brain).__name__, remedy)])
     with put_back(brain, *(getattr(train_set, name, None) for name in ("sampler", "batch_sampler", "generator"))):
         return look()

@@ -1,4 +1,4 @@
-"""What was seen of a run up to its first step: what the checks work on."""
+"""What the preflight records of a run up to its first step: the input of the checks."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,13 +14,13 @@ class LossCall:
     Attributes
     ----------
     name : str
-        Its name in ``torch.nn.functional``.
+        The function's name in ``torch.nn.functional``.
     input, target : torch.Tensor
-        What it was given, detached.
+        Its first two arguments, detached.
     options : dict
-        Its other arguments by name, defaults included: ``ignore_index``, ``reduction``.
+        Its other arguments by name, including defaults: ``ignore_index``, ``reduction``.
     value : torch.Tensor
-        What it gave, detached.
+        Its return value, detached; None if the call failed.
     """
 
     name: str
@@ -32,20 +32,21 @@ class LossCall:
 
 @dataclass
 class Loaded:
-    """What was loaded from files, by a script before its ``fit`` or on the way to the first step.
+    """What was loaded from files: by the script before its ``fit``, or on the way to the first step.
 
     Attributes
     ----------
     states : list of tuple
-        The calls of ``load_state_dict``: a weak reference to the
-        module, its keys, the keys that were given, and those of them that hold a dict.
+        The calls of ``load_state_dict``: a weak reference to the module, its
+        keys, the keys of the given state dict, and those of them whose value
+        is a dict.
     pretrained : list of object
-        What a Pretrainer has loaded.
+        The objects that a Pretrainer loaded.
     copies : list of tuple of pathlib.Path
-        The file that a Pretrainer took, and the file that it was asked for.
+        The file that a Pretrainer used, and the file that it was asked for.
     encoders : list of tuple
-        A label encoder, the file that it was loaded from instead of being made
-        of data, and the arguments that name these data.
+        A label encoder, the file that it was loaded from instead of being built
+        from data, and the arguments that name these data.
     """
 
     states: list = field(default_factory=list)
@@ -56,52 +57,52 @@ class Loaded:
 
 @dataclass
 class Seen:
-    """What was seen of a run up to its first step.
+    """What the preflight records of a run up to its first step.
 
     Attributes
     ----------
     brain : speechbrain.Brain
         The Brain whose ``fit`` was called.
     hparams : dict
-        What its YAML gave.
+        Its hparams by name.
     train_set, valid_set : Dataset or DataLoader
-        As they were given to ``fit``; the latter may be None.
+        The sets as passed to ``fit``; ``valid_set`` may be None.
     train_loader, valid_loader : DataLoader
-        What ``make_dataloader`` made of them; None where it failed, or there is no such set.
+        Their dataloaders; None if ``make_dataloader`` failed or there is no such set.
     batch : object
-        The first training batch as the loader gave it; None without one.
+        The first training batch as the loader yielded it; None without one.
     losses : list of LossCall
         The calls of loss functions in the first step.
     norm_inputs : dict of str to torch.Size
         The shape of each BatchNorm's first input in the first step, by the module's name.
     script : pathlib.Path
-        The training script; None where ``preflight()`` was called as a function.
+        The training script; None if ``preflight()`` was called as a function.
     scan_seconds : float
-        How long reading audio may take.
+        How many seconds to spend on reading audio.
     said : list of str
-        Plain remarks for the report.
+        Remarks for the report.
     failures : list of Finding
-        What went wrong on the way to the first step.
+        What failed on the way to the first step.
     started : bool
-        Whether ``on_fit_start`` and ``on_stage_start`` went well.
+        Whether ``on_fit_start`` and ``on_stage_start`` succeeded.
     stepped : bool
-        Whether the first step went well, as far as it was taken.
+        Whether the first step succeeded, as far as the preflight takes it.
     custom_step : bool
-        Whether the Brain has a ``fit_batch`` of its own.
+        Whether the Brain has its own ``fit_batch``.
     backwards : int
-        How many backward passes the first step had.
+        The number of backward passes in the first step.
     by_hand : bool
         Whether a loss depends on no parameter, but was made to require a gradient.
     reached : dict of int to torch.nn.Parameter
-        The parameters that a gradient reached in the first step, by id.
+        The parameters that got a gradient in the first step, by id.
     frozen : set of int
         The ids of the parameters that were frozen when the first step began.
     optimizers : dict of str to torch.optim.Optimizer
-        All optimizers that the Brain holds, or that stepped in the first step.
+        All optimizers that the Brain has, or that stepped in the first step.
     weights : list of speechbrain.preflight.weights.Weight
         The weights before the first step.
     moved : set of str
-        The names of the modules whose running statistics the first step has changed.
+        The names of the modules whose running statistics changed in the first step.
     loaded : Loaded
         What was loaded from files.
     """
@@ -133,7 +134,7 @@ class Seen:
 
     @property
     def modules(self):
-        """torch.nn.ModuleDict: The Brain's modules, out of what torchrun and torch.compile have wrapped them in."""
+        """torch.nn.ModuleDict: The Brain's modules, without the wrappers of torchrun and torch.compile."""
         modules = {}
         for name, module in self.brain.modules.items():
             while isinstance(module, (torch.nn.parallel.DistributedDataParallel, torch.nn.DataParallel)):

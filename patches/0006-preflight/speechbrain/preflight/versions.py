@@ -1,4 +1,4 @@
-"""Check 6: the versions of what is installed."""
+"""Checks the versions of the installed packages."""
 
 import re
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -8,16 +8,16 @@ from packaging.version import InvalidVersion, Version
 from speechbrain.preflight.report import Finding
 
 CODES = {
-    "version-untested": "a package that SpeechBrain needs has a version that this release was not tested with",
-    "version-of-recipe": "a package has another version than the recipe's extra_requirements.txt asks for",
-    "not-installed": "a package that the recipe's extra_requirements.txt asks for is not installed",
+    "version-untested": "a package has a version outside the range that SpeechBrain asks for",
+    "version-of-recipe": "a package has a version outside the range that the recipe's extra_requirements.txt asks for",
+    "not-installed": "a package in the recipe's extra_requirements.txt is not installed",
 }
 
 EXTRA = "extra_requirements.txt"
 
 
 def check(seen):
-    """Check what is installed against what SpeechBrain and the recipe ask for.
+    """Compare the installed versions with what SpeechBrain and the recipe ask for.
 
     Arguments
     ---------
@@ -36,7 +36,7 @@ def check(seen):
     for requirement in _parse(asked):
         found = _other_version(requirement)
         if found:
-            what = f"{requirement.name} {found} is installed, {requirement.specifier} was tested"
+            what = f"{requirement.name} {found} is installed, but SpeechBrain asks for {requirement.specifier}"
             remedy = f'pip install "{requirement.name}{requirement.specifier}"'
             yield Finding("warning", "version-untested", what, requirement.name, remedy)
     for file in _extra_files(seen.script):
@@ -45,20 +45,20 @@ def check(seen):
             wants = f"{requirement.name}{requirement.specifier}"
             where, remedy = str(file), f"pip install -r {file}"
             if found is None:
-                yield Finding("note", "not-installed", f"{wants} is asked for and not installed", where, remedy)
+                yield Finding("note", "not-installed", f"the recipe asks for {wants}, which is not installed", where, remedy)
             elif found:
-                what = f"{requirement.name} {found} is installed, {wants} is asked for"
+                what = f"{requirement.name} {found} is installed, but the recipe asks for {wants}"
                 yield Finding("warning", "version-of-recipe", what, where, remedy)
 
 
 def _extra_files(script):
-    """The recipe's requirements: beside the script, and in the folder above, where recipes of several scripts have them."""
+    """The recipe's requirements files: beside the script, and in the folder above, where several scripts share one."""
     folders = list(script.absolute().parents)[:2] if script is not None else []
     return [folder / EXTRA for folder in folders if (folder / EXTRA).is_file()]
 
 
 def _parse(lines):
-    """The requirements among lines that apply here; options, addresses and what else pip understands are passed over."""
+    """The requirements among lines that apply here; skips options, URLs and anything else that only pip understands."""
     for line in lines:
         try:
             requirement = Requirement(re.sub(r"(^|\s)#.*", "", line).strip())
@@ -70,13 +70,13 @@ def _parse(lines):
 
 
 def _other_version(requirement):
-    """The installed version if it is not one of those asked for; "" if it is one of them, None without one."""
+    """The installed version if it does not satisfy the requirement; "" if it does, None if the package is not installed."""
     try:
         found = version(requirement.name)
     except PackageNotFoundError:
         return None
     try:
-        base = Version(found).base_version  # what is built from the sources of a version to come counts as that version
+        base = Version(found).base_version  # a development build of a version counts as that version
     except InvalidVersion:
         return ""
     fits = any(requirement.specifier.contains(one, prereleases=True) for one in (found, base))

@@ -1,4 +1,4 @@
-"""Weights at the start: not finite, of a strange scale, or all the same."""
+"""Checks that the weights before training are finite, of a usual scale, and not all equal."""
 
 import math
 from dataclasses import dataclass
@@ -9,10 +9,10 @@ from speechbrain.preflight.report import Finding
 from torch.nn.modules.conv import _ConvNd
 
 CODES = {
-    "weight-not-finite": "a parameter holds NaN or Inf before the first step",
-    "buffer-not-finite": "a buffer holds NaN, or running statistics hold Inf, before the first step",
+    "weight-not-finite": "a parameter contains NaN or Inf before the first step",
+    "buffer-not-finite": "a buffer contains NaN, or running statistics contain Inf, before the first step",
     "weight-scale": "std * sqrt(fan_in) of a Linear, Conv or RNN weight is above 30 or below 1e-3; healthy ones are near 1",
-    "units-identical": "all values of a layer's weight are the same, and its units get the same gradient: they stay one unit",
+    "units-identical": "all values of a layer's weight are equal and all its units get the same gradient, so they never differ",
 }
 
 # The attributes in which normalisations (BatchNorm, InputNormalization, GlobalNorm) keep their running statistics, and those in
@@ -36,13 +36,13 @@ class Weight:
     tensor : torch.Tensor
         The parameter or buffer itself.
     fan_in : int
-        How many inputs a unit of the layer has; 0 where it is not of a Linear, Conv or RNN layer.
+        The number of inputs of a unit; 0 if it is not a weight of a Linear, Conv or RNN layer.
     gates : int
-        In how many parts of units the rows of the weight fall.
+        The number of gates whose units the rows of the weight belong to: 4 for an LSTM; 0 if its rows are not units.
     norm : float
         Its norm.
     identical : bool
-        Whether all its values are the same, and its units got the same gradient.
+        Whether all its values are equal, and all its units got the same gradient.
     """
 
     name: str
@@ -54,13 +54,13 @@ class Weight:
 
     @property
     def constant(self):
-        """bool: Whether all its values are the same."""
+        """bool: Whether all its values are equal."""
         values = self.tensor.detach().flatten()
         return bool((values[:SAMPLE] == values[0]).all()) and bool((values == values[0]).all())
 
     @property
     def scale(self):
-        """float: Its standard deviation by that of inputs of one, std * sqrt(fan_in)."""
+        """float: std * sqrt(fan_in), the scale of the layer's outputs for inputs of standard deviation 1."""
         root = math.sqrt(self.fan_in)
         values = self.tensor.detach().flatten()
         sample = values[:: max(1, len(values) // SAMPLE)].float()
@@ -81,7 +81,7 @@ def look(modules):
     Returns
     -------
     list of Weight
-        One for each that holds floating-point values.
+        One for each tensor of floating-point values.
 
     Example
     -------
@@ -89,7 +89,7 @@ def look(modules):
     [('head.weight', 3), ('head.bias', 0)]
     """
     plain = [
-        (f"{name}.{key}", module.__dict__[key])  # of normalisations whose statistics are no buffers
+        (f"{name}.{key}", module.__dict__[key])  # of normalisations that keep their statistics outside their buffers
         for name, module in modules.named_modules()
         for key in STATISTICS
         if isinstance(module.__dict__.get(key), torch.Tensor)
@@ -104,7 +104,7 @@ def look(modules):
     by_device = {}
     for weight in found:
         by_device.setdefault(weight.tensor.device, []).append(weight)
-    for weights in by_device.values():  # one wait for each device
+    for weights in by_device.values():  # so that each device is waited for only once
         norms = torch.stack([torch.linalg.vector_norm(weight.tensor.detach()).float() for weight in weights])
         for weight, norm in zip(weights, norms.tolist()):
             weight.norm = norm
@@ -117,13 +117,11 @@ def _readable(tensor):
 
 
 def _shape_of_layer(module, weight):
-    """A unit's inputs, as torch counts them, and gates; no inputs where the weight says nothing, no gates without rows."""
+    """The fan-in as torch counts it (0 to skip the scale check) and the number of gates (0 if the rows are not units)."""
     if isinstance(module, torch.nn.Linear):
         return weight.shape[1], 1
     if isinstance(module, _ConvNd):
-        if (
-            module.in_channels == 1 and not weight.requires_grad
-        ):  # a transform, such as Fourier's, not something that was learned
+        if module.in_channels == 1 and not weight.requires_grad:  # a fixed transform, such as Fourier's
             return 0, 1
         return weight.shape[1] * math.prod(module.kernel_size), 0 if module.transposed else 1
     if isinstance(module, (torch.nn.RNNBase, torch.nn.RNNCellBase)) and weight.dim() == 2:
@@ -132,12 +130,12 @@ def _shape_of_layer(module, weight):
 
 
 def look_at_gradients(found):
-    """Note after a backward which layers have units that are all the same.
+    """Record, after a backward pass, which layers have identical units.
 
     Arguments
     ---------
     found : list of Weight
-        What :func:`look` gave.
+        The result of :func:`look`; ``identical`` is set in it.
     """
     for weight in found:
         gradient = weight.tensor.grad
@@ -161,7 +159,7 @@ def check(seen):
                 "units-identical",
                 f"all values are {float(weight.tensor.detach().flatten()[0]):g}, and all units get the same gradient",
                 weight.name,
-                "initialise it at random",
+                "initialise it with random values",
             )
         elif weight.fan_in and not weight.constant and not SMALLEST <= weight.scale <= LARGEST:
             yield Finding(
@@ -169,7 +167,7 @@ def check(seen):
                 "weight-scale",
                 f"std * sqrt(fan_in) is {weight.scale:.3g}; healthy layers have 0.03 to 3",
                 weight.name,
-                "look at its initialisation, or at the checkpoint that it comes from",
+                "check its initialisation, or the checkpoint that it comes from",
             )
 
 
@@ -178,8 +176,8 @@ def _not_finite(weight, is_parameter):
     nan, inf = int(values.isnan().sum()), int(values.isinf().sum())
     what = " and ".join(f"{count} {name}" for count, name in ((nan, "NaN"), (inf, "Inf")) if count)
     if is_parameter and what:
-        remedy = "look at its initialisation, or at the checkpoint that it comes from"
+        remedy = "check its initialisation, or the checkpoint that it comes from"
         yield Finding("error", "weight-not-finite", f"{what} of {values.numel()} values", weight.name, remedy)
-    elif nan or (inf and weight.name.rpartition(".")[2] in STATISTICS):  # masks hold Inf for a reason
-        remedy = "recompute it, or load a checkpoint from before it was spoiled"
+    elif nan or (inf and weight.name.rpartition(".")[2] in STATISTICS):  # Inf is normal in a mask
+        remedy = "recompute it, or load an older checkpoint in which it is finite"
         yield Finding("error", "buffer-not-finite", f"{what} of {values.numel()} values", weight.name, remedy)
