@@ -63,7 +63,7 @@ def _not_loaded(seen):
         yield Finding(
             "error",
             "pretrained-not-loaded",
-            f"{len(own & given)} of the module's {len(own)} keys are among the {len(given)} that were loaded",
+            f"{len(own & given)} of the module's {len(own)} keys are among the {len(given)} given keys",
             names.get(id(module), type(module).__name__),
             remedy,
         )
