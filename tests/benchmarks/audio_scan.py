@@ -34,7 +34,7 @@ def write(folder, count, seconds, extension, subtype):
     return [str(path) for path in sorted(folder.iterdir())]
 
 
-def merely_read(paths):
+def only_read(paths):
     """Read the files as recipes do, on as many threads as the scan uses."""
     return in_parallel(lambda path, _: soundfile.read(path, dtype="float32"), paths, math.inf, "reading")
 
@@ -73,7 +73,7 @@ def main():
             paths = write(Path(folder), options.files, options.seconds, extension, subtype)
             read, scanned = [], []
             for _ in range(options.rounds + 1):  # the first fills the page cache
-                read.append(took(merely_read, paths))
+                read.append(took(only_read, paths))
                 scanned.append(took(scan, paths))
         ratio = statistics.median(a / b for a, b in zip(read[1:], scanned[1:]))
         speed = options.files / statistics.median(scanned[1:])

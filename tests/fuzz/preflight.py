@@ -235,7 +235,7 @@ def main():
     torch.set_num_threads(1)
     sys.stderr = os.fdopen(os.dup(2), "w")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libmpg123 writes messages about files to it
-    counts, lost, such, slowest = Counter(), Counter(), {}, (0.0, None)
+    counts, failed, examples, slowest = Counter(), Counter(), {}, (0.0, None)
     with tempfile.TemporaryDirectory() as home:
         clips = make_clips(Path(home))
         for number in tqdm(range(arguments.first, arguments.first + arguments.cases), disable=not sys.stderr.isatty()):
@@ -266,16 +266,16 @@ def main():
                 text = shown + traceback.format_exc()
                 (kept / "case.txt").write_text(text, encoding="utf-8", errors="backslashreplace")
                 message = f"failed: {type(error).__name__}: {str(error)[:70]!r}"
-                lost[message] += 1
-                such.setdefault(message, kept)
+                failed[message] += 1
+                examples.setdefault(message, kept)
             faulthandler.cancel_dump_traceback_later()
             counts.update(f"cases: {what}" for what in set(happened) or ["nothing was changed"])
             slowest = max(slowest, (time.perf_counter() - started, number))
             shutil.rmtree(folder)
     print(f"{arguments.cases} cases, the slowest, {slowest[1]}, took {slowest[0]:.2f} s")
-    for what, count in [*sorted(counts.items()), *lost.most_common()]:
-        print(f"{count:8}  {what}" + (f" (for example {such[what]})" if what in such else ""))
-    sys.exit(bool(lost))
+    for what, count in [*sorted(counts.items()), *failed.most_common()]:
+        print(f"{count:8}  {what}" + (f" (for example {examples[what]})" if what in examples else ""))
+    sys.exit(bool(failed))
 
 
 if __name__ == "__main__":

@@ -248,10 +248,10 @@ def separation(folder):
             )
 
         def compute_objectives(self, predictions, batch, stage):
-            estimated, wanted = predictions
-            length = min(estimated.shape[-1], wanted.shape[-1])
+            estimated, targets = predictions
+            length = min(estimated.shape[-1], targets.shape[-1])
             return losses.get_si_snr_with_pitwrapper(
-                wanted[..., :length].transpose(1, 2), estimated[..., :length].transpose(1, 2)
+                targets[..., :length].transpose(1, 2), estimated[..., :length].transpose(1, 2)
             )
 
         def fit_batch(self, batch):
