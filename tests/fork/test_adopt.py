@@ -1,47 +1,66 @@
-"""Adopting a release: 1.1.2, into a record that does not know it."""
+"""Adopting a release: 1.1.2, into a copy of the repo that does not know it."""
 
 import re
+import shutil
 
 import pytest
 
-from composer import adopt, base, record
+from composer import adopt, base, lock, record, tree
 
 NEWEST, BEFORE = "1.1.2", "1.1.1"
-CHANGED = "patches/0005-the-model-that-was-asked-for.md"  # upstream changed `fetch` between the two
-SET = ("base = ", "revision = ", "digest = ")
+CHANGED = "0005-load-the-right-model"  # upstream changed `fetch` between the two
 
 
 @pytest.fixture
 def older(tmp_path, wheels, monkeypatch):
-    """pathlib.Path: The folder of a pyproject.toml that does not know the newest release."""
+    """pathlib.Path: A copy of the repo as it was before the newest release."""
     monkeypatch.setenv(base.LOCAL_WHEEL, str({wheels(version).parent for version in (NEWEST, BEFORE)}.pop()))
-    table = rf'^\[tool\.fork\.(?:bases|patches\.".*"\.replaces)\."{re.escape(NEWEST)}"\]\n(?:.+\n)*\n?'
-    text = re.sub(table, "", (record.ROOT / "pyproject.toml").read_text(), flags=re.M)
-    (tmp_path / "pyproject.toml").write_text(re.sub(r'^base = ".*"', f'base = "{BEFORE}"', text, flags=re.M))
+    for name in ("speechbrain", "patches", "composer"):
+        shutil.copytree(record.ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "tests"))
+    for name in ("pyproject.toml", "PR_2537.md"):
+        shutil.copy(record.ROOT / name, tmp_path)
+    for patch in record.all_patches(tmp_path):
+        page = tmp_path / patch.page
+        page.write_text(page.read_text().replace(f"to {NEWEST}", f"to {BEFORE}", 1))
+    lock.renew(tmp_path, {BEFORE: record.lock()["bases"][BEFORE]})
     return tmp_path
 
 
-@pytest.mark.parametrize("accepted", [(), (CHANGED,)])
-def test_what_fits_is_recorded_and_the_rest_is_shown(older, wheels, capsys, accepted):
-    before = (older / "pyproject.toml").read_text().splitlines()
-    left_out = adopt.pin(NEWEST, wheels(NEWEST).read_bytes(), accepted, older)
-    said = capsys.readouterr().out
-    assert left_out == ([] if accepted else [CHANGED])
-    assert "speechbrain/utils/fetching.py::fetch changed:\n" in said and '\n    -                "force_filename"' in said
-    fork, real = record.load(older), record.load(version=NEWEST)
-    assert fork.base.version == NEWEST and fork.base.sha256 == real.base.sha256
-    assert fork.base.requires == record.load(older, BEFORE).base.requires
-    wanted = {entry: value for entry, value in real.replaces.items() if accepted or real.pages[entry] != CHANGED}
-    assert fork.replaces == wanted and set(fork.left_out.values()) == set(left_out)
-    assert fork.revision == real.revision + 1 and fork.digest == record.digest(record.delta(), older)
-    after = iter((older / "pyproject.toml").read_text().splitlines())
-    assert all(line in after for line in before if not line.startswith(SET)), "a line of the record, or a comment, is gone"
+def applies_to(page):
+    return re.search(r"^\| Applies to \| (\S+ to \S+?)[ ;]", page.read_text(), re.M)[1]
 
 
-def test_what_is_accepted_later_is_added(older, wheels):
-    for accepted in ((), (CHANGED,)):
-        left_out = adopt.pin(NEWEST, wheels(NEWEST).read_bytes(), accepted, older)
-    assert not left_out and record.load(older).replaces == record.load(version=NEWEST).replaces
+def test_unchanged_patches_are_carried_over_and_the_rest_is_shown(older, wheels, capsys):
+    before = {path: path.read_text() for path in older.rglob("*") if path.is_file() and path.suffix in (".md", ".toml")}
+    assert record.load(older).base.version == BEFORE
+    assert adopt.pin(NEWEST, wheels(NEWEST).read_bytes(), older) == [CHANGED]
+    printed = capsys.readouterr().out
+    assert "speechbrain/utils/fetching.py::fetch changed:\n" in printed and '\n    -                "force_filename"' in printed
+    assert f'write "1.1.0 to {NEWEST}" into the row "Applies to" of patches/{CHANGED}/README.md and run `python -m' in printed
+    fork, real = record.load(older), record.load(version=NEWEST, patches="")
+    assert fork.base == real.base and [patch.name for patch in fork.not_applicable] == [CHANGED]
+    assert fork.revision == record.lock()["revision"] + 2, "one for the base that is gone in the copy, and one for the new one"
+    entries, expected = (tree.locked_entries(record.lock(root), NEWEST) for root in (older, record.ROOT))
+    assert entries == {**expected, CHANGED: {}}
+    for path, text in before.items():
+        old, new = text.splitlines(), path.read_text().splitlines()
+        if path.name != "lock.toml":
+            assert [line for line in old if line not in new] == [
+                line for line in old if line.startswith("| Applies to") and CHANGED not in str(path)
+            ]
+    # Somebody reads what changed, and accepts it
+    page = older / f"patches/{CHANGED}/README.md"
+    page.write_text(page.read_text().replace(f"to {BEFORE}", f"to {NEWEST}", 1))
+    lock.renew(older)
+    assert tree.locked_entries(record.lock(older), NEWEST) == expected and not record.load(older).not_applicable
+    assert all(applies_to(older / patch.page).endswith(NEWEST) for patch in record.all_patches(older))
+
+
+def test_adopting_again_changes_nothing(older, wheels):
+    assert adopt.pin(NEWEST, wheels(NEWEST).read_bytes(), older) == [CHANGED]
+    before = (older / record.LOCK).read_text()
+    assert adopt.pin(NEWEST, wheels(NEWEST).read_bytes(), older) == [CHANGED]
+    assert (older / record.LOCK).read_text() == before
 
 
 @pytest.mark.parametrize(
@@ -55,19 +74,18 @@ def test_what_is_accepted_later_is_added(older, wheels):
     ],
 )
 def test_compares_what_is_replaced_and_what_is_added(upstream, change):
-    replaces = {"x.py::X": adopt.fingerprint(b"X = 1")}
-    _, changes = adopt.compare(replaces, ["x.py::C.z", "new.py"], {"x.py": b"X = 1\n"}, {"x.py": upstream})
-    assert changes == ([change] if change else [])
+    entries = {"x.py::X": adopt.fingerprint(b"X = 1"), "x.py::C.z": tree.NEW, "new.py": tree.NEW}
+    assert adopt.compare(entries, {"x.py": b"X = 1\n"}, {"x.py": upstream}) == ([change] if change else [])
 
 
 @pytest.mark.parametrize(
-    "rows, said",
+    "rows, message",
     [
         ({"a": {"failure"}, "b": {"error"}}, "needed, 2 of 2 rows fail"),
-        ({"a": {"failure"}, "b": set()}, "upstream gets these right now: b"),
+        ({"a": {"failure"}, "b": set()}, "upstream now gets these right: b"),
         ({"a": set()}, "no longer needed, all 1 rows pass"),
         ({}, "no row ran"),
     ],
 )
-def test_the_verdict(rows, said):
-    assert said in adopt.verdict(rows)
+def test_the_verdict(rows, message):
+    assert message in adopt.verdict(rows)

@@ -134,7 +134,9 @@ def has_docstring(node):
 
 def docstrings(source):
     """The docstrings of the functions that have one, by name."""
-    return {prefix + node.name: ast.get_docstring(node, clean=False) for prefix, node in statements(source) if has_docstring(node)}
+    return {
+        prefix + node.name: ast.get_docstring(node, clean=False) for prefix, node in statements(source) if has_docstring(node)
+    }
 
 
 def untouched(source, names):
