@@ -9,7 +9,7 @@ import torch
 from composer import record
 
 RECIPE = record.ROOT / "recipes" / "SpokenWords"
-sys.path[:0] = [str(RECIPE), str(RECIPE / "finetuning")]
+sys.path.insert(0, str(RECIPE / "finetuning"))
 
 PRETRAINED, NEW = ["yes", "no", "up"], ["cat", "dog"]
 
