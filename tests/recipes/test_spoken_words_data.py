@@ -18,8 +18,8 @@ from speechbrain.dataio.preprocess import AudioNormalizer
 
 from background_noise import BackgroundNoise
 from scripts import NEW, RECIPE, make
-from spoken_words_prepare import prepare_spoken_words, same_run
-from train import dataio_prep, read_clip
+from spoken_words_prepare import prepare_spoken_words, read_clip, same_run
+from train import dataio_prep
 
 
 @pytest.fixture

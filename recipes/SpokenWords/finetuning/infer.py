@@ -12,8 +12,7 @@ from pathlib import Path
 import torch
 from speechbrain.inference.classifiers import EncoderClassifier
 
-from spoken_words_prepare import look_at
-from train import read_clip
+from spoken_words_prepare import look_at, read_clip
 
 
 def main():

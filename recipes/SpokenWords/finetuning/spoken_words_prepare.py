@@ -18,6 +18,8 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+import torch
+from speechbrain.dataio import audio_io
 from speechbrain.utils.logger import get_logger
 from tqdm import tqdm
 
@@ -199,6 +201,28 @@ def look_at(clip):
         level = 20 * np.log10(max(np.abs(samples.mean(axis=1)).max(), 1e-10))  # of what is heard: two channels may cancel
         look["fault"] = f"is silent: its loudest sample is at {level:.0f} dB" if level < SILENT else None
     return look
+
+
+def read_clip(path, normalizer, seconds):
+    """Read a clip as mono at the normalizer's sample rate, and pad or cut it on both sides to a fixed length.
+
+    Arguments
+    ---------
+    path : str or pathlib.Path
+        The audio file.
+    normalizer : speechbrain.dataio.preprocess.AudioNormalizer
+        Resamples and mixes down.
+    seconds : float
+        The length.
+
+    Returns
+    -------
+    torch.Tensor
+        The samples, [time].
+    """
+    sig = normalizer(*audio_io.load(str(path), channels_first=False))
+    missing = round(seconds * normalizer.sample_rate) - len(sig)
+    return torch.nn.functional.pad(sig, (missing // 2, missing - missing // 2))
 
 
 def speaker_of(clip):

@@ -25,7 +25,6 @@ import torch
 import torch._dynamo  # here, or the first optimizer would import it in the middle of training
 from filelock import FileLock, Timeout
 from hyperpyyaml import load_hyperpyyaml
-from speechbrain.dataio import audio_io
 from speechbrain.inference.classifiers import EncoderClassifier
 from speechbrain.utils.distributed import if_main_process, run_on_main
 from speechbrain.utils.logger import format_order_of_magnitude, get_logger
@@ -33,7 +32,7 @@ from tqdm import tqdm
 
 import embeddings
 import results
-from spoken_words_prepare import prepare_spoken_words, same_run
+from spoken_words_prepare import prepare_spoken_words, read_clip, same_run
 
 STARTED = time.perf_counter()
 logger = get_logger(__name__)
@@ -237,13 +236,6 @@ def prepare(hparams, clip_seconds, **run_on):
     run_on_main(same_run, [hparams["output_folder"]], run_on)
     keys = ("data_folder", "words", "manifests", "data_report", "bad_clips", "make_speech", "skip_prep")
     run_on_main(prepare_spoken_words, kwargs={"clip_seconds": clip_seconds, **{key: hparams[key] for key in keys}})
-
-
-def read_clip(path, normalizer, seconds):
-    """Read a clip as mono at the normalizer's sample rate, padded or cut on both sides to a fixed length, [time]."""
-    sig = normalizer(*audio_io.load(str(path), channels_first=False))
-    missing = round(seconds * normalizer.sample_rate) - len(sig)
-    return torch.nn.functional.pad(sig, (missing // 2, missing - missing // 2))
 
 
 def dataio_prep(hparams, sample_rate, clip_seconds):
