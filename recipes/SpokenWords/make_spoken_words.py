@@ -20,7 +20,6 @@ import wave
 import espeakng_loader
 import numpy as np
 from filelock import FileLock
-from scipy.signal import resample_poly
 from tqdm import tqdm
 
 SAMPLE_RATE = 16000  # Hz, of the corpus; eSpeak speaks at 22050 Hz
@@ -84,6 +83,8 @@ def clip(speech, source_rate, random, snr):
     numpy.ndarray
         16000 samples between -1 and 1.
     """
+    from scipy.signal import resample_poly  # here, because it takes a second: --help answers without it
+
     speech = resample_poly(speech.astype(np.float64), SAMPLE_RATE, source_rate)
     speech = np.trim_zeros(np.round(speech))[:SAMPLE_RATE]
     noise = coloured_noise(SAMPLE_RATE, random.uniform(0.0, 1.0), random)

@@ -9,11 +9,6 @@ import os
 import sys
 from pathlib import Path
 
-import torch
-from speechbrain.inference.classifiers import EncoderClassifier
-
-from spoken_words_prepare import look_at, read_clip
-
 
 def main():
     """Tell the words; exit 1 if a file has a fault."""
@@ -25,6 +20,11 @@ def main():
     arguments = parser.parse_args()
     if not os.path.isfile(os.path.join(arguments.model, "hyperparams.yaml")):
         parser.error(f"{arguments.model} is no inference folder: train.py leaves one in its output folder; name it by --model.")
+    import torch  # here, because these imports take seconds: --help and a wrong --model are answered without them
+    from speechbrain.inference.classifiers import EncoderClassifier
+
+    from spoken_words_prepare import look_at, read_clip
+
     model = EncoderClassifier.from_hparams(arguments.model)
     unread = 0
     for path in arguments.files:

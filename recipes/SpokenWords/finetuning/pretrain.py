@@ -5,6 +5,11 @@ To run it:
 > python pretrain.py hparams/pretrain.yaml
 """
 
+from command_line import start
+
+if __name__ == "__main__":
+    start(__doc__)  # before the imports below, which take seconds
+
 import os
 import sys
 

@@ -12,6 +12,11 @@ With the Speech Commands corpus instead of made speech:
 > python train.py hparams/finetune.yaml --data_folder /path/to/speech_commands
 """
 
+from command_line import start
+
+if __name__ == "__main__":
+    start(__doc__)  # before the imports below, which take seconds
+
 import contextlib
 import hashlib
 import os
@@ -212,8 +217,6 @@ def seed_with(*what):
 
 def load_hparams(arguments):
     """Read the command line and the YAML, and make the output folder."""
-    if {"-h", "--help"} & {*arguments}:
-        print(sys.modules["__main__"].__doc__ + "\nEach key of the YAML is an option; so are these of SpeechBrain's:\n")
     hparams_file, run_opts, overrides = sb.parse_arguments(arguments)
     sb.utils.distributed.ddp_init_group(run_opts)
     with open(hparams_file, encoding="utf-8") as file:
