@@ -41,7 +41,9 @@ def compare(ways, options, seeds):
     """Run train.py in some of the ways with the seeds 1, 2, ...; returns what each metrics.json tells, a list for each way."""
     told = {name: [] for name in ways}
     with tempfile.TemporaryDirectory() as work:
-        for seed, name in itertools.product(range(1, seeds + 1), ways):
+        runs = list(itertools.product(range(1, seeds + 1), ways))
+        for number, (seed, name) in enumerate(runs, 1):
+            print(f"compare.py: run {number} of {len(runs)}: {name}, seed {seed}", file=sys.stderr, flush=True)
             folder = Path(work, f"{name} {seed}")
             folders = [f"--{key}_folder={folder / key}" for key in ("output", "cache")]
             run("train.py", *folders, f"--seed={seed}", *WAYS[name][1], "--device=cpu", "--noprogressbar", *options)
@@ -81,6 +83,7 @@ def main():
         parser.error(f"--seeds is {arguments.seeds}: one at the least.")
     named = any(option.startswith("--source") for option in arguments.options)
     if not named and not (TRAINING / "results/pretrain/1234/inference").is_dir():
+        print("compare.py: pretraining an encoder first, as there is none yet", file=sys.stderr, flush=True)
         run("pretrain.py", "--device=cpu", "--noprogressbar")
     show(compare(WAYS, arguments.options, arguments.seeds))
 

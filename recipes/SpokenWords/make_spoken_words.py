@@ -183,6 +183,8 @@ if __name__ == "__main__":
         parser.error("--speakers and --takes must be one or more, and --snr must not fall.")
     if len(set(arguments.words)) < len(arguments.words) or any(os.path.basename(word) != word for word in arguments.words):
         parser.error("each word must be given once, and becomes the name of a folder.")
+    count = f"{len(arguments.words)} words by {arguments.speakers} speakers"
+    print(f"make_spoken_words.py: making {count} in {arguments.folder}", file=sys.stderr, flush=True)
     try:
         make(**vars(arguments))
     except OSError as error:

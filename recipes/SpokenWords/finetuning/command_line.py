@@ -1,16 +1,19 @@
-"""What train.py and pretrain.py do before they import what takes seconds: they answer --help."""
+"""What train.py and pretrain.py do before they import what takes seconds: they say that they started, and answer --help."""
 
+import os
 import sys
 
 
 def start(description):
-    """Print the options of the script and exit, if they are asked for.
+    """Say that the script has started; print its options and exit if they are asked for.
 
     Arguments
     ---------
     description : str
         The docstring of the script.
     """
+    name = os.path.basename(sys.argv[0])
+    print(f"{name}: importing PyTorch and SpeechBrain, which takes some seconds", file=sys.stderr, flush=True)
     if {"-h", "--help"} & {*sys.argv[1:]}:
         print(f"{description}\nEach key of the YAML is an option. SpeechBrain adds these options:\n", flush=True)
         import speechbrain

@@ -20,6 +20,7 @@ def main():
     arguments = parser.parse_args()
     if not os.path.isfile(os.path.join(arguments.model, "hyperparams.yaml")):
         parser.error(f"{arguments.model} is no inference folder: train.py leaves one in its output folder; name it by --model.")
+    print(f"infer.py: importing PyTorch and SpeechBrain, then loading {arguments.model}", file=sys.stderr, flush=True)
     import torch  # here, because these imports take seconds: --help and a wrong --model are answered without them
     from speechbrain.inference.classifiers import EncoderClassifier
 
