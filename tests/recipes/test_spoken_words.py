@@ -102,6 +102,23 @@ def test_a_wrong_option_is_named_with_the_remedy(fine_tuning, tmp_path, options,
 def test_help_teaches_the_commands(script):
     status, said = run(script, "--help")
     assert status == 0 and f"> python {script} hparams/" in said and "Each key of the YAML is an option" in said
+    assert said.startswith(f"{script}: importing PyTorch")
+
+
+@pytest.mark.parametrize(
+    "script, slow",
+    [
+        ("train.py", ("torch._dynamo", "matplotlib")),
+        ("pretrain.py", ("torch._dynamo", "matplotlib")),
+        ("infer.py", ("torch", "speechbrain")),
+        ("../make_spoken_words.py", ("torch", "speechbrain", "scipy.signal")),
+    ],
+)
+def test_help_answers_before_slow_imports(script, slow):
+    python, *arguments = command(script, "--help")
+    process = subprocess.run([python, "-X", "importtime", *arguments], env=environment(), capture_output=True, text=True)
+    imported = re.findall(r"(?m)^import time:.*\| +(\S+)$", process.stderr)
+    assert process.returncode == 0 and "argparse" in imported and not {*slow} & {*imported}
 
 
 def killed(options, when, folder):
