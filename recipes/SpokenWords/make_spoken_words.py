@@ -1,11 +1,12 @@
 """Makes a small corpus of spoken words with eSpeak NG, in the layout of Speech Commands: ``<word>/<speaker>_nohash_<n>.wav``.
 
-Many speakers (voice, speed, pitch) say each word a few times, at random places
-of a one-second clip and in noise of random strength and colour. As in Speech
-Commands there is a folder ``_background_noise_`` too. The same arguments give
+Many speakers (voice, speed, pitch) say each word a few times, at a random place
+in a one-second clip and in noise of random strength and colour. As in Speech
+Commands, there is also a folder ``_background_noise_``. The same arguments make
 the same files, byte for byte.
 
-To hear it: ``python make_spoken_words.py FOLDER cat dog --speakers 5``
+To make a few clips and listen to them:
+> python make_spoken_words.py FOLDER cat dog --speakers 5
 """
 
 import argparse
@@ -24,15 +25,15 @@ from tqdm import tqdm
 
 SAMPLE_RATE = 16000  # Hz, of the corpus; eSpeak speaks at 22050 Hz
 ACCENTS = ["en-us", "en-029", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd"]
-NOISES = "_background_noise_"  # the folder's name in Speech Commands
-# Those whose speech is the same in each process; f2, f3, f5 and Alicia are not among them.
+NOISES = "_background_noise_"  # the name of the folder in Speech Commands
+# Voices whose speech is the same in each process; that of f2, f3, f5 and Alicia is not.
 VARIANTS = ("f1 f4 m1 m2 m3 m4 m5 m6 m7 m8 Andy Annie Denis Gene Hugo Jacky Lee Michael anika belinda linda max steph").split()
 
 
 class ESpeak:
-    """The eSpeak NG library, as far as speaking one word into an array needs it."""
+    """The part of the eSpeak NG library that speaks one word into an array."""
 
-    SYNCHRONOUS, RATE, PITCH, CHARS_UTF8 = 2, 1, 3, 1  # of espeak_ng's speak_lib.h
+    SYNCHRONOUS, RATE, PITCH, CHARS_UTF8 = 2, 1, 3, 1  # from speak_lib.h of eSpeak NG
 
     def __init__(self):
         self.library = ctypes.CDLL(espeakng_loader.get_library_path())
@@ -42,7 +43,7 @@ class ESpeak:
             raise RuntimeError(f"eSpeak NG finds no voices in {data.decode()}: reinstall espeakng-loader.")
         callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
         self.chunks = []
-        self.callback = callback(self._collect)  # kept, or it would be collected while the library still calls it
+        self.callback = callback(self._collect)  # a reference, so that it is not garbage-collected while the library calls it
         self.library.espeak_SetSynthCallback(self.callback)
 
     def _collect(self, samples, count, _events):
@@ -60,19 +61,19 @@ class ESpeak:
         self.library.espeak_SetParameter(self.PITCH, pitch, 0)
         self.library.espeak_Synth(text, len(text) + 1, 0, 0, 0, self.CHARS_UTF8, None, None)
         if not self.chunks:
-            raise RuntimeError(f"eSpeak NG said nothing for {word!r}.")
+            raise RuntimeError(f"eSpeak NG made no sound for {word!r}: use another word.")
         return np.concatenate(self.chunks)
 
 
 def clip(speech, source_rate, random, snr):
-    """Place speech at a random point of one second of noise.
+    """Place speech at a random point in one second of noise.
 
     Arguments
     ---------
     speech : numpy.ndarray
         The samples of one word, at ``source_rate`` Hz.
     source_rate : int
-        Their sample rate.
+        The sample rate of the speech.
     random : numpy.random.Generator
         Draws the place, and the noise with its strength and colour.
     snr : tuple of float
@@ -96,7 +97,7 @@ def clip(speech, source_rate, random, snr):
 
 
 def coloured_noise(count, exponent, random):
-    """Draw noise whose amplitude falls with frequency to that power: 0 is white, 0.5 pink, 1 brown."""
+    """Draw noise with an amplitude of frequency to the power -exponent: 0 is white, 0.5 pink, 1 brown."""
     frequency = np.maximum(np.fft.rfftfreq(count, 1 / SAMPLE_RATE), 50.0)
     return np.fft.irfft(np.fft.rfft(random.standard_normal(count)) * frequency**-exponent)
 
@@ -116,22 +117,22 @@ def holds_anything(folder):
 
 
 def make(folder, words, speakers, takes, snr, seed):
-    """Write the corpus into a folder that does not exist yet, or is empty; whole, or not at all.
+    """Write the corpus into a folder that does not exist yet or is empty; if that fails, leave nothing there.
 
     Arguments
     ---------
     folder : str
-        Where the corpus goes.
+        The folder of the corpus.
     words : list of str
-        What is said.
+        The words to say.
     speakers : int
-        By how many speakers.
+        How many speakers say them.
     takes : int
-        How often by each.
+        How often each speaker says each word.
     snr : tuple of float
         Lowest and highest signal-to-noise ratio, in dB.
     seed : int
-        Of all that is drawn at random.
+        The seed of all random numbers.
     """
     random = np.random.default_rng(seed)
     casts = list(itertools.product(ACCENTS, VARIANTS))
@@ -139,12 +140,12 @@ def make(folder, words, speakers, takes, snr, seed):
     folder = os.path.abspath(folder)
     os.makedirs(os.path.dirname(folder), exist_ok=True)
     part = os.path.join(os.path.dirname(folder), f".making-{os.path.basename(folder)}")
-    open(f"{part}.lock", "a").close()  # FileLock would wait forever where no file can be made
+    open(f"{part}.lock", "a").close()  # raises an error if no file can be made, where FileLock would wait forever
     with FileLock(f"{part}.lock"):
         if holds_anything(folder):
-            print(f"Another process has filled {folder} meanwhile; its speech is kept.", file=sys.stderr)
+            print(f"Another process has just made speech in {folder}; keeping that.", file=sys.stderr)
             return
-        shutil.rmtree(part, ignore_errors=True)  # of one that was killed
+        shutil.rmtree(part, ignore_errors=True)  # left by a killed process
         try:
             for name in [*words, NOISES]:
                 os.makedirs(os.path.join(part, name))
@@ -152,7 +153,7 @@ def make(folder, words, speakers, takes, snr, seed):
                 noise = coloured_noise(20 * SAMPLE_RATE, exponent, random)
                 write(os.path.join(part, NOISES, f"{colour}_noise.wav"), 0.5 * noise / np.abs(noise).max())
             espeak = ESpeak()
-            # In a log, a line every five seconds is enough.
+            # In a log file, a line every five seconds is enough.
             interval = 0.1 if sys.stderr.isatty() else 5
             for number in tqdm(range(speakers), desc="making speech", unit="speaker", mininterval=interval):
                 accent, variant = casts[number % len(casts)]
@@ -170,22 +171,29 @@ def make(folder, words, speakers, takes, snr, seed):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", help="where the corpus goes; it must not exist, or be empty")
-    parser.add_argument("words", nargs="+", help="what is said")
-    parser.add_argument("--speakers", type=int, default=60, help="by how many speakers (default: %(default)s)")
-    parser.add_argument("--takes", type=int, default=2, help="how often by each (default: %(default)s)")
-    parser.add_argument("--snr", type=float, nargs=2, default=(0.0, 15.0), help="in dB, from and to (default: 0 15)")
+    parser.add_argument("folder", help="the folder of the corpus; it must not exist yet, or be empty")
+    parser.add_argument("words", nargs="+", help="the words to say")
+    parser.add_argument("--speakers", type=int, default=60, help="how many speakers say them (default: %(default)s)")
+    parser.add_argument("--takes", type=int, default=2, help="how often each speaker says each word (default: %(default)s)")
+    parser.add_argument(
+        "--snr",
+        type=float,
+        nargs=2,
+        metavar=("LOWEST", "HIGHEST"),
+        default=(0.0, 15.0),
+        help="signal-to-noise ratio in dB (default: 0 15)",
+    )
     parser.add_argument("--seed", type=int, default=1234, help="another seed makes another corpus (default: %(default)s)")
     arguments = parser.parse_args()
     if holds_anything(arguments.folder):
-        parser.error(f"{arguments.folder} holds something already: name a new folder, or remove that one.")
+        parser.error(f"{arguments.folder} already contains something: use a new folder, or delete that one.")
     if min(arguments.speakers, arguments.takes) < 1 or arguments.snr[0] > arguments.snr[1]:
-        parser.error("--speakers and --takes must be one or more, and --snr must not fall.")
+        parser.error("--speakers and --takes must be 1 or more, and the first number of --snr not above the second.")
     if len(set(arguments.words)) < len(arguments.words) or any(os.path.basename(word) != word for word in arguments.words):
-        parser.error("each word must be given once, and becomes the name of a folder.")
+        parser.error("give each word only once, and without slashes: it becomes the name of a folder.")
     count = f"{len(arguments.words)} words by {arguments.speakers} speakers"
     print(f"make_spoken_words.py: making {count} in {arguments.folder}", file=sys.stderr, flush=True)
     try:
         make(**vars(arguments))
     except OSError as error:
-        sys.exit(f"{arguments.folder} could not be made ({error}); nothing was left there.")
+        sys.exit(f"{arguments.folder} could not be made ({error}); nothing was written there.")

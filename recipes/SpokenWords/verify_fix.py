@@ -2,9 +2,12 @@
 """Runs the same recipe on the stock release and on the installed fork, and shows both side by side.
 
 The stock release is the hash-checked wheel that the fork is built from,
-unpacked into a temporary folder and put first on PYTHONPATH. Exits 0 only if the
-stock release died of the original error, the fork trained to a lower error, and
-the preflight let that pass and names what is then broken on purpose.
+unpacked into a temporary folder and put first on PYTHONPATH. Exits with 0 only if
+
+- the stock release crashes with the original error,
+- the fork trains to a lower error,
+- the preflight finds no error in that run, and names the two faults that this
+  script then makes on purpose.
 
 > python verify_fix.py
 """
@@ -24,10 +27,10 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from composer import base, record  # noqa: E402  the path above leads to it
+from composer import base, record  # noqa: E402  found through the line above
 
 ERROR, FUNCTION = "ValueError: math domain error", "in format_order_of_magnitude"
-# What is tried in one process on each package: a name, and an expression that gives what the table shows.
+# Runs in one process on each package: the name of a row, and an expression whose value the table shows.
 CALLS = {
     "format_order_of_magnitude(0)": "sb.utils.logger.format_order_of_magnitude(0)",
     "Brain, all parameters frozen": "sb.Brain({'m': Linear(9, 9).requires_grad_(False)}) and 'constructs'",
@@ -48,7 +51,7 @@ SHOWN = re.compile(r"(trainable of|epoch: |Test error|making |Found: )")
 
 
 def run(arguments, log, stock=None):
-    """Run Python in a process of its own, showing the lines that tell how far it is; returns (exit status, output)."""
+    """Run Python in a new process, and print its lines of progress; returns (exit status, output)."""
     env = {**os.environ, "PYTHONPATH": str(stock) if stock else ""}
     process = subprocess.Popen(
         [sys.executable, *map(str, arguments)],
@@ -70,7 +73,7 @@ def run(arguments, log, stock=None):
 
 
 def damage(work):
-    """Save the encoder as a wrapped one would be saved, and copy a training clip over a validation clip."""
+    """Save the encoder as if it were wrapped, and copy a training clip over a validation clip."""
     import torch
 
     encoder = work / "wrapped" / "embedding_model.ckpt"
@@ -81,12 +84,12 @@ def damage(work):
 
 
 def last(lines):
-    """The last line that a process wrote; of one that died, the last of its traceback."""
+    """The last line that a process wrote; if it crashed, that is the error of its traceback."""
     return next((line for line in reversed(lines) if line.strip()), "nothing")
 
 
 def main():
-    """Compare, print the table, and exit 0 only if it proves the fix."""
+    """Compare, print the table, and exit with 0 only if it proves the fix."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args()
     fork = record.load()
@@ -102,35 +105,35 @@ def main():
     packages = [("stock", stock, fork.base.version), ("fork", None, fork.version)]
 
     table = {name: [] for name in CALLS}
-    for label, package, wanted in packages:
+    for label, package, expected in packages:
         step(f"the function and the Brain on the {label} package")
         status, lines = run(["-c", TRY_CALLS], work / f"calls_{label}.log", package)
-        told = [line.partition(": ")[2] for line in lines if line.startswith(("version: ", "outcome: "))]
-        if status or told[0] != wanted:
+        found = [line.partition(": ")[2] for line in lines if line.startswith(("version: ", "outcome: "))]
+        if status or found[0] != expected:
             sys.exit(
-                f"speechbrain {wanted} is wanted, Python has {told[0] if told else last(lines)}: install the fork into this "
-                "environment (`pip install .` in the repo's root), or run `make verify`."
+                f"expected speechbrain {expected}, found {found[0] if found else last(lines)}: install the fork into this "
+                "environment (`pip install .` in the root of the repository), or run `make verify`."
             )
-        for name, said in zip(CALLS, told[1:]):
+        for name, said in zip(CALLS, found[1:]):
             table[name].append(said)
 
     common = ["--device=cpu", "--noprogressbar", f"--data_folder={work / 'data'}", "--make_speech=True"]
     step("the recipe: making speech and pretraining an encoder")
     arguments = ["pretrain.py", "hparams/pretrain.yaml", f"--output_folder={work / 'pretrain'}"]
-    small = ["--model={channels: 24}", "--number_of_epochs=6"]  # half as wide, half as long: this is to be quick
+    small = ["--model={channels: 24}", "--number_of_epochs=6"]  # half the channels and half the epochs, to be quick
     status, lines = run([*arguments, *small, *common], work / "pretrain.log")
     if status:
-        sys.exit(f"pretraining failed: {last(lines)}; the whole log is {work / 'pretrain.log'}")
+        sys.exit(f"pretraining failed: {last(lines)}; the whole log is in {work / 'pretrain.log'}")
     table["the recipe, train.py"] = row = []
     complaints = []
     fine_tuning = ["train.py", "hparams/finetune.yaml", "--full_epochs=3", f"--cache_folder={work / 'embeddings'}", *common]
     encoder = work / "pretrain" / "inference"
-    step("the recipe: what the preflight says before epoch 1")
+    step("the recipe: the preflight, before epoch 1")
     preflight = ["-m", "speechbrain.preflight", *fine_tuning, "--cache_embeddings=False"]  # so that it sees audio
     options = [f"--source={encoder}", f"--output_folder={work / 'preflight'}"]
     status, lines = run([*preflight, *options], work / "preflight.log")
     if status:
-        sys.exit(f"the preflight found an error: {last(lines)}; the whole log is {work / 'preflight.log'}")
+        sys.exit(f"the preflight found an error: {last(lines)}; the whole log is in {work / 'preflight.log'}")
     for label, package, _ in packages:
         step(f"the recipe: fine-tuning on the {label} package")
         options = [f"--source={encoder}", f"--output_folder={work / label}"]
@@ -139,19 +142,19 @@ def main():
         trained = status == 0 and len(errors) == 2
         row.append(f"test error {errors[0]} % -> {errors[1]} %" if trained else last(lines))
         if label == "stock" and not (status and last(lines) == ERROR and any(FUNCTION in line for line in lines)):
-            complaints.append("the stock release did not die of that error")
+            complaints.append("the stock release did not crash with that error")
         if label == "fork" and not (trained and errors[1] < errors[0]):
             complaints.append("the fork did not train to a lower error")
 
     if not complaints:
-        step("the recipe: what it says of an encoder that was saved from a wrapped model, and of a copied clip\n")
+        step("the recipe: the preflight, on an encoder saved from a wrapped model and on a copied clip\n")
         damage(work)
         options = [f"--source={work / 'wrapped'}", f"--output_folder={work / 'broken'}"]
         status, lines = run([*preflight, *options], work / "broken.log")
         report = "\n".join(lines[next((i for i, line in enumerate(lines) if line.startswith("level ")), 0) :])
         print(f"\n{report}\n")
         if status != 1 or not all(code in report for code in ("pretrained-not-loaded", "audio-leak")):
-            complaints.append("the preflight did not name what was broken on purpose")
+            complaints.append("the preflight did not name the two faults made on purpose")
 
     step("done\n")
     table = {name: [textwrap.shorten(cell, 60) for cell in cells] for name, cells in table.items()}
@@ -163,7 +166,7 @@ def main():
     if complaints:
         sys.exit(f"\nNot proved: {' and '.join(complaints)}; the logs are in {work}")
     shutil.rmtree(work)
-    print(f'\nProved: the stock release dies of "{ERROR}", the fork trains.')
+    print(f'\nProved: the stock release crashes with "{ERROR}", the fork trains.')
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Kills the recipe SpokenWords at random moments and fills its disk, and counts the runs that end with other weights.
+"""Kills the recipe SpokenWords at random moments and fills its disk; counts the resumed runs that end with other weights.
 
 > python tests/faults/recipe.py --kills 8
 """
@@ -18,7 +18,7 @@ from scripts import NEW, PRETRAINED, command, environment, make, run, same, weig
 
 
 def train(options, killed_after=None):
-    """Run train.py, to its end or to its death; returns the exit status and what it wrote."""
+    """Run train.py to its end, or kill it after some seconds; returns the exit status and the output."""
     if killed_after is None:
         return run("train.py", *options)
     process = subprocess.Popen(
@@ -32,10 +32,12 @@ def train(options, killed_after=None):
 
 
 def main():
-    """Kill, fill, count, and exit 1 if a run was lost."""
+    """Kill runs, fill the disk, count, and exit with 1 if a run was lost."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=8, help="how often to kill (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=time.time_ns() % 10**6, help="of the moments (default: the clock's)")
+    parser.add_argument("--kills", type=int, default=8, help="how many runs to kill (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=time.time_ns() % 10**6, help="seed of the random moments (default: taken from the clock)"
+    )
     arguments = parser.parse_args()
     moments = random.Random(arguments.seed)
     print(f"seed {arguments.seed}")
@@ -74,36 +76,36 @@ def main():
         def check(folder, what):
             status, said = train(options(folder))
             found = weights(folder) if status == 0 else []
-            if not same(found, wanted) or left(folder) != files:
+            if not same(found, expected) or left(folder) != files:
                 odd = sorted(left(folder) ^ files)
                 lost.append(f"{what}: exit status {status}, files that differ: {odd}\n{said[-2000:]}")
 
         started = time.monotonic()
         status, said = train(options(work / "whole"))
         assert status == 0, said
-        seconds, wanted, files = time.monotonic() - started, weights(work / "whole"), left(work / "whole")
+        seconds, expected, files = time.monotonic() - started, weights(work / "whole"), left(work / "whole")
 
         kills = 0
         for number in range(arguments.kills):
-            # The first third is imports; every other is killed at the end, where the results are written.
+            # The first third of a run is imports. Every second run is killed near its end, where it writes the results.
             after = moments.uniform(0.9 if number % 2 else 0.3, 1.0) * seconds
             kills += train(options(work / str(number)), killed_after=after)[0] < 0
             check(work / str(number), f"killed after {after:.1f} s")
-        print(f"{kills} kills in {arguments.kills} runs, {len(lost)} lost")
+        print(f"killed {kills} of {arguments.kills} runs; {len(lost)} runs lost")
 
         disk = work / "disk"
         disk.mkdir()
         if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], stderr=subprocess.DEVNULL).returncode:
-            print("no full disk was tried: a tmpfs cannot be mounted here")
+            print("a full disk was not tested: a tmpfs cannot be mounted here")
         else:
             try:
                 status, said = train(options(disk / "out"))
-                told = status == 1 and "Could not write" in said and "free some space" in said
-                if not told:
+                explained = status == 1 and "Could not write" in said and "free some space" in said
+                if not explained:
                     lost.append(f"a full disk: exit status {status}\n{said[-2000:]}")
                 subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
                 check(disk / "out", "a full disk, then space")
-                print(f"a full disk was {'told in a sentence' if told else 'NOT told'}, {len(lost)} runs lost in all")
+                print(f"the full disk gave {'a' if explained else 'NO'} clear message; {len(lost)} runs lost in total")
             finally:
                 subprocess.run(["umount", disk], check=True)
     sys.exit("\n\n".join(lost) or 0)

@@ -1,4 +1,4 @@
-"""What the tests of the recipe SpokenWords share: a small corpus, and one run of each script."""
+"""Fixtures for the tests of the recipe SpokenWords: a small corpus, and one run of each training script."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from scripts import NEW, PRETRAINED, make, run
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory):
-    """pathlib.Path: A small made corpus."""
+    """pathlib.Path: A small corpus of made speech."""
     folder = tmp_path_factory.mktemp("corpus") / "data"
     make(folder)
     return folder
@@ -15,9 +15,9 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def pretrained(corpus, tmp_path_factory):
-    """pathlib.Path: The inference folder that pretrain.py made of a tiny model, moved away from where it was made."""
+    """pathlib.Path: The inference folder of a tiny model from pretrain.py, moved to another path."""
     folder = tmp_path_factory.mktemp("pretrained")
-    # An override of the model must reach the saved folder, or the folder could not be loaded.
+    # An override of the model must also be in the saved folder; otherwise the folder cannot be loaded.
     options = ["--model={channels: 16}", "--number_of_epochs=8", "--batch_size=8", f"--words=[{','.join(PRETRAINED)}]"]
     status, said = run("pretrain.py", *options, f"--data_folder={corpus}", f"--output_folder={folder / 'out'}")
     assert status == 0, said
@@ -27,7 +27,7 @@ def pretrained(corpus, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def fine_tuning(corpus, pretrained):
-    """callable: Gives the options of train.py for an output folder, with others than the usual ones by name."""
+    """callable: Returns the options of train.py for an output folder; keywords replace the usual values."""
 
     def options(folder, **others):
         usual = {
@@ -48,7 +48,7 @@ def fine_tuning(corpus, pretrained):
 
 @pytest.fixture(scope="session")
 def finetuned(fine_tuning, tmp_path_factory):
-    """(pathlib.Path, str): The output folder of a run of train.py, and what it wrote."""
+    """(pathlib.Path, str): The output folder of a run of train.py, and its output."""
     folder = tmp_path_factory.mktemp("finetuned") / "out"
     status, said = run("train.py", *fine_tuning(folder))
     assert status == 0, said

@@ -1,4 +1,4 @@
-"""How the tests of the recipe SpokenWords call its scripts."""
+"""Helpers for the tests of the recipe SpokenWords: they run its scripts."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ PRETRAINED, NEW = ["yes", "no", "up"], ["cat", "dog"]
 
 
 def make(folder, *options):
-    """Make speech, silently."""
+    """Make speech, without output."""
     command = [
         sys.executable,
         RECIPE / "make_spoken_words.py",
@@ -32,12 +32,12 @@ def make(folder, *options):
 
 
 def environment(stock=None):
-    """Variables for a script of the recipe; ``stock`` is a folder whose speechbrain it is to import."""
+    """Environment variables for a script of the recipe; from ``stock``, a folder, it imports speechbrain."""
     return {**os.environ, "PYTHONPATH": str(stock or ""), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
 def command(script, *arguments):
-    """Make the command line of a script of the recipe."""
+    """The command line of a script of the recipe."""
     if script in ("train.py", "pretrain.py"):
         yaml = "pretrain" if script == "pretrain.py" else "finetune"
         arguments = [RECIPE / f"finetuning/hparams/{yaml}.yaml", *arguments, "--device=cpu", "--noprogressbar"]
@@ -45,7 +45,7 @@ def command(script, *arguments):
 
 
 def run(script, *arguments, stock=None, cwd=None):
-    """Run a script of the recipe; returns its exit status and what it wrote."""
+    """Run a script of the recipe; returns its exit status and its output."""
     done = subprocess.run(
         command(script, *arguments),
         cwd=cwd or RECIPE / "finetuning",
@@ -58,11 +58,11 @@ def run(script, *arguments, stock=None, cwd=None):
 
 
 def weights(folder):
-    """All tensors of the model that a run of train.py left in its output folder."""
+    """All tensors of the model that train.py saved in its output folder."""
     states = [torch.load(path) for path in sorted((folder / "inference").glob("[ce]*.ckpt"))]
     return [value for state in states for value in state.values()]
 
 
 def same(one, other):
-    """Whether two lists of tensors are equal, and there are any."""
+    """Whether two lists of tensors are equal and not empty."""
     return len(one) == len(other) > 0 and all(map(torch.equal, one, other))

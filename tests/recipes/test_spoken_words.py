@@ -1,4 +1,4 @@
-"""The recipe SpokenWords: its training, on the stock release and on the fork, and what it leaves behind."""
+"""The recipe SpokenWords: training on the stock release and on the fork, and the files that a run writes."""
 
 import contextlib
 import csv
@@ -25,7 +25,7 @@ from scripts import RECIPE, command, environment, run, same, weights
 from train import KeywordBrain
 
 
-def test_the_recipe_dies_on_the_stock_release(fine_tuning, tmp_path, stock):
+def test_the_recipe_crashes_on_the_stock_release(fine_tuning, tmp_path, stock):
     status, said = run("train.py", *fine_tuning(tmp_path), stock=stock)
     assert status == 1 and said.strip().endswith("ValueError: math domain error")
     assert re.search(r"(?s)in __init__\n.*in print_trainable_parameters\n.*in format_order_of_magnitude\n", said)
@@ -47,21 +47,21 @@ def test_the_recipe_trains_on_the_fork(finetuned):
     assert not list(folder.rglob("*.part"))
 
 
-def test_the_frozen_encoder_is_not_touched_by_the_first_stage(fine_tuning, pretrained, tmp_path):
+def test_the_first_stage_does_not_change_the_frozen_encoder(fine_tuning, pretrained, tmp_path):
     status, said = run("train.py", *fine_tuning(tmp_path, unfreeze=False, cache_embeddings=False, head_epochs=1))
     assert status == 0, said
     before, after = (torch.load(folder / "embedding_model.ckpt") for folder in (pretrained, tmp_path / "inference"))
     assert same(list(before.values()), list(after.values()))  # its BatchNorm statistics too
 
 
-def test_two_seeded_runs_agree_exactly_and_so_do_cached_and_uncached_training(fine_tuning, finetuned, tmp_path):
+def test_cached_and_uncached_runs_with_the_same_seed_end_with_the_same_weights(fine_tuning, finetuned, tmp_path):
     status, said = run("train.py", *fine_tuning(tmp_path, cache_embeddings=False))
     assert status == 0, said
     assert same(weights(tmp_path), weights(finetuned[0]))
     assert (tmp_path / "worst_clips.csv").read_text() == (finetuned[0] / "worst_clips.csv").read_text()
 
 
-def test_the_same_command_again_trains_nothing_and_another_run_is_refused(fine_tuning, finetuned, pretrained, tmp_path):
+def test_the_same_command_trains_nothing_more_and_another_run_is_refused(fine_tuning, finetuned, pretrained, tmp_path):
     folder, said = finetuned
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
@@ -70,17 +70,17 @@ def test_the_same_command_again_trains_nothing_and_another_run_is_refused(fine_t
     assert status == 0 and "Going into epoch" not in again and re.findall(errors, again) == re.findall(errors, said)
     assert same(weights(copy), weights(folder))
     status, said = run("train.py", *fine_tuning(copy, words="[dog]"))
-    assert status == 1 and "holds a run with words ['cat', 'dog'], not ['dog']: name another --output_folder" in said
+    assert status == 1 and "belongs to a run with words ['cat', 'dog'], not ['dog']: use another --output_folder" in said
     status, said = run("train.py", *fine_tuning(copy, clip_seconds=0.5))
-    assert status == 1 and "holds a run with clip_seconds 1.0, not 0.5: name another --output_folder" in said
+    assert status == 1 and "belongs to a run with clip_seconds 1.0, not 0.5: use another --output_folder" in said
     retrained = tmp_path / "pretrained"
     shutil.copytree(pretrained, retrained)
     status, said = run("train.py", *fine_tuning(copy, source=retrained))
-    assert status == 1 and f"holds a run with source {pretrained}, not {retrained}: name another --output_folder" in said
-    told = json.loads((copy / "run_on.json").read_text())
-    (copy / "run_on.json").write_text(json.dumps({**told, "encoder_digest": "of another training"}))
+    assert status == 1 and f"belongs to a run with source {pretrained}, not {retrained}: use another --output_folder" in said
+    recorded = json.loads((copy / "run_on.json").read_text())
+    (copy / "run_on.json").write_text(json.dumps({**recorded, "encoder_digest": "of another training"}))
     status, said = run("train.py", *fine_tuning(copy))
-    assert status == 1 and "holds a run with encoder_digest of another training, not" in said
+    assert status == 1 and "belongs to a run with encoder_digest of another training, not" in said
 
 
 @pytest.mark.parametrize(
@@ -89,17 +89,17 @@ def test_the_same_command_again_trains_nothing_and_another_run_is_refused(fine_t
         ({"source": "no_such_folder"}, "there is no folder no_such_folder: run pretrain.py first"),
         ({"emb_dim": "5"}, "has emb_dim 64: run again with --emb_dim 64"),
         ({"sample_rate": "8000"}, "has sample_rate 16000: run again with --sample_rate 16000"),
-        ({"clip_seconds": "0.01"}, "clip_seconds is 0.01: a word takes at least a tenth of a second"),
-        ({"data_folder": "no_such_folder"}, "no_such_folder is no folder, or empty: mend data_folder"),
+        ({"clip_seconds": "0.01"}, "clip_seconds is 0.01: it must be at least 0.1, because a word takes that long"),
+        ({"data_folder": "no_such_folder"}, "no_such_folder is not a folder, or is empty: correct data_folder"),
     ],
 )
-def test_a_wrong_option_is_named_with_the_remedy(fine_tuning, tmp_path, options, said):
+def test_the_error_names_a_wrong_option_and_the_remedy(fine_tuning, tmp_path, options, said):
     status, output = run("train.py", *fine_tuning(tmp_path, **options))
     assert status == 1 and said in output
 
 
 @pytest.mark.parametrize("script", ["train.py", "pretrain.py"])
-def test_help_teaches_the_commands(script):
+def test_help_shows_the_commands(script):
     status, said = run(script, "--help")
     assert status == 0 and f"> python {script} hparams/" in said and "Each key of the YAML is an option" in said
     assert said.startswith(f"{script}: importing PyTorch")
@@ -122,7 +122,7 @@ def test_help_answers_before_slow_imports(script, slow):
 
 
 def killed(options, when, folder):
-    """Start train.py, kill it once something is there, and run it again."""
+    """Start train.py, kill it once ``when(folder)`` is true, and run it again."""
     process = subprocess.Popen(
         command("train.py", *options),
         cwd=RECIPE / "finetuning",
@@ -145,19 +145,19 @@ def epochs(folder, stage):
 
 
 @pytest.mark.parametrize("stage, number", [("head", 7), ("full", 1)])
-def test_a_killed_run_goes_on_to_the_same_weights(fine_tuning, finetuned, tmp_path, stage, number):
+def test_a_killed_run_resumes_to_the_same_weights(fine_tuning, finetuned, tmp_path, stage, number):
     status, said = killed(fine_tuning(tmp_path), lambda folder: epochs(folder, stage) >= number, tmp_path)
     assert status == 0, said
     assert same(weights(tmp_path), weights(finetuned[0]))
     assert (tmp_path / "worst_clips.csv").read_text() == (finetuned[0] / "worst_clips.csv").read_text()
 
 
-def test_two_runs_may_not_write_to_one_folder(fine_tuning, finetuned):
+def test_two_runs_cannot_write_to_one_folder(fine_tuning, finetuned):
     from filelock import FileLock
 
     with FileLock(finetuned[0] / ".lock"):
         status, said = run("train.py", *fine_tuning(finetuned[0]))
-    assert status == 1 and f"another run is writing to {finetuned[0]}: name another --output_folder" in said
+    assert status == 1 and f"another run is writing to {finetuned[0]}: use another --output_folder" in said
 
 
 IN_TWO = """
@@ -171,7 +171,7 @@ sys.stdout.write(f"weights: {digest}\\n")
 """
 
 
-def test_two_processes_end_with_the_same_weights_and_learn_as_one_does(fine_tuning, finetuned, tmp_path, torchrun):
+def test_two_processes_end_with_the_same_weights_and_about_the_error_of_one(fine_tuning, finetuned, tmp_path, torchrun):
     options = command("train.py", *fine_tuning(tmp_path / "out"))[2:]
     status, said = torchrun(IN_TWO, RECIPE / "finetuning", *options, "--distributed_backend=gloo", seconds=300)
     assert status == 0, said
@@ -182,23 +182,23 @@ def test_two_processes_end_with_the_same_weights_and_learn_as_one_does(fine_tuni
         assert two[stage]["test_error"] == pytest.approx(one[stage]["test_error"], abs=0.25)  # of 28 clips
 
 
-def test_the_inference_folder_scores_the_same_error(finetuned, corpus):
+def test_the_inference_folder_has_the_same_error(finetuned, corpus):
     folder, _ = finetuned
     model = EncoderClassifier.from_hparams(str(folder / "inference"), run_opts={"device": "cpu"})
     items = list(json.load(open(folder / "test.json")).values())
-    told = [model.classify_file(item["wav"].format(data_root=corpus))[3][0] for item in items]
-    error = sum(word != item["word"] for word, item in zip(told, items)) / len(items)
+    words = [model.classify_file(item["wav"].format(data_root=corpus))[3][0] for item in items]
+    error = sum(word != item["word"] for word, item in zip(words, items)) / len(items)
     assert error == json.loads((folder / "metrics.json").read_text())["full"]["test_error"]
 
     clips = [item["wav"].format(data_root=corpus) for item in items][:3]
     status, said = run("infer.py", "--model", folder / "inference", *clips, "no_such.wav")
     assert status == 1 and "no_such.wav cannot be read" in said and "expect_len" not in said
-    assert re.findall(r"(?m)^(\w+) +[\d.]+%  \S+wav$", said) == told[:3]
+    assert re.findall(r"(?m)^(\w+) +[\d.]+%  \S+wav$", said) == words[:3]
 
 
 @pytest.fixture
 def brain(pretrained, tmp_path):
-    """A Brain of the first stage, on random data, and its batches."""
+    """callable: Makes a Brain that trains some modules of a pretrained model."""
     source = EncoderClassifier.from_hparams(str(pretrained))
     modules = {name: source.mods[name] for name in ("compute_features", "mean_var_norm", "embedding_model", "classifier")}
     checkpointer = sb.utils.checkpoints.Checkpointer(tmp_path / "save")
@@ -220,7 +220,7 @@ def batch_of(sigs, labels):
     return sb.dataio.batch.PaddedBatch(items)
 
 
-def test_a_handful_of_clips_is_learned_to_zero_error(brain):
+def test_the_brain_learns_a_few_clips_to_zero_error(brain):
     brain = brain("embedding_model", "classifier")
     torch.manual_seed(1)
     batch = batch_of(torch.randn(6, 16000) * torch.linspace(0.1, 1, 6)[:, None], [0, 1, 2, 0, 1, 2])
@@ -236,7 +236,7 @@ def test_a_handful_of_clips_is_learned_to_zero_error(brain):
 
 
 @pytest.mark.parametrize("stage", ["fit_batch", "evaluate_batch"])
-def test_an_error_says_which_utterances_it_happened_with(brain, stage, caplog):
+def test_an_error_names_the_utterances_that_it_happened_with(brain, stage, caplog):
     brain = brain("classifier")
     brain.on_fit_start()
     brain.on_stage_start(sb.Stage.VALID)
@@ -247,17 +247,19 @@ def test_an_error_says_which_utterances_it_happened_with(brain, stage, caplog):
     assert f"in test, {'train' if stage == 'fit_batch' else 'valid'}, epoch 0, step 0, with clip0, clip1" in said
 
 
-def test_one_clip_at_a_time_is_refused(brain):
+def test_training_on_one_clip_at_a_time_is_refused(brain):
     brain = brain("classifier")
     brain.loader_options = {"batch_size": 1}
-    with pytest.raises(ValueError, match="BatchNorm cannot train on one clip at a time: batch_size is 1, of 2 clips"):
+    with pytest.raises(
+        ValueError, match="BatchNorm cannot train on one clip at a time: batch_size is 1, and each process has 2 clips"
+    ):
         brain.fit_and_test({"train": [0, 1]})
 
 
 @pytest.mark.parametrize(
     "clips, processes, left_out", [(9, 1, True), (16, 1, False), (9, 2, False), (34, 2, True), (33, 2, True)]
 )
-def test_a_clip_that_would_be_alone_in_its_batch_is_left_out_on_each_process(brain, monkeypatch, clips, processes, left_out):
+def test_a_last_batch_of_one_clip_is_left_out_on_each_process(brain, monkeypatch, clips, processes, left_out):
     monkeypatch.setenv("WORLD_SIZE", str(processes))
     brain, asked = brain("classifier"), {}
     brain.fit = lambda *_, train_loader_kwargs, **__: asked.update(train_loader_kwargs)
@@ -268,7 +270,7 @@ def test_a_clip_that_would_be_alone_in_its_batch_is_left_out_on_each_process(bra
 
 
 @pytest.mark.parametrize("size", [3, 5, 7, 8, 13])
-def test_an_embedding_does_not_depend_on_the_clips_around_it(brain, size):
+def test_an_embedding_does_not_depend_on_the_other_clips_of_its_batch(brain, size):
     brain = brain("classifier")
     brain.loader_options = {"batch_size": size}
     brain.modules.eval()
@@ -277,10 +279,10 @@ def test_an_embedding_does_not_depend_on_the_clips_around_it(brain, size):
     with torch.no_grad():
         together = brain.embed(batch_of(sigs, range(size)))
         assert all(torch.equal(brain.embed(batch_of(sigs[i : i + 1], [0]))[0], together[i]) for i in range(size))
-        assert len(brain.embed(batch_of(sigs.repeat(3, 1), range(3 * size)))) == 3 * size  # as an augmenter may return
+        assert len(brain.embed(batch_of(sigs.repeat(3, 1), range(3 * size)))) == 3 * size  # an augmenter may return more clips
 
 
-def test_a_loss_that_is_not_finite_is_named_with_its_utterances(brain, caplog):
+def test_a_warning_names_the_utterances_of_a_loss_that_is_not_finite(brain, caplog):
     brain = brain("classifier")
     brain.on_fit_start()
     brain.nonfinite_count = 0
@@ -293,23 +295,25 @@ def test_a_loss_that_is_not_finite_is_named_with_its_utterances(brain, caplog):
 def test_a_pretrained_parameter_that_is_not_finite_ends_the_run_before_the_first_step(brain):
     brain = brain("classifier")
     next(brain.modules.embedding_model.parameters()).view(-1)[0] = float("nan")
-    with pytest.raises(ValueError, match=r"not finite before the first step of test: embedding_model\.\S+weight: get the enc"):
+    with pytest.raises(
+        ValueError, match=r"^embedding_model\.\S+weight contain values that are not finite before the first step of test: make"
+    ):
         brain.on_fit_start()
 
 
 @pytest.mark.parametrize(
     "there, source, said",
     [
-        (["thesis.txt", "hyperparams.yaml"], None, "would be replaced, and holds thesis.txt: name another --inference_folder"),
-        (["epoch=1.ckpt"], None, "would be replaced, and holds epoch=1.ckpt: name another --inference_folder"),
-        (None, None, "would be replaced, and is a file: name another --inference_folder"),
-        (["hyperparams.yaml", "classifier.ckpt"], "model/../model", "would be replaced, and is the source: name another"),
+        (["thesis.txt", "hyperparams.yaml"], None, "contains thesis.txt and would be replaced: use another --inference_folder"),
+        (["epoch=1.ckpt"], None, "contains epoch=1.ckpt and would be replaced: use another --inference_folder"),
+        (None, None, "is a file and would be replaced: use another --inference_folder"),
+        (["hyperparams.yaml", "classifier.ckpt"], "model/../model", "is the --source and would be replaced: use another"),
         (["hyperparams.yaml", "classifier.ckpt"], "other", None),
         ([], None, None),
     ],
-    ids=["something else", "another's checkpoint", "a file", "the source", "an older one", "nothing"],
+    ids=["something else", "a checkpoint of something else", "a file", "the source", "an older one", "nothing"],
 )
-def test_an_inference_folder_replaces_none_but_an_older_one(tmp_path, there, source, said):
+def test_an_inference_folder_replaces_only_an_older_one(tmp_path, there, source, said):
     if there is None:
         (tmp_path / "model").touch()
     else:
@@ -331,7 +335,7 @@ def dataset(**sha1s):
     return sb.dataio.dataset.DynamicItemDataset({name: {"sha1": sha1} for name, sha1 in sha1s.items()})
 
 
-def test_the_key_of_the_cache_changes_with_all_that_it_depends_on():
+def test_the_key_of_the_cache_changes_with_everything_that_it_depends_on():
     def key(encoder, data, sample_rate=16000):
         return key_of(data, encoder=digest_of(encoder), sample_rate=sample_rate)
 
@@ -356,7 +360,7 @@ def test_the_key_of_the_cache_changes_with_all_that_it_depends_on():
         lambda path: Path(f"{path}.sha256").unlink(),
         lambda path: Path(f"{path}.sha256").write_text(""),
     ],
-    ids=["a byte", "cut off", "gone", "no checksum", "an empty checksum"],
+    ids=["a changed byte", "cut off", "deleted", "no checksum", "an empty checksum"],
 )
 def test_a_damaged_cache_is_computed_again(tmp_path, damage):
     data = dataset(**{name: name for name in "abcde"})
@@ -378,13 +382,13 @@ def test_a_damaged_cache_is_computed_again(tmp_path, damage):
     assert not list(tmp_path.rglob("*.part"))
 
 
-def test_a_cache_that_is_cut_off_while_it_is_in_use_is_named(tmp_path):
+def test_the_error_names_a_cache_that_is_cut_off_during_training(tmp_path):
     data, path = dataset(a="a", b="b"), tmp_path / "e.npy"
     keep(str(path), [["a", "b"]], 2, lambda batch: torch.ones(2, 1, 9))
     embeddings = Embeddings({"train": data}, {"train": str(path)})
     assert embeddings(["b"]).shape == (1, 1, 9)
     os.truncate(path, path.stat().st_size - 1)
-    with pytest.raises(RuntimeError, match=r"e\.npy was cut off .* the same command computes it again"):
+    with pytest.raises(RuntimeError, match=r"e\.npy was cut off .* run the same command again to compute it again"):
         embeddings(["b"])
 
 
@@ -405,12 +409,12 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 
 
-def test_a_cache_of_a_quarter_of_a_gigabyte_takes_no_more_memory_than_a_small_one(tmp_path):
+def test_a_large_cache_takes_no_more_memory_than_a_small_one(tmp_path):
     def peak(count):
         program = [sys.executable, "-c", PEAK, tmp_path / f"{count}.npy", str(count)]
         return int(subprocess.run(program, cwd=RECIPE / "finetuning", capture_output=True, text=True, check=True).stdout)
 
-    small, large = peak(4), peak(256)
+    small, large = peak(4), peak(256)  # 256 * 64 embeddings are a quarter of a gigabyte
     (tmp_path / "256.npy").unlink()
     assert large < small + 64  # MiB
 
@@ -424,13 +428,13 @@ def fail(error):
     [
         (lambda: fail(OSError(errno.ENOSPC, "No space left on device", "x")), "free some space"),
         (lambda: torch.save(torch.zeros(10**6), "/dev/full"), "free some space"),
-        (lambda: fail(OSError(errno.EROFS, "Read-only file system", "x")), "mend permissions, or name another folder"),
-        (lambda: os.mkdir("/sys/x"), "mend permissions, or name another folder"),
+        (lambda: fail(OSError(errno.EROFS, "Read-only file system", "x")), "fix the permissions or use another folder"),
+        (lambda: os.mkdir("/sys/x"), "fix the permissions or use another folder"),
     ],
 )
-def test_a_disk_that_cannot_be_written_to_is_a_sentence(write, said):
-    told = f"Could not (read or )?write: .*Checkpoints are as they were: {said}, and the same command"
-    with pytest.raises(SystemExit, match=told), advice_on_storage():
+def test_a_full_or_read_only_disk_gives_a_message_without_a_traceback(write, said):
+    message = f"Could not (read or )?write: .*The checkpoints are unchanged: {said}, then run the same command"
+    with pytest.raises(SystemExit, match=message), advice_on_storage():
         write()
 
 

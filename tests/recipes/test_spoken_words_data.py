@@ -1,4 +1,4 @@
-"""The recipe SpokenWords: the made corpus, and the look at the data before training."""
+"""The recipe SpokenWords: the made corpus, and the check of the data before training."""
 
 import json
 import os
@@ -50,16 +50,16 @@ def test_the_same_seed_makes_the_same_files(corpus, tmp_path):
         assert (clip.getframerate(), clip.getnchannels(), clip.getsampwidth(), clip.getnframes()) == (16000, 1, 2, 16000)
 
 
-def test_speech_is_never_made_over_something(corpus):
+def test_made_speech_overwrites_nothing(corpus):
     command = [sys.executable, RECIPE / "make_spoken_words.py", corpus, "cat"]
     done = subprocess.run(list(map(str, command)), stderr=subprocess.PIPE, text=True)
-    assert done.returncode == 2 and f"{corpus} holds something already" in done.stderr
+    assert done.returncode == 2 and f"{corpus} already contains something" in done.stderr
     command[2] = "/proc/data"
     done = subprocess.run(list(map(str, command)), stderr=subprocess.PIPE, text=True)
     assert done.returncode == 1 and "/proc/data could not be made" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_two_makers_at_once_and_a_killed_one_leave_one_corpus(tmp_path):
+def test_two_simultaneous_makers_and_a_killed_one_leave_one_corpus(tmp_path):
     (tmp_path / ".making-data").mkdir()
     command = [sys.executable, str(RECIPE / "make_spoken_words.py"), str(tmp_path / "data"), "cat", "--takes", "10"]
     makers = [subprocess.Popen(command, stderr=subprocess.DEVNULL) for _ in range(2)]
@@ -89,7 +89,7 @@ def test_the_lists_of_speech_commands_decide_the_split(corpus, tmp_path, files):
         "test": names[1::3],
     }
     report = open(files["data_report"]).read()
-    assert "speakers are in more than one split, so the test tells too little" in report and "lines of" not in report
+    assert "speakers are in more than one split, so the test error will be too low" in report and "lines of" not in report
 
 
 def first(folder):
@@ -101,7 +101,7 @@ def rewritten(samples, suffix=".wav", rate=16000, subtype=None, keep=1.0, name=N
         path = first(folder)
         path.unlink()
         path = path.with_name(name or path.name).with_suffix(suffix)
-        soundfile.write("clip" + suffix, samples, rate, subtype=subtype)  # its own name may be one that soundfile cannot open
+        soundfile.write("clip" + suffix, samples, rate, subtype=subtype)  # because soundfile cannot open every name
         content = Path("clip" + suffix).read_bytes()
         if header is not None:
             content = content[:4] + struct.pack("<I", header) + content[8:]
@@ -127,18 +127,18 @@ NOISE = numpy.random.default_rng(0).uniform(-0.5, 0.5, 16000)
         lambda folder: (folder / "cat" / "._x_nohash_0.wav").write_bytes(b"of macOS"),
     ],
     ids=[
-        "a header that tells all bytes",
+        "a header with the size of the samples",
         "streamed by sox",
         "streamed by arecord",
         "streamed",
         "braces in the name",
-        "other signs",
-        "capitals",
+        "other special characters",
+        "a suffix in capitals",
         "one channel silent",
         "a hidden file",
     ],
 )
-def test_a_clip_without_a_fault_is_found_in_the_dataset(corpus, tmp_path, files, change, monkeypatch):
+def test_a_clip_without_a_fault_is_in_the_dataset(corpus, tmp_path, files, change, monkeypatch):
     folder = tmp_path / "data"
     shutil.copytree(corpus, folder)
     monkeypatch.chdir(tmp_path)
@@ -152,11 +152,14 @@ def test_a_clip_without_a_fault_is_found_in_the_dataset(corpus, tmp_path, files,
 @pytest.mark.parametrize(
     "change, fault",
     [
-        (rewritten(NOISE, keep=0.5), r"wav is cut off: its header tells 32044 bytes, and it has 16022"),
+        (rewritten(NOISE, keep=0.5), r"wav is cut off: its header gives 32044 bytes, and it has 16022"),
         (rewritten(NOISE, ".flac", keep=0.5), r"flac cannot be read"),
         (rewritten(NOISE, ".mp3", keep=0.5), r"mp3 is cut off: \d+ of 16000 samples can be read"),
-        (rewritten(numpy.where(numpy.arange(16000) == 9, numpy.nan, NOISE), subtype="FLOAT"), "holds 1 samples that are not f"),
-        (rewritten(NOISE * 2e30, subtype="FLOAT"), r"wav holds samples of up to 1e\+30, where full scale is 1"),
+        (
+            rewritten(numpy.where(numpy.arange(16000) == 9, numpy.nan, NOISE), subtype="FLOAT"),
+            "contains 1 samples that are not f",
+        ),
+        (rewritten(NOISE * 2e30, subtype="FLOAT"), r"wav contains samples of up to 1e\+30, where full scale is 1"),
         (rewritten(NOISE * 1e-4), r"wav is silent: its loudest sample is at -8\d dB"),
         (rewritten(numpy.zeros(16000)), r"wav is silent"),
         (rewritten(numpy.stack([NOISE, -NOISE], 1)), r"wav is silent"),
@@ -177,11 +180,11 @@ def test_a_clip_without_a_fault_is_found_in_the_dataset(corpus, tmp_path, files,
         "silent",
         "silent when mixed down",
         "not seekable",
-        "a name that is no text",
+        "a name that is not valid text",
         "short",
         "no sample",
         "empty",
-        "no audio",
+        "not audio",
     ],
 )
 def test_a_clip_with_a_fault_is_named_and_left_out_or_refused(corpus, tmp_path, files, change, fault, monkeypatch):
@@ -239,26 +242,30 @@ def something_else(folder):
     "change, words, remark",
     [
         (rewritten(numpy.zeros((8000, 2)) + 0.1, ".ogg", 8000), NEW, "1 at 8000 Hz with 2 channels; all are resampled"),
-        (few, NEW, "clips to train on: fewer than 10"),
-        (only_in_validation, NEW, "dog has no clip to train on, and 1 in validation: it cannot be learned"),
+        (few, NEW, "training clips: with fewer than 10"),
+        (only_in_validation, NEW, "dog has no training clip, and 1 in validation: the model cannot learn it"),
         (repeated, NEW, "1 recordings are in more than one split"),
-        (nameless, NEW, "the file names tell no speaker"),
-        (listed_otherwise, NEW, "3 lines of validation_list.txt and testing_list.txt name no clip; if they mean one by "),
-        (rewritten(numpy.tile(NOISE, 3)), NEW, "1 clips are longer than clip_seconds, 1.0: of each only the middle is heard"),
+        (nameless, NEW, "the file names contain no speaker"),
+        (listed_otherwise, NEW, "3 lines of validation_list.txt and testing_list.txt match no clip; if that clip has ano"),
+        (
+            rewritten(numpy.tile(NOISE, 3)),
+            NEW,
+            "1 clips are longer than clip_seconds, 1.0: the model hears only the middle of each",
+        ),
         (lambda folder: (folder / "cat/x.m4a").touch(), NEW, "1 files or folders beside the clips are not .wav, .flac, .mp3,"),
     ],
     ids=[
         "8 kHz stereo ogg",
         "few clips",
-        "a label in validation alone",
+        "a label only in validation",
         "the same audio in two splits",
         "no speakers",
-        "listed by other names",
+        "lists with other names",
         "long",
         "another format",
     ],
 )
-def test_what_is_odd_in_the_data_is_reported(corpus, tmp_path, files, change, words, remark, monkeypatch):
+def test_the_report_has_a_remark_on_odd_data(corpus, tmp_path, files, change, words, remark, monkeypatch):
     folder = tmp_path / "data"
     shutil.copytree(corpus, folder)
     monkeypatch.chdir(tmp_path)
@@ -270,35 +277,45 @@ def test_what_is_odd_in_the_data_is_reported(corpus, tmp_path, files, change, wo
 @pytest.mark.parametrize(
     "change, options, error, said",
     [
-        (None, {"words": ["cat", "cow"]}, ValueError, r"cow holds no .* the folders there are: _back.*Mend data_folder"),
-        (None, {"words": [1, 2]}, ValueError, r"data/1 holds no .*where quotes keep what YAML would take for a number"),
+        (None, {"words": ["cat", "cow"]}, ValueError, r"cow contains no .* the folders there are: _back.*Correct data_folder"),
+        (None, {"words": [1, 2]}, ValueError, r"data/1 contains no .*quote words that YAML would read as a number"),
         (None, {"words": "cat"}, ValueError, "words is 'cat': it must be a list of different words"),
         (None, {"words": ["cat", "dog", "cat"]}, ValueError, "must be a list of different words"),
         (None, {"words": []}, ValueError, "must be a list of different words"),
         (None, {"words": ["cat/"]}, ValueError, "each must be the name of a folder in .*data, not a path"),
-        (None, {"skip_prep": True}, FileNotFoundError, r"train.json is not there to be kept: run once without skip_prep"),
-        (mistaken_lists, {}, ValueError, r"no clip falls into valid, test: mend the lists, validation_list.txt and testing_li"),
-        (None, {"bad_clips": "keep"}, ValueError, r"bad_clips is 'keep': it can be leave_out or refuse"),
-        (shutil.rmtree, {}, FileNotFoundError, r"data is no folder, or empty: mend data_folder, or .* --make_speech True"),
+        (None, {"skip_prep": True}, FileNotFoundError, r"train.json does not exist: run once without skip_prep"),
+        (
+            mistaken_lists,
+            {},
+            ValueError,
+            r"there is no clip for valid, test: correct the lists, validation_list.txt and testing_li",
+        ),
+        (None, {"bad_clips": "keep"}, ValueError, r"bad_clips is 'keep': it must be leave_out or refuse"),
+        (
+            shutil.rmtree,
+            {},
+            FileNotFoundError,
+            r"data is not a folder, or is empty: correct data_folder, or .* --make_speech True",
+        ),
         (something_else, {}, ValueError, "the folders there are: none"),
-        (few, {"words": ["cat"], "valid_percent": 0}, ValueError, "no clip falls into valid: use more speakers"),
+        (few, {"words": ["cat"], "valid_percent": 0}, ValueError, "there is no clip for valid: use more speakers"),
     ],
     ids=[
         "a word without clips",
         "numbers for words",
-        "one word, no list",
+        "one word instead of a list",
         "a word twice",
         "no words",
         "a path for a word",
-        "nothing to keep",
+        "no manifests",
         "lists of something else",
-        "mistyped",
+        "a mistyped bad_clips",
         "no folder",
         "something else",
         "an empty split",
     ],
 )
-def test_bad_data_are_named_and_no_manifest_is_written(corpus, tmp_path, files, change, options, error, said):
+def test_the_error_names_bad_data_and_no_manifest_is_written(corpus, tmp_path, files, change, options, error, said):
     folder = tmp_path / "data"
     shutil.copytree(corpus, folder)
     if change is not None:
@@ -319,7 +336,7 @@ def test_any_clip_is_read_as_one_second_of_16_khz_mono(tmp_path, rate, channels,
     assert (sig[:3000].abs().max() == 0) == (seconds < 1)
 
 
-def test_background_noise_is_drawn_from_the_corpus_alone(corpus):
+def test_background_noise_comes_only_from_the_corpus(corpus):
     noise = BackgroundNoise(corpus / "_background_noise_", 16000)
     torch.manual_seed(1)
     drawn = noise(torch.zeros(4, 16000))
@@ -328,7 +345,7 @@ def test_background_noise_is_drawn_from_the_corpus_alone(corpus):
     assert any(torch.equal(drawn[0], piece) for recording in noise.recordings for piece in recording.unfold(0, 16000, 1))
 
 
-def test_a_recording_with_a_fault_is_no_noise(tmp_path, caplog):
+def test_a_recording_with_a_fault_is_not_used_as_noise(tmp_path, caplog):
     for name, samples in {"a.WAV": NOISE, "b.wav": NOISE[:9000], "._c.wav": NOISE}.items():
         soundfile.write(tmp_path / name, samples, 16000)
     (tmp_path / "d.wav").write_bytes(b"no audio")
@@ -342,5 +359,5 @@ def test_only_a_run_with_checkpoints_refuses_another(tmp_path):
     same_run(str(tmp_path), words=["cat"])
     (tmp_path / "save/head/CKPT+1").mkdir(parents=True)
     same_run(str(tmp_path), words=["cat"])
-    with pytest.raises(ValueError, match=r"holds a run with words \['cat'\], not \['dog'\]: name another --output_folder"):
+    with pytest.raises(ValueError, match=r"belongs to a run with words \['cat'\], not \['dog'\]: use another --output_folder"):
         same_run(str(tmp_path), words=["dog"])

@@ -1,4 +1,4 @@
-"""Real noise for augmentation, from the folder that Speech Commands calls ``_background_noise_``."""
+"""Recorded noise for augmentation, from the folder that Speech Commands calls ``_background_noise_``."""
 
 from pathlib import Path
 
@@ -13,18 +13,18 @@ logger = get_logger(__name__)
 
 
 class BackgroundNoise:
-    """Draws a piece of a recording for each waveform; white noise where there are no recordings.
+    """Draws a piece of a recording for each waveform, or white noise if there are no recordings.
 
-    It is the ``noise_funct`` of ``speechbrain.augment.time_domain.AddNoise``,
-    whose own way to read recordings keeps a place in its list of them: a run that
-    was stopped would go on with other noise.
+    Use it as ``noise_funct`` of ``speechbrain.augment.time_domain.AddNoise``.
+    AddNoise can read recordings itself, but it remembers its position in the list
+    of recordings, so a resumed run would use other noise.
 
     Arguments
     ---------
     folder : str
         The folder of the recordings.
     sample_rate : int
-        Of the waveforms, in Hz.
+        The sample rate of the waveforms, in Hz.
 
     Example
     -------
@@ -39,7 +39,7 @@ class BackgroundNoise:
 
     def __call__(self, waveforms):
         """Draw noise of the shape of the waveforms, [batch, time]."""
-        if self.recordings is None:  # when noise is first wanted, the corpus is there
+        if self.recordings is None:  # not in __init__, which runs before speech is made
             self.recordings = list(self._read(waveforms.shape[1]))
             what = f"{len(self.recordings)} recordings in {self.folder}" if self.recordings else "white noise"
             logger.info(f"Noise for augmentation: {what}")
@@ -53,7 +53,7 @@ class BackgroundNoise:
         return torch.stack(pieces).to(waveforms.device)
 
     def _read(self, length):
-        """Read the recordings that have no fault and are no shorter than the waveforms; the others are named."""
+        """Read the recordings, and log which ones are left out: those with a fault or shorter than the waveforms."""
         normalizer = AudioNormalizer(self.sample_rate)
         for path in sorted(path for path in self.folder.glob("[!.]*") if path.suffix.lower() in EXTENSIONS):
             fault = look_at(path)["fault"]

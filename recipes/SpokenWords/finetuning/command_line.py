@@ -1,11 +1,11 @@
-"""What train.py and pretrain.py do before they import what takes seconds: they say that they started, and answer --help."""
+"""What train.py and pretrain.py do before the imports that take seconds."""
 
 import os
 import sys
 
 
 def start(description):
-    """Say that the script has started; print its options and exit if they are asked for.
+    """Say that the script has started; with ``--help`` print its options and exit.
 
     Arguments
     ---------

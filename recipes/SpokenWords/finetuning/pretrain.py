@@ -33,7 +33,7 @@ def main():
     metrics = results.Metrics(os.path.join(hparams["output_folder"], "metrics.json"))
     brain = KeywordBrain(hparams["pretrain"], model["modules"], metrics, hparams, run_opts)
     brain.fit_and_test(datasets)
-    logger.info(f"Test error on the words of pretraining: {brain.test_stats['error']:.1%}")
+    logger.info(f"Test error on the pretraining words: {brain.test_stats['error']:.1%}")
     with open(os.path.join(os.path.dirname(hparams_file), "model.yaml"), encoding="utf-8") as file:
         overrides = {key: value for key, value in model.items() if isinstance(value, (int, float, str))}
         tree = results.yaml().load(resolve_references(file, overrides).getvalue())

@@ -1,4 +1,4 @@
-"""What a run leaves behind: metrics, pictures, the worst clips, and an inference folder."""
+"""Writes the results of a run: metrics, pictures, the worst clips, and an inference folder."""
 
 import contextlib
 import csv
@@ -23,13 +23,13 @@ from speechbrain.utils.logger import get_logger
 
 from spoken_words_prepare import write as write_text
 
-matplotlib.use("Agg")  # pictures go to files, also where there is no screen
-matplotlib.rcParams["text.parse_math"] = False  # a word may hold a $
+matplotlib.use("Agg")  # pictures go to files, so no screen is needed
+matplotlib.rcParams["text.parse_math"] = False  # a word may contain a $
 logger = get_logger(__name__)
 
 
 class Metrics(dict):
-    """The numbers of a run; each one that is added is on disk at once, and a run that goes on finds them.
+    """The numbers of a run. Each is written to disk as soon as it is added; a resumed run reads them back.
 
     Arguments
     ---------
@@ -50,16 +50,16 @@ class Metrics(dict):
             write_text(self.path, json.dumps(self, indent=1))
 
     def add_epoch(self, stage, epoch, train, valid, seconds):
-        """Set the numbers of an epoch; one that is trained again replaces what a killed run had left."""
-        told = {"train_loss": train["loss"], "valid_loss": valid["loss"], "valid_error": valid["error"], "seconds": seconds}
-        self.add(stage, {**self.get(stage, {}), "epochs": {**self.get(stage, {}).get("epochs", {}), str(epoch): told}})
+        """Set the numbers of an epoch; an epoch that is trained again replaces the numbers of a killed run."""
+        row = {"train_loss": train["loss"], "valid_loss": valid["loss"], "valid_error": valid["error"], "seconds": seconds}
+        self.add(stage, {**self.get(stage, {}), "epochs": {**self.get(stage, {}).get("epochs", {}), str(epoch): row}})
 
     def add_test(self, stage, best_epoch, test):
-        """Set the result of a stage."""
+        """Set the test result of a stage."""
         epochs = self.get(stage, {}).get("epochs", {})
-        seconds = statistics.median([told["seconds"] for told in epochs.values()] or [0.0])
-        told = {"best_epoch": best_epoch, "test_loss": test["loss"], "test_error": test["error"], "seconds_per_epoch": seconds}
-        self.add(stage, {**self.get(stage, {}), **told})
+        seconds = statistics.median([row["seconds"] for row in epochs.values()] or [0.0])
+        row = {"best_epoch": best_epoch, "test_loss": test["loss"], "test_error": test["error"], "seconds_per_epoch": seconds}
+        self.add(stage, {**self.get(stage, {}), **row})
 
 
 def error_of(predictions):
@@ -73,7 +73,7 @@ def error_of(predictions):
     Returns
     -------
     float
-        The error; nan where there is no clip.
+        The error; nan if there is no clip.
 
     Example
     -------
@@ -92,9 +92,9 @@ def write(hparams_file, overrides, hparams, brain, pretrained, metrics):
     hparams_file, overrides, hparams : str, str, dict
         What the run was started with.
     brain : KeywordBrain
-        The last stage, tested.
+        The last stage, after its test.
     pretrained : EncoderClassifier
-        What was fine-tuned.
+        The model that was fine-tuned.
     metrics : Metrics
         The numbers.
     """
@@ -116,19 +116,19 @@ def write(hparams_file, overrides, hparams, brain, pretrained, metrics):
 
 
 def refuse_to_replace(folder, source=None):
-    """Refuse a place for the inference folder that holds anything but an older one, or is where the encoder comes from.
+    """Refuse a path for the inference folder if saving the model there would delete something else.
 
     Arguments
     ---------
     folder : str
-        Where the inference folder would go.
+        The path of the inference folder.
     source : str, optional
         Where the encoder comes from.
 
     Raises
     ------
     ValueError
-        If it is the source, a file, or a folder that holds something else.
+        If it is the source, a file, or a folder with anything except an older inference folder.
     """
     folder = os.path.realpath(folder)
     there = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
@@ -136,21 +136,21 @@ def refuse_to_replace(folder, source=None):
     if os.path.isfile(folder):
         why = "is a file"
     elif other or (there and "hyperparams.yaml" not in there):
-        why = f"holds {', '.join((other or there)[:5])}"
+        why = f"contains {', '.join((other or there)[:5])}"
     elif source and os.path.realpath(source) == folder:
-        why = "is the source"
+        why = "is the --source"
     else:
         return
-    raise ValueError(f"{folder} would be replaced, and {why}: name another --inference_folder.")
+    raise ValueError(f"{folder} {why} and would be replaced: use another --inference_folder.")
 
 
 def plot_curves(path, metrics, stages):
-    """Draw losses and error by epoch, the stages side by side."""
+    """Draw the losses and the error of each epoch, with the stages side by side."""
     figure, axes = pyplot.subplots(1, len(stages), figsize=(5 * len(stages), 4), squeeze=False, sharey=True)
     for axis, stage in zip(axes[0], stages):
-        epochs = {int(epoch): told for epoch, told in metrics[stage].get("epochs", {}).items()}
+        epochs = {int(epoch): row for epoch, row in metrics[stage].get("epochs", {}).items()}
         for key, style in (("train_loss", "--"), ("valid_loss", "-"), ("valid_error", "-")):
-            axis.plot(list(epochs), [told[key] for told in epochs.values()], style, label=key.replace("_", " "))
+            axis.plot(list(epochs), [row[key] for row in epochs.values()], style, label=key.replace("_", " "))
         axis.axvline(metrics[stage]["best_epoch"], color="0.8", zorder=0, label="best epoch")
         axis.set(title=f"{stage}: test error {metrics[stage]['test_error']:.1%}", xlabel="epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
@@ -160,68 +160,69 @@ def plot_curves(path, metrics, stages):
 
 
 def plot_confusion(path, predictions, words):
-    """Draw how often each word was taken for which."""
+    """Draw how often the model took each spoken word for each other word."""
     counts = np.zeros((len(words), len(words)), dtype=int)
     for _, label, probabilities in predictions:
         counts[label, int(np.argmax(probabilities))] += 1
     side = max(4.0, 0.5 * len(words))
     figure, axis = pyplot.subplots(figsize=(side, side))
     axis.imshow(counts, cmap="Blues")
-    axis.set(xlabel="told", ylabel="said")
+    axis.set(xlabel="predicted", ylabel="spoken")
     axis.set_xticks(range(len(words)), words, rotation=60, ha="right")
     axis.set_yticks(range(len(words)), words)
-    for (said, told), count in np.ndenumerate(counts):
+    for (spoken, predicted), count in np.ndenumerate(counts):
         if count:
-            axis.text(told, said, count, ha="center", va="center", color="white" if count > counts.max() / 2 else "black")
+            color = "white" if count > counts.max() / 2 else "black"
+            axis.text(predicted, spoken, count, ha="center", va="center", color=color)
     save_picture(figure, path)
 
 
 def save_picture(figure, path):
-    """Write a picture whole or not at all."""
+    """Write a picture; if that is interrupted, leave no incomplete file under its name."""
     figure.savefig(f"{path}.part", format="png", dpi=120, bbox_inches="tight")
     pyplot.close(figure)
     os.replace(f"{path}.part", path)
 
 
 def write_worst(path, predictions, words, data_folder, count=50):
-    """List the clips whose own word got the least probability: what to listen to first."""
+    """List the clips whose own word got the lowest probability: listen to these first."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["probability", "said", "told", "clip"])
     for name, label, probabilities in sorted(predictions, key=lambda p: p[2][p[1]])[:count]:
-        told = words[int(np.argmax(probabilities))]
-        table.writerow([f"{probabilities[label]:.4f}", words[label], told, os.path.join(data_folder, name)])
+        predicted = words[int(np.argmax(probabilities))]
+        table.writerow([f"{probabilities[label]:.4f}", words[label], predicted, os.path.join(data_folder, name)])
     write_text(path, text.getvalue())
 
 
 def yaml():
-    """Make a reader and writer of YAML that keeps tags and comments."""
+    """Make a YAML reader and writer that keeps tags and comments."""
     found = ruamel.yaml.YAML()
     found.width = 1000
     return found
 
 
 def save_inference_folder(folder, tree, loadables):
-    """Write a folder that ``EncoderClassifier.from_hparams(source=folder)`` loads, wherever it is moved.
+    """Write a folder that ``EncoderClassifier.from_hparams(source=folder)`` loads, even after it is moved.
 
     Arguments
     ---------
     folder : str
-        Where it goes.
+        Its path.
     tree : ruamel.yaml.CommentedMap
-        What becomes its hyperparams.yaml.
+        The content of its hyperparams.yaml.
     loadables : dict of str to object
-        What the pretrainer in it loads, each from ``<name>.ckpt``.
+        The objects that its pretrainer loads, each from ``<name>.ckpt``.
     """
     tree = {**tree, "pretrainer": yaml().load("!new:speechbrain.utils.parameter_transfer.Pretrainer {loadables: {}}")}
     tree["pretrainer"]["loadables"].update({name: yaml().load(f"!ref <{name}>") for name in loadables})
-    # Else the encoder of labels warns at the first prediction that nobody said how many to expect.
+    # Without this, the label encoder warns at the first prediction that expect_len was not called.
     expect = "!apply:speechbrain.dataio.encoder.CategoricalEncoder.expect_len [!ref <label_encoder>, %d]"
     tree["__expect_len"] = yaml().load(expect % len(loadables["label_encoder"]))
-    refuse_to_replace(folder)  # once more: something may have been put there meanwhile
-    folder = os.path.realpath(folder)  # a link stays a link
-    part, old = f"{folder}.part", f"{folder}.replaced"  # renamed when it is whole; removed when it is replaced
-    for left in (part, old):  # by a run that was killed
+    refuse_to_replace(folder)  # again: something may have been put there since the start
+    folder = os.path.realpath(folder)  # a symbolic link stays one
+    part, old = f"{folder}.part", f"{folder}.replaced"  # part is renamed once it is complete, and old deleted after that
+    for left in (part, old):  # left by a killed run
         shutil.rmtree(left, ignore_errors=True)
     os.makedirs(part)
     for name, loadable in loadables.items():
@@ -236,7 +237,7 @@ def save_inference_folder(folder, tree, loadables):
 
 @contextlib.contextmanager
 def advice_on_storage():
-    """Turn the errors of a full or write-protected disk into a sentence."""
+    """Replace the traceback of a full or write-protected disk by a message that says what to do."""
     try:
         yield
     except (OSError, RuntimeError) as error:
@@ -246,5 +247,7 @@ def advice_on_storage():
         )
         if not full and getattr(error, "errno", None) not in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise
-        act, remedy = ("write", "free some space") if full else ("read or write", "mend permissions, or name another folder")
-        sys.exit(f"Could not {act}: {error}. Checkpoints are as they were: {remedy}, and the same command goes on from them.")
+        act, remedy = ("write", "free some space") if full else ("read or write", "fix the permissions or use another folder")
+        sys.exit(
+            f"Could not {act}: {error}. The checkpoints are unchanged: {remedy}, then run the same command again to resume."
+        )

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Fine-tunes a pretrained encoder to spot new words, in two stages.
 
-First a new classifier is trained on the embeddings of the frozen encoder, which
-are computed once; then encoder and classifier together, on augmented audio.
+Stage 1 trains a new classifier on the embeddings of the frozen encoder, which
+are computed once. Stage 2 trains encoder and classifier together, on augmented
+audio.
 
 To run it, after pretrain.py has made the encoder:
 > python train.py hparams/finetune.yaml
-The first stage alone:
+Only the first stage:
 > python train.py hparams/finetune.yaml --unfreeze False
 With the Speech Commands corpus instead of made speech:
 > python train.py hparams/finetune.yaml --data_folder /path/to/speech_commands
@@ -27,7 +28,7 @@ import time
 import numpy as np
 import speechbrain as sb
 import torch
-import torch._dynamo  # here, or the first optimizer would import it in the middle of training
+import torch._dynamo  # now, or the first optimizer imports it in the middle of training
 from filelock import FileLock, Timeout
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.inference.classifiers import EncoderClassifier
@@ -44,22 +45,22 @@ logger = get_logger(__name__)
 
 
 class KeywordBrain(sb.Brain):
-    """Trains the modules that a stage names; the others are frozen.
+    """Trains the modules that a stage lists, and freezes the others.
 
     Arguments
     ---------
     stage : dict
         From the YAML: ``name``, ``trained`` (names of modules), ``opt_class``, ``lr_annealing``,
-        ``dataloader_options``, ``counter``, ``checkpointer``, and ``augment`` where there is one.
+        ``dataloader_options``, ``counter``, ``checkpointer``, and optionally ``augment``.
     modules : dict of str to torch.nn.Module
         ``compute_features``, ``mean_var_norm``, ``embedding_model`` and ``classifier``.
     metrics : results.Metrics
-        Takes the numbers of each epoch.
+        Records the numbers of each epoch.
     hparams, run_opts : dict
-        As ever.
+        As for ``sb.Brain``.
     """
 
-    # Of the last test; none has been run where the preflight passes over evaluate().
+    # Of the last test. Under the preflight, which skips evaluate(), they stay nan.
     test_stats = {"loss": float("nan"), "error": float("nan")}  # noqa: RUF012
 
     def __init__(self, stage, modules, metrics, hparams, run_opts):
@@ -74,21 +75,22 @@ class KeywordBrain(sb.Brain):
         super().__init__(modules, stage["opt_class"], hparams, run_opts, stage["checkpointer"])
 
     def print_trainable_parameters(self):
-        """Say of each module how much of it is trained: the first thing to check when modules are frozen."""
+        """Log how many parameters of each module are trainable: check this first when modules are frozen."""
         super().print_trainable_parameters()
         for name, module in self.modules.items():
             sizes = [(p.numel(), p.requires_grad) for p in module.parameters()]
             total = format_order_of_magnitude(sum(size for size, _ in sizes))
-            # The frozen encoder has 0 trainable parameters; formatting that 0 is where the stock release dies.
+            # The frozen encoder has 0 trainable parameters. The stock release crashes when it formats that 0.
             trainable = format_order_of_magnitude(sum(size for size, trained in sizes if trained))
             logger.info(f"{self.name}: {name}: {trainable} trainable of {total} parameters")
 
     def on_fit_start(self):
-        """Check the parameters before the first step, pretrained ones above all."""
+        """Check before the first step that all values are finite, the pretrained ones in particular."""
         super().on_fit_start()
         bad = [name for name, value in self.modules.state_dict().items() if not torch.isfinite(value).all()]
         if bad:
-            raise ValueError(f"not finite before the first step of {self.name}: {', '.join(bad)}: get the encoder anew.")
+            what = f"{', '.join(bad)} contain values that are not finite before the first step of {self.name}"
+            raise ValueError(f"{what}: make or download the encoder again.")
 
     def embed(self, batch):
         """Compute the embeddings of a batch, [batch, 1, emb_dim]."""
@@ -99,8 +101,9 @@ class KeywordBrain(sb.Brain):
             wavs, lens = self.augment(wavs, lens)
         count = len(wavs)
         if "embedding_model" in self.frozen:
-            # The last bit of an embedding depends on the size of the batch, and in odd ones on the place there: always a
-            # full one, of eights, so that it is the same in the cache, in training and in testing.
+            # The last bit of an embedding depends on the batch size, and for some sizes on the clip's position in the batch.
+            # Filling every batch up to batch_size, rounded up to a multiple of 8, gives the cache, training and testing the
+            # same embeddings.
             missing = -count % (-(-self.loader_options["batch_size"] // 8) * 8)
             wavs, lens = torch.cat([wavs, wavs.new_zeros(missing, wavs.shape[1])]), torch.cat([lens, lens.new_ones(missing)])
         feats = self.modules.mean_var_norm(self.modules.compute_features(wavs), lens)
@@ -112,7 +115,7 @@ class KeywordBrain(sb.Brain):
         return self.modules.classifier(self.embed(batch))
 
     def compute_objectives(self, predictions, batch, stage):
-        """Compute the loss, and remember the predictions where the model is evaluated."""
+        """Compute the loss; in validation and test also collect the predictions."""
         targets = batch.word_encoded.data
         if stage == sb.Stage.TRAIN and self.augment is not None:
             targets = self.augment.replicate_labels(targets)
@@ -121,9 +124,9 @@ class KeywordBrain(sb.Brain):
         return sb.nnet.losses.nll_loss(predictions, targets)
 
     def fit_batch(self, batch):
-        """Train on a batch; a run that was stopped draws the same random numbers here when it goes on."""
+        """Train on a batch, with random numbers that depend only on the step, so that a resumed run draws the same ones."""
         seed_with(self.hparams.seed, self.name, self.counter.current, self.step, os.environ.get("RANK", 0))
-        # fit() puts every module into training mode, which would move the BatchNorm statistics of a frozen one.
+        # fit() puts every module into training mode, which would change the BatchNorm statistics of the frozen ones.
         for name in self.frozen:
             if self.modules[name].training:
                 self.modules[name].eval()
@@ -134,22 +137,22 @@ class KeywordBrain(sb.Brain):
         """Evaluate a batch."""
         with self.naming(batch, stage):
             loss = super().evaluate_batch(batch, stage)
-            self.tell_if_not_finite(loss)
+            self.warn_if_not_finite(loss)
             return loss
 
     def check_loss_isfinite(self, loss):
-        """Say which utterances gave a loss that is not finite; whether to go on is upstream's to decide."""
-        self.tell_if_not_finite(loss)
+        """Name the utterances of a loss that is not finite; SpeechBrain then decides whether to go on."""
+        self.warn_if_not_finite(loss)
         super().check_loss_isfinite(loss)
 
-    def tell_if_not_finite(self, loss):
-        """Warn of a loss that is not finite."""
+    def warn_if_not_finite(self, loss):
+        """Warn if a loss is not finite."""
         if not torch.isfinite(loss).all():
             logger.warning(f"the loss is {loss.item()} in {self.at_work_on}")
 
     @contextlib.contextmanager
     def naming(self, batch, stage):
-        """Have an error say what was being worked on."""
+        """Add the stage, the step and the utterances to an error."""
         where = f"{self.name}, {stage.name.lower()}, epoch {self.counter.current}, step {self.step}"
         self.at_work_on = f"{where}, with {', '.join(batch.id)}"
         try:
@@ -162,15 +165,15 @@ class KeywordBrain(sb.Brain):
             raise
 
     def on_stage_start(self, stage, epoch=None):
-        """Start to collect predictions; before training set the epoch's learning rate."""
+        """Start to collect predictions; before training also set the learning rate of the epoch."""
         self.predictions = []
         if stage == sb.Stage.TRAIN:
             self.epoch_started = time.perf_counter()
-            self.lr, _ = self.lr_annealing(epoch)  # told by the epoch alone, so a run that was stopped goes on with the same
+            self.lr, _ = self.lr_annealing(epoch)  # depends only on the epoch, so a resumed run uses the same rate
             sb.nnet.schedulers.update_learning_rate(self.optimizer, self.lr)
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
-        """Log the stage; after validation keep the best checkpoint."""
+        """Log the numbers of the stage; after validation also save a checkpoint, and keep only the best one."""
         if stage == sb.Stage.TRAIN:
             self.train_stats = {"loss": stage_loss}
             return
@@ -189,8 +192,9 @@ class KeywordBrain(sb.Brain):
         processes = int(os.environ.get("WORLD_SIZE", 1))  # each trains on its share of the clips
         clips, size = -(-len(datasets["train"]) // processes), loader["batch_size"]
         if min(clips, size) < 2:
-            raise ValueError(f"BatchNorm cannot train on one clip at a time: batch_size is {size}, of {clips} clips a process.")
-        alone = clips % size == 1  # nor on a last batch of one
+            found = f"batch_size is {size}, and each process has {clips} clips"
+            raise ValueError(f"BatchNorm cannot train on one clip at a time: {found}. Both must be 2 or more.")
+        alone = clips % size == 1  # BatchNorm cannot train on a last batch of one clip either
         self.fit(
             self.counter,
             datasets["train"],
@@ -206,12 +210,12 @@ class KeywordBrain(sb.Brain):
 
 
 def seed_with(*what):
-    """Seed all random numbers of this process with a digest of something."""
+    """Seed all random numbers of this process with a digest of the arguments."""
     seed = int(hashlib.sha256(repr(what).encode()).hexdigest()[:8], 16)
     random.seed(seed)
     np.random.seed(seed)
     torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_initialized():  # else each call of torch.manual_seed would put a note for later into a list
+    if torch.cuda.is_initialized():  # before that, each torch.manual_seed would add a call to a list that grows
         torch.cuda.manual_seed_all(seed)
 
 
@@ -225,15 +229,15 @@ def load_hparams(arguments):
     hparams["lock"] = FileLock(os.path.join(hparams["output_folder"], ".lock"))
     if if_main_process():
         try:
-            hparams["lock"].acquire(timeout=10)  # the loader workers of a killed run hold it for 5 seconds more
+            hparams["lock"].acquire(timeout=10)  # the loader workers of a killed run keep the lock for 5 more seconds
         except Timeout:
-            raise RuntimeError(f"another run is writing to {hparams['output_folder']}: name another --output_folder.") from None
+            raise RuntimeError(f"another run is writing to {hparams['output_folder']}: use another --output_folder.") from None
     results.refuse_to_replace(hparams["inference_folder"], hparams.get("source"))
     return hparams_file, overrides, hparams, run_opts
 
 
 def prepare(hparams, clip_seconds, **run_on):
-    """Check and prepare the data, unless the output folder holds a run on something else."""
+    """Check and prepare the data, unless the output folder belongs to another run."""
     words, folder = hparams["words"], os.path.realpath(hparams["data_folder"])
     run_on.update(words=[*map(str, words)] if isinstance(words, list) else words, data_folder=folder, clip_seconds=clip_seconds)
     run_on_main(same_run, [hparams["output_folder"]], run_on)
@@ -242,7 +246,7 @@ def prepare(hparams, clip_seconds, **run_on):
 
 
 def dataio_prep(hparams, sample_rate, clip_seconds):
-    """Make the datasets of the three splits, and the encoder of their labels."""
+    """Make the datasets of the three splits, and fill the label encoder."""
     normalizer = sb.dataio.preprocess.AudioNormalizer(sample_rate)
 
     @sb.utils.data_pipeline.takes("wav")
@@ -257,7 +261,7 @@ def dataio_prep(hparams, sample_rate, clip_seconds):
     def label_pipeline(word):
         return label_encoder.encode_label_torch(word)
 
-    # The words themselves, in the YAML's order: the same labels whatever the data are.
+    # From the list in the YAML and in its order, so that the labels do not depend on the data.
     label_encoder.update_from_iterable(map(str, hparams["words"]))
     label_encoder.expect_len(len(hparams["words"]))
     return {
@@ -272,7 +276,7 @@ def dataio_prep(hparams, sample_rate, clip_seconds):
 
 
 def cache_embeddings(brain, datasets, folder, **settings):
-    """Have the brain find embeddings on disk instead of computing them from audio."""
+    """Make the Brain read embeddings from disk instead of computing them from audio."""
     brain.modules.eval()
     paths = {}
     for split, dataset in datasets.items():
@@ -286,15 +290,15 @@ def cache_embeddings(brain, datasets, folder, **settings):
 
 
 def main():
-    """Fine-tune, and tell the test error before and after; returns the Brain of the last stage."""
+    """Fine-tune, and log the test error before and after; returns the Brain of the last stage."""
     hparams_file, overrides, hparams, run_opts = load_hparams(sys.argv[1:])
     source = hparams["source"]
     if os.path.isdir(source):
         source = os.path.realpath(source)
     elif source.count("/") != 1:  # a hub id has one slash
-        raise ValueError(f"there is no folder {source}: run pretrain.py first, or name another --source")
+        raise ValueError(f"there is no folder {source}: run pretrain.py first, or use another --source")
     if hparams["clip_seconds"] < 0.1:
-        raise ValueError(f"clip_seconds is {hparams['clip_seconds']}: a word takes at least a tenth of a second")
+        raise ValueError(f"clip_seconds is {hparams['clip_seconds']}: it must be at least 0.1, because a word takes that long")
 
     # from_hparams freezes what it loads.
     pretrained = EncoderClassifier.from_hparams(source, run_opts=run_opts)
@@ -307,17 +311,17 @@ def main():
         if value != hparams[key]:
             raise ValueError(f"{source} has {key} {value}: run again with --{key} {value}")
     modules = {name: pretrained.mods[name] for name in ("compute_features", "mean_var_norm", "embedding_model")}
-    digest = embeddings.digest_of(modules)  # an encoder that is trained anew may well lie where the old one lay
+    digest = embeddings.digest_of(modules)  # the path stays the same when the encoder is trained again
     prepare(hparams, hparams["clip_seconds"], source=source, encoder_digest=digest)
     modules["classifier"] = hparams["classifier"]
     metrics = results.Metrics(os.path.join(hparams["output_folder"], "metrics.json"))
 
-    # Stage 1: the classifier alone.
+    # Stage 1: only the classifier.
     brain = KeywordBrain(hparams["head"], modules, metrics, hparams, run_opts)
     datasets = dataio_prep(hparams, **clip_settings)
     if hparams["cache_embeddings"]:
         cache_embeddings(brain, datasets, hparams["cache_folder"], encoder_digest=digest, **clip_settings)
-    if hparams["head"]["checkpointer"].find_checkpoint() is None:  # else the classifier is no longer a new one
+    if hparams["head"]["checkpointer"].find_checkpoint() is None:  # otherwise the classifier is trained already
         brain.evaluate(datasets["test"], test_loader_kwargs=brain.loader_options)
         metrics.add("before", brain.test_stats)
     brain.fit_and_test(datasets)
@@ -328,7 +332,7 @@ def main():
         brain.fit_and_test(dataio_prep(hparams, **clip_settings))
 
     metrics.add("seconds", time.perf_counter() - STARTED)
-    if "before" in metrics:  # not where somebody has cleared the output folder, but for the checkpoints
+    if "before" in metrics:  # not if everything in the output folder except the checkpoints was deleted
         logger.info(f"Test error before fine-tuning: {metrics['before']['error']:.1%}")
     logger.info(f"Test error after fine-tuning: {brain.test_stats['error']:.1%}")
     run_on_main(results.write, [hparams_file, overrides, hparams, brain, pretrained, metrics])
