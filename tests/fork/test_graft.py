@@ -76,7 +76,8 @@ GRAFTS = {
     "each section of imports has its place": (
         "import os\nimport sys\n\nimport torch\n\nX = 1\n",
         "import abc\nfrom re import sub\nimport numpy\nfrom speechbrain.y import z\n\nX = 2\n",
-        "import abc\nimport os\nimport sys\nfrom re import sub\n\nimport numpy\nimport torch\n\nfrom speechbrain.y import z\n\nX = 2\n",
+        "import abc\nimport os\nimport sys\nfrom re import sub\n\nimport numpy\nimport torch\n\n"
+        "from speechbrain.y import z\n\nX = 2\n",
     ),
     "a section that upstream lacks is made": (
         "import os\n\nimport speechbrain\n\nX = 1\n",
