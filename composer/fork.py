@@ -1,6 +1,7 @@
-"""``python -m speechbrain.fork`` prints what is installed: base, patches, and whether the files are those that were built."""
+"""``python -m speechbrain.fork`` prints what is installed: base, patches, and whether the files are as they were built."""
 
 import base64
+import csv
 import hashlib
 import importlib.metadata
 import pathlib
@@ -10,40 +11,43 @@ import speechbrain
 
 
 def differing():
-    """Compare the installed files with the hashes that were recorded when the wheel was built.
+    """Compare the installed files with the hashes in RECORD, which were written when the wheel was built.
 
     Returns
     -------
     list of str
-        What differs, or is missing; empty if nothing is.
+        What differs or is missing; empty if nothing is.
 
     Example
     -------
     >>> differing()
     []
     """
-    installed = importlib.metadata.distribution("speechbrain")
     here = pathlib.Path(__file__).resolve()
-    if pathlib.Path(installed.locate_file("speechbrain/fork.py")).resolve() != here:
-        return [f"{here} (imported, but not what is installed)"]
+    installed = next(importlib.metadata.distributions(name="speechbrain"), None)
+    if installed is None or pathlib.Path(installed.locate_file("speechbrain/fork.py")).resolve() != here:
+        return [f"{here} (imported, but not installed)"]
     found = []
-    for file in installed.files or ["RECORD"]:
-        path = pathlib.Path(installed.locate_file(file))
+    # Not Distribution.files: from Python 3.12 on it leaves out files that do not exist
+    for name, recorded, _ in csv.reader((installed.read_text("RECORD") or "RECORD,,").splitlines()):
+        path = pathlib.Path(installed.locate_file(name))
         if not path.is_file():
-            found.append(f"{file} (missing)")
-        elif file.hash:
-            digest = hashlib.new(file.hash.mode, path.read_bytes()).digest()
-            if base64.urlsafe_b64encode(digest).rstrip(b"=").decode() != file.hash.value:
-                found.append(f"{file} (changed)")
+            found.append(f"{name} (missing)")
+        elif recorded:
+            algorithm, _, expected = recorded.partition("=")
+            digest = hashlib.new(algorithm, path.read_bytes()).digest()
+            if base64.urlsafe_b64encode(digest).rstrip(b"=").decode() != expected:
+                found.append(f"{name} (changed)")
     return found
 
 
 def main():
-    """Print what is installed; returns the exit status, 1 if the files are not those that were built."""
+    """Print what is installed; returns the exit status, 1 if the files are not as they were built."""
     base, _, local = speechbrain.__version__.partition("+")
     label, _, revision = local.partition(".")
-    print(f"speechbrain {speechbrain.__version__}: base {base}, label {label}, revision {revision}; its patches are")
-    for line in pathlib.Path(__file__).with_name("patches.txt").read_text(encoding="utf-8").splitlines():
+    print(f"speechbrain {speechbrain.__version__}: base {base}, label {label}, revision {revision}; its patches:")
+    patches = pathlib.Path(__file__).with_name("patches.txt")
+    for line in patches.read_text(encoding="utf-8").splitlines() if patches.is_file() else ["unknown, patches.txt is missing"]:
         print(f"    {line}")
     found = differing()
     print(f"Not as they were built: {', '.join(found)}" if found else "All files are as they were built.")

@@ -1,8 +1,10 @@
 """What this repo says about itself: the bases, the patches with their pages, and which of them a build takes."""
 
+import contextlib
 import os
 import re
 import stat
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,11 +13,17 @@ from composer import Refusal
 
 try:
     import tomllib
-except ModuleNotFoundError:  # Python 3.10: every pip for it contains the same parser, and a build needs pip anyway
+except ModuleNotFoundError:  # Python 3.10: setuptools and pip bring a parser along, but after pip's, setuptools does not work
+    with contextlib.suppress(ImportError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "Setuptools is replacing distutils."
+        import setuptools  # noqa: F401
     try:
-        from pip._vendor import tomli as tomllib
+        import tomli as tomllib
     except ModuleNotFoundError:
-        raise Refusal("On Python 3.10 a build needs pip in the same environment: install pip there.") from None
+        try:
+            from pip._vendor import tomli as tomllib
+        except ModuleNotFoundError:
+            raise Refusal("On Python 3.10 the composer needs setuptools 77 or later, or pip: install one of them.") from None
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = "composer/lock.toml"
