@@ -8,14 +8,12 @@ import sys
 import hypothesis
 import pytest
 
-from composer import base, record, tree
+from composer import base, record
 from composer.adopt import ON_STOCK
 
 FORK = record.load()
 STOCK = bool(os.environ.get(ON_STOCK))
-# The tests of a patch that is not installed are not run. On the stock release, those of patches that only add files are not.
-NOT_RUN = [patch for patch in FORK.patches if not tree.replaces(record.lock(), patch)] if STOCK else []
-collect_ignore = [str(patch.folder / "tests") for patch in [*FORK.not_chosen, *FORK.not_applicable, *NOT_RUN]]
+collect_ignore = [str(patch.tests) for patch in FORK.not_chosen + FORK.not_applicable]
 
 
 hypothesis.settings.register_profile("untimed", deadline=None)
@@ -25,6 +23,7 @@ hypothesis.settings.load_profile("untimed")
 def pytest_configure(config):
     """Stop with one sentence where the wrong package, or none, would be tested."""
     config.addinivalue_line("markers", "regression: this row fails on the stock release, which the suite checks")
+    config.addinivalue_line("markers", "torchrun: two processes, which take seconds to start")
     wanted = FORK.base.version if STOCK else FORK.version
     try:
         from importlib.metadata import version
@@ -43,6 +42,15 @@ def pytest_configure(config):
     for module in list(sys.modules.values()):
         if isinstance(module, LazyModule):
             module.__dict__.setdefault("__file__", None)
+
+
+def pytest_collection_modifyitems(items):
+    """Mark the tests that start torchrun; and have the report on the stock release say which rows are regression rows."""
+    for item in items:
+        if "torchrun" in getattr(item, "fixturenames", ()):
+            item.add_marker("torchrun")
+        if STOCK and item.get_closest_marker("regression"):
+            item.user_properties.append(("regression", True))
 
 
 @pytest.fixture(scope="session")
@@ -75,10 +83,12 @@ def stock(stock_wheel):
 
 
 @pytest.fixture
-def torchrun(tmp_path):
+def torchrun(tmp_path, request):
     """callable: Runs a script in two processes on the CPU, in ``tmp_path``; returns the exit status and the output."""
+    # On the stock release the processes of a regression row may wait for each other for ever
+    limit = 30 if STOCK and request.node.get_closest_marker("regression") else 60
 
-    def run(script, *arguments, seconds=60):
+    def run(script, *arguments, seconds=limit):
         (tmp_path / "train.py").write_text(script)
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py", *arguments]
         process = subprocess.Popen(

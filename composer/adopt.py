@@ -35,8 +35,8 @@ def adopt(version):
         base.unpack(wheel, folder)
         for patch in record.all_patches():
             if tree.replaces(record.lock(), patch):
-                tests = "tests/unittests" if patch.name == record.FIRST else f"{Path(patch.page).parent}/tests"
-                print(f"  {patch.name}: {verdict(outcomes(version, folder, 'regression', tests))}", flush=True)
+                rows, _ = outcomes(version, folder, patch.tests, "-m", "regression")
+                print(f"  {patch.name}: {verdict(rows)}", flush=True)
             else:
                 print(f"  {patch.name}: replaces nothing of upstream's")
     print(
@@ -130,7 +130,7 @@ def compare(entries, olds, news):
     return changes
 
 
-def outcomes(version, folder, marks, *tests):
+def outcomes(version, folder, *arguments):
     """Run tests on a stock release.
 
     Arguments
@@ -139,28 +139,30 @@ def outcomes(version, folder, marks, *tests):
         The release.
     folder : str or pathlib.Path
         Where it is unpacked.
-    marks : str
-        Which of the tests, in pytest's words.
-    *tests : str
-        Their files or folders.
+    *arguments : str
+        Arguments of pytest: files or folders, and options.
 
     Returns
     -------
-    dict of str to set of str
-        The outcome of each test: nothing, or failure, error, skipped.
+    regression, others : dict of str to set of str
+        The outcome of each regression row and of each other test: nothing, or failure, error, skipped.
     """
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch, "report.xml")
-        arguments = ["-q", "-p", "no:cacheprovider", "--tb=no", f"--junitxml={report}", "-m", marks, *tests]
+        options = ["-q", "-p", "no:cacheprovider", "--tb=no", f"--junitxml={report}"]
         subprocess.run(
-            [sys.executable, "-m", "pytest", *arguments],
+            [sys.executable, "-m", "pytest", *options, *map(str, arguments)],
             cwd=record.ROOT,
             env={**os.environ, "PYTHONPATH": str(folder), ON_STOCK: "1", record.WANTED: version},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
         cases = ElementTree.parse(report).findall(".//testcase") if report.exists() else []
-    return {case.get("name"): {child.tag for child in case} & {"failure", "error", "skipped"} for case in cases}
+    found = {True: {}, False: {}}
+    for case in cases:
+        outcome = {child.tag for child in case} & {"failure", "error", "skipped"}
+        found[case.find(".//property[@name='regression']") is not None][case.get("name")] = outcome
+    return found[True], found[False]
 
 
 def verdict(rows):

@@ -80,6 +80,11 @@ class Patch:
         """str: The short name: ``PR_2537``, ``0001``."""
         return self.name.partition("-")[0]
 
+    @property
+    def tests(self):
+        """pathlib.Path: The folder of its tests."""
+        return self.folder / ("tests/unittests" if self.name == FIRST else "tests")
+
     @cached_property
     def text(self):
         """str: The page."""

@@ -232,6 +232,7 @@ def torchrun(folder, script, *command):
         ("start", r"error +fit-start-failed[^$]+These are the findings of rank 1 only"),
     ],
 )
+@pytest.mark.torchrun
 def test_torchrun_makes_one_report(tmp_path, fault, said):
     status, out, err = torchrun(tmp_path, TOGETHER, "-m", "speechbrain.preflight", "train.py", fault)
     assert status == 1, err
@@ -239,6 +240,7 @@ def test_torchrun_makes_one_report(tmp_path, fault, said):
     assert not (tmp_path / "trained").exists()
 
 
+@pytest.mark.torchrun
 def test_training_under_torchrun_is_the_same_after_a_preflight(tmp_path):
     status, _, err = torchrun(tmp_path, SAME, "train.py")
     assert status == 0, err
