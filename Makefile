@@ -1,20 +1,28 @@
-# Each target sets up what it needs in .venv; the first one that you run takes the time to fetch PyTorch.
+# Each target sets up what it needs in .venv; the first one that you run downloads PyTorch, which takes minutes.
 PYTHON ?= python3
 RECIPE := recipes/SpokenWords
 IN_VENV := .venv/bin/python
 BENCHMARK := @OMP_NUM_THREADS=1 $(IN_VENV) tests/benchmarks
-MODULES := $(subst /,.,$(basename $(shell find speechbrain -name '*.py')))
+PYTEST := OMP_NUM_THREADS=1 $(IN_VENV) -m pytest -n auto --dist loadfile
+DELTA := $(shell find speechbrain patches/*/speechbrain -name '*.py')
+MODULES := speechbrain.fork $(sort $(subst /,.,$(basename $(shell echo $(DELTA) | sed -E 's:patches/[^ ]*/speechbrain:speechbrain:g'))))
 
-.PHONY: verify test bench faults fuzz parity reproducible bases diff lint
+.PHONY: verify quick test recipes bench faults fuzz parity reproducible bases diff lint
 
-verify: .venv/installed    ## the recipe on the stock release and on the fork, side by side
+verify: .venv/installed    ## the recipe on the stock release, on the minimal fork and on the fork, side by side
 	$(IN_VENV) $(RECIPE)/verify_fix.py
 
-test: .venv/installed      ## what CI runs: the tests, then the doctests of the composer and of the installed modules
-	$(IN_VENV) -m pytest
-	$(IN_VENV) -m pytest --doctest-modules composer --pyargs $(MODULES)
+quick: .venv/installed lint    ## between two edits: the composer, the fix's own tests, lint; a minute
+	$(PYTEST) -q tests/unittests tests/fork/test_graft.py tests/fork/test_composer.py tests/fork/test_adopt.py
 
-bench: .venv/benchmarks    ## against the stock release and other libraries: ratios of calls in turn; four minutes, then the recipe's
+test: .venv/installed      ## what CI runs: all tests, then the doctests of the composer and of the modules that the fork changes
+	$(PYTEST)
+	$(PYTEST) --doctest-modules composer --ignore=composer/fork.py --pyargs $(MODULES)
+
+recipes: .venv/installed   ## only the tests of the recipe
+	$(PYTEST) tests/recipes
+
+bench: .venv/benchmarks    ## ratios to the stock release and to other libraries; four minutes, then the recipe's
 	$(BENCHMARK)/formatter.py
 	$(BENCHMARK)/counting.py
 	$(BENCHMARK)/installing.py
@@ -26,7 +34,7 @@ bench: .venv/benchmarks    ## against the stock release and other libraries: rat
 faults: .venv/installed    ## kills at random moments, a full disk, nan at every place of an epoch, damaged files, two processes
 	$(IN_VENV) tests/faults/checkpoints.py
 	$(IN_VENV) tests/faults/recipe.py
-	$(IN_VENV) -m pytest tests/unittests/test_nonfinite_steps.py tests/unittests/test_checkpoints.py tests/unittests/test_torchrun.py
+	$(IN_VENV) -m pytest $(wildcard patches/0002-*/tests patches/0003-*/tests patches/0004-*/tests)
 
 fuzz: .venv/installed      ## random inputs, deltas, modules, logs, manifests and audio files; exits with 1 for a defect
 	$(IN_VENV) tests/fuzz/formatter.py
@@ -37,10 +45,10 @@ fuzz: .venv/installed      ## random inputs, deltas, modules, logs, manifests an
 parity: .venv/installed    ## the doctests of the whole package on the stock release and on the fork; nothing may differ
 	$(IN_VENV) tests/fork/parity.py
 
-reproducible: .venv/installed  ## the same bytes whatever the path, umask, front end and Python; prints the hashes
+reproducible: .venv/installed  ## the same bytes on each path, umask, front end, setuptools and Python; prints the hashes
 	$(IN_VENV) -m pytest tests/fork/test_wheel.py -k "same_wheel or hashes"
 
-bases:                     ## every pinned base, each in an environment of its own in .venv-bases (7 GB), and a table
+bases:                     ## each pinned base in an environment of its own in .venv-bases (7 GB), and a table
 	$(PYTHON) tests/fork/bases.py
 
 diff:                      ## what the fork changes, as a diff against the release
@@ -50,9 +58,7 @@ lint: .venv/installed
 	$(IN_VENV) -m ruff check
 	$(IN_VENV) -m ruff format --check
 
-PAGES := PR_2537.md $(wildcard patches/*.md)
-
-.venv/installed: pyproject.toml NOTICE $(PAGES) $(shell find composer speechbrain -name '*.py') tests/requirements.txt $(RECIPE)/extra_requirements.txt
+.venv/installed: setup.py pyproject.toml NOTICE PR_2537.md $(wildcard patches/*/README.md) $(wildcard composer/*) $(DELTA) tests/requirements.txt $(RECIPE)/extra_requirements.txt
 	$(PYTHON) -m venv .venv
 	$(IN_VENV) -m pip install . -r tests/requirements.txt
 	touch $@

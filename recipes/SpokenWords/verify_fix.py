@@ -1,18 +1,20 @@
 #!/usr/bin/env python3
-"""Runs the same recipe on the stock release and on the installed fork, and shows both side by side.
+"""Runs the same recipe on the stock release, on the minimal fork and on the installed fork, and shows them side by side.
 
-The stock release is the hash-checked wheel that the fork is built from,
-unpacked into a temporary folder and put first on PYTHONPATH. Exits with 0 only if
+The stock release is the hash-checked wheel that the fork is built from. The
+minimal fork is that wheel with PR #2537 only (`-C patches=none`). Both are
+in a temporary folder that is put first on PYTHONPATH. Exits with 0 only if
 
 - the stock release crashes with the original error,
-- the fork trains to a lower error,
-- the preflight finds no error in that run, and names the two faults that this
-  script then makes on purpose.
+- the minimal fork and the installed fork train to a lower error,
+- the preflight, if it is installed, finds no error in that run, and names the
+  two faults that this script then makes on purpose.
 
 > python verify_fix.py
 """
 
 import argparse
+import importlib.metadata
 import json
 import os
 import re
@@ -27,7 +29,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from composer import base, record  # noqa: E402  found through the line above
+from composer import base, metadata, record, tree  # noqa: E402  found through the line above
 
 ERROR, FUNCTION = "ValueError: math domain error", "in format_order_of_magnitude"
 # Runs in one process on each package: the name of a row, and an expression whose value the table shows.
@@ -47,6 +49,7 @@ for call in {list(CALLS.values())}:
     except Exception:
         print("outcome:", traceback.format_exc().splitlines()[-1])
 """
+INSTALL = "install the fork into this environment (`pip install .` in the root of the repository), or run `make verify`"
 SHOWN = re.compile(r"(trainable of|epoch: |Test error|making |Found: )")
 
 
@@ -92,17 +95,27 @@ def main():
     """Compare, print the table, and exit with 0 only if it proves the fix."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args()
-    fork = record.load()
+    minimal = record.load(patches="none")
+    installed = importlib.metadata.distribution("speechbrain")
+    has_preflight = (Path(installed.locate_file("speechbrain")) / "preflight").exists()
+    revision = minimal.version.removesuffix(".none")
+    if not f"{installed.version}.".startswith(f"{revision}."):
+        sys.exit(f"expected an installed speechbrain {revision}, found {installed.version}: {INSTALL}.")
     work = Path(tempfile.mkdtemp(prefix="verify_fix-"))
     started = time.monotonic()
 
     def step(text):
         print(f"[{time.monotonic() - started:4.0f} s] {text}", flush=True)
 
-    step(f"fetching speechbrain {fork.base.version} and checking its hash")
-    stock = work / "stock"
-    base.unpack(base.fetch(fork.base), stock)
-    packages = [("stock", stock, fork.base.version), ("fork", None, fork.version)]
+    step(f"downloading speechbrain {minimal.base.version} and checking its hash")
+    wheel = base.fetch(minimal.base)
+    base.unpack(wheel, work / "stock")
+    metadata.write(tree.compose(minimal, base.members(wheel), record.lock()), work / "minimal")
+    packages = [
+        ("stock", work / "stock", minimal.base.version),
+        ("minimal", work / "minimal", minimal.version),
+        ("fork", None, installed.version),
+    ]
 
     table = {name: [] for name in CALLS}
     for label, package, expected in packages:
@@ -110,10 +123,7 @@ def main():
         status, lines = run(["-c", TRY_CALLS], work / f"calls_{label}.log", package)
         found = [line.partition(": ")[2] for line in lines if line.startswith(("version: ", "outcome: "))]
         if status or found[0] != expected:
-            sys.exit(
-                f"expected speechbrain {expected}, found {found[0] if found else last(lines)}: install the fork into this "
-                "environment (`pip install .` in the root of the repository), or run `make verify`."
-            )
+            sys.exit(f"expected speechbrain {expected}, found {found[0] if found else last(lines)}: {INSTALL}.")
         for name, said in zip(CALLS, found[1:]):
             table[name].append(said)
 
@@ -128,12 +138,13 @@ def main():
     complaints = []
     fine_tuning = ["train.py", "hparams/finetune.yaml", "--full_epochs=3", f"--cache_folder={work / 'embeddings'}", *common]
     encoder = work / "pretrain" / "inference"
-    step("the recipe: the preflight, before epoch 1")
     preflight = ["-m", "speechbrain.preflight", *fine_tuning, "--cache_embeddings=False"]  # so that it sees audio
-    options = [f"--source={encoder}", f"--output_folder={work / 'preflight'}"]
-    status, lines = run([*preflight, *options], work / "preflight.log")
-    if status:
-        sys.exit(f"the preflight found an error: {last(lines)}; the whole log is in {work / 'preflight.log'}")
+    if has_preflight:
+        step("the recipe: the preflight, before epoch 1")
+        options = [f"--source={encoder}", f"--output_folder={work / 'preflight'}"]
+        status, lines = run([*preflight, *options], work / "preflight.log")
+        if status:
+            sys.exit(f"the preflight found an error: {last(lines)}; the whole log is in {work / 'preflight.log'}")
     for label, package, _ in packages:
         step(f"the recipe: fine-tuning on the {label} package")
         options = [f"--source={encoder}", f"--output_folder={work / label}"]
@@ -143,10 +154,10 @@ def main():
         row.append(f"test error {errors[0]} % -> {errors[1]} %" if trained else last(lines))
         if label == "stock" and not (status and last(lines) == ERROR and any(FUNCTION in line for line in lines)):
             complaints.append("the stock release did not crash with that error")
-        if label == "fork" and not (trained and errors[1] < errors[0]):
-            complaints.append("the fork did not train to a lower error")
+        if label != "stock" and not (trained and errors[1] < errors[0]):
+            complaints.append(f"{'the fork' if label == 'fork' else 'the minimal fork'} did not train to a lower error")
 
-    if not complaints:
+    if has_preflight and not complaints:
         step("the recipe: the preflight, on an encoder saved from a wrapped model and on a copied clip\n")
         damage(work)
         options = [f"--source={work / 'wrapped'}", f"--output_folder={work / 'broken'}"]
@@ -158,15 +169,15 @@ def main():
 
     step("done\n")
     table = {name: [textwrap.shorten(cell, 60) for cell in cells] for name, cells in table.items()}
-    rows = [("", f"stock {fork.base.version}", f"fork {fork.version}"), *((name, *cells) for name, cells in table.items())]
-    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    rows = [("", *(f"{label} {version}" for label, _, version in packages)), *((name, *cells) for name, cells in table.items())]
+    widths = [max(map(len, column)) for column in zip(*rows)]
     rows.insert(1, tuple("-" * width for width in widths))
     for cells in rows:
         print("| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths)) + " |")
     if complaints:
         sys.exit(f"\nNot proved: {' and '.join(complaints)}; the logs are in {work}")
     shutil.rmtree(work)
-    print(f'\nProved: the stock release crashes with "{ERROR}", the fork trains.')
+    print(f'\nProved: the stock release crashes with "{ERROR}"; the fork trains, and so does the minimal fork.')
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Installs the fork on every pinned base, each in an environment of its own, and prints what works there.
+"""Installs the fork on each pinned base in an environment of its own, tests it there, and prints a table.
 
 > python tests/fork/bases.py [BASE ...]
 
-The environments lie in .venv-bases/ and share one torch, which all bases work with: about 7 GB. Run again, they are used again.
+The environments are in .venv-bases/ and share one torch, which works with all bases: about 7 GB. The next run uses them again.
 """
 
 import argparse
@@ -15,14 +15,14 @@ import time
 import venv
 from pathlib import Path
 
-from parity import ROOT, base, outcomes, record, start
+from parity import ROOT, base, outcomes, record, start, tree
 
 FOLDER = ROOT / ".venv-bases"
 TOUCHED = "the doctests of the touched modules"
 
 
 def environment(name):
-    """Make a virtual environment, unless it is there; returns its Python and the folder of its packages."""
+    """Make a virtual environment if it is not there yet; returns its Python and the folder of its packages."""
     if not (FOLDER / name).exists():
         venv.create(FOLDER / name, with_pip=True)
     python = FOLDER / name / "bin" / "python"
@@ -31,7 +31,7 @@ def environment(name):
 
 
 def run(*command, **variables):
-    """Run a command from the repo's root; returns whether it succeeded, and the last line that it wrote."""
+    """Run a command in the root of the repo; returns whether it succeeded, and its last line of output."""
     done = subprocess.run(
         list(map(str, command)),
         cwd=ROOT,
@@ -40,22 +40,22 @@ def run(*command, **variables):
         stderr=subprocess.STDOUT,
         text=True,
     )
-    return done.returncode == 0, (done.stdout.strip().splitlines() or ["nothing was said"])[-1]
+    return done.returncode == 0, (done.stdout.strip().splitlines() or ["no output"])[-1]
 
 
 def say(text):
-    """Say what goes on."""
+    """Print a step with the time."""
     print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
 
 
 def share(oldest):
-    """Install what all bases need, torch above all, as the requirements of the oldest say; returns where it lies."""
+    """Install what all bases need, above all torch, as the oldest requires it; returns its folder."""
     python, packages = environment("shared")
     if not (packages / "torch").exists():
         say(f"installing what {oldest} requires; all bases share it")
-        wanted = {record.WANTED: oldest}
-        for words in (("install", "--no-cache-dir", ".", "pytest", "hypothesis"), ("uninstall", "-y", "speechbrain")):
-            good, said = run(python, "-m", "pip", *words, **wanted)
+        install = ("install", "--no-cache-dir", "-C", f"base={oldest}", ".", "pytest", "hypothesis", "setuptools>=77")
+        for words in (install, ("uninstall", "-y", "speechbrain")):
+            good, said = run(python, "-m", "pip", *words)
             if not good:
                 sys.exit(said)
     return packages
@@ -63,7 +63,7 @@ def share(oldest):
 
 def doctests(fork, python, path):
     """Run upstream's doctests and the fork's of the modules that the fork touches."""
-    files = sorted({entry.partition("::")[0] for entry in fork.pages})
+    files = sorted({path for patch in fork.patches for path in patch.delta})
     modules = [file.removesuffix(".py").replace("/", ".") for file in files]
     with tempfile.TemporaryDirectory() as folder:
         start(Path(folder), ["--doctest-modules", "--pyargs", *modules], path, python).wait()
@@ -75,13 +75,15 @@ def test(version, shared):
     fork = record.load(version=version)
     python, packages = environment(version)
     (packages / "shared.pth").write_text(f"{shared}\n")
-    wanted = {record.WANTED: version}
+    variables = {record.WANTED: version}
     say(f"{version}: installing")
-    installed, said = run(python, "-m", "pip", "install", "--no-cache-dir", "--force-reinstall", "--no-deps", ".", **wanted)
+    command = ("pip", "install", "--no-cache-dir", "--force-reinstall", "--no-deps", "-C", f"base={version}", ".")
+    installed, said = run(python, "-m", *command)
     fits, unmet = run(python, "-m", "pip", "check")
     imports, shown = run(python, "-m", "speechbrain.fork")
     say(f"{version}: the regression rows")
-    rows, counted = run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "regression", "tests/unittests", **wanted)
+    tests = [patch.tests for patch in fork.patches if tree.replaces(record.lock(), patch)]
+    rows, counted = run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "regression", *tests, **variables)
     say(f"{version}: {TOUCHED}")
     with tempfile.TemporaryDirectory() as folder:
         base.unpack(base.fetch(fork.base), folder)
@@ -95,7 +97,7 @@ def test(version, shared):
         shown,
         counted,
         f"{passed} of {len(mine)} pass" + (f"; not: {', '.join(worse + lost)}" if worse + lost else ""),
-        ", ".join(sorted({Path(page).stem.partition("-")[0] for page in fork.left_out.values()})) or "none",
+        ", ".join(patch.number for patch in fork.not_applicable) or "none",
     ]
 
 
@@ -105,7 +107,7 @@ def main():
     parser.add_argument("bases", nargs="*", metavar="BASE", help=f"of {', '.join(record.bases())}; all by default")
     bases = parser.parse_args().bases or record.bases()
     for version in bases:
-        record.load(version=version)  # refuses what is not pinned before anything is installed
+        record.load(version=version)  # refuses a base that is not pinned, before anything is installed
     shared, table = share(record.bases()[0]), []
     for version in bases:
         begun = time.monotonic()

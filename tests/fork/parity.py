@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Runs tests of upstream's on the stock release and the installed fork; prints what differs, and exits with 1 if anything does.
+"""Runs upstream's tests on the stock release and the installed fork, prints what differs, and exits with 1 if anything does.
 
 > python tests/fork/parity.py                                # the doctests of the whole package, ten minutes on two cores
 > python tests/fork/parity.py --upstream-tests CHECKOUT/tests/unittests
 
-What cannot run here (no network is used, extras may be missing) fails in both, and is the same.
+What cannot run here (there is no network, extras may be missing) fails on both, so it does not differ.
 """
 
 import argparse
@@ -20,11 +20,11 @@ from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
-from composer import base, record  # noqa: E402  the path above leads to it
+from composer import base, record, tree  # noqa: E402, F401  found through the path above
 
 
 def start(folder, arguments, path, python=sys.executable):
-    """Start pytest in a folder of its own, with a path before all others; its report and output go there."""
+    """Start pytest in a folder of its own, with a path before all others; its report and output go into that folder."""
     command = [python, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
     return subprocess.Popen(
         [*command, f"--junitxml={folder}/report.xml", *arguments],
@@ -36,7 +36,7 @@ def start(folder, arguments, path, python=sys.executable):
 
 
 def outcomes(folder):
-    """What became of each test, by its name; one that did not pass with the kind of the error."""
+    """The outcome of each test by its name, with the kind of the error if it did not pass."""
     report = folder / "report.xml"
     if not report.exists():
         sys.exit(f"pytest ended without a report:\n{(folder / 'output.txt').read_text()[-2000:]}")
@@ -52,7 +52,7 @@ def outcomes(folder):
 
 
 def differences(stock, fork):
-    """What is not the same in both; what the fork alone has must pass."""
+    """What is not the same on both; what only the fork has must pass."""
     return [
         f"{name}: {stock.get(name, 'absent')} on the stock release, {fork.get(name, 'absent')} on the fork"
         for name in sorted({*stock, *fork})
@@ -66,7 +66,7 @@ def main():
     parser.add_argument("--upstream-tests", type=Path, metavar="PATH", help="a folder of upstream's tests, of any checkout")
     tests = parser.parse_args().upstream_tests
     if tests and not tests.is_dir():
-        parser.error(f"{tests} is no folder")
+        parser.error(f"{tests} is not a folder")
     release = record.load().base
     with tempfile.TemporaryDirectory() as scratch:
         stock, folders = Path(scratch, "package"), [Path(scratch, name) for name in ("stock", "fork")]
@@ -75,7 +75,7 @@ def main():
         for folder, path in zip(folders, (str(stock), os.environ.get("PYTHONPATH", ""))):
             folder.mkdir()
             arguments = ["--doctest-modules", "--pyargs", "speechbrain"]
-            if tests:  # a copy, since from within a checkout its own package would be imported
+            if tests:  # a copy, since in a checkout its own package would be imported
                 shutil.copytree(tests, folder / tests.resolve().name)
                 for conftest in tests.resolve().parent.glob("conftest.py"):
                     shutil.copy(conftest, folder)
@@ -88,7 +88,7 @@ def main():
         counts = Counter(result.split()[0].strip(",") for result in results.values())
         print(f"{name}: {', '.join(f'{number} {what}' for what, number in sorted(counts.items()))}")
     differ = differences(*found)
-    print("\n".join(differ) if differ else "The same in both, but for what the fork adds, which passes.")
+    print("\n".join(differ) if differ else "The same on both, except what the fork adds, which passes.")
     return 1 if differ else 0
 
 

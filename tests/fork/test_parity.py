@@ -61,7 +61,7 @@ def test_training_is_the_same_bit_for_bit(stock, tmp_path):
 
 SAME = """
 import importlib.util, pathlib, pytest
-package = pathlib.Path(importlib.util.find_spec("speechbrain").origin).parent  # to import it takes long
+package = pathlib.Path(importlib.util.find_spec("speechbrain").origin).parent  # importing it takes long
 
 def test_that_passes(): assert (package / "core.py").exists()
 def test_that_fails(): raise KeyError
@@ -72,13 +72,13 @@ OTHER = "def test_stock(): assert '+' not in (package / 'version.txt').read_text
 def test_the_harness_sees_a_difference_and_nothing_else(stock_wheel, tmp_path):
     (tmp_path / "conftest.py").write_text("def pytest_addoption(parser): parser.addoption('--device')\n")
     (tmp_path / "theirs").mkdir()
-    for source, status, said in (
-        (SAME, 0, "The same in both"),
+    for source, status, message in (
+        (SAME, 0, "The same on both"),
         (SAME + OTHER, 1, "test_stock: passed on the stock release, failure AssertionError on the fork\n"),
     ):
         (tmp_path / "theirs" / "test_theirs.py").write_text(source)
         command = [sys.executable, Path(__file__).with_name("parity.py"), "--upstream-tests", tmp_path / "theirs"]
         environment = {**os.environ, base.LOCAL_WHEEL: str(stock_wheel)}
         done = subprocess.run(command, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
-        assert done.returncode == status and said in done.stdout, done.stdout
+        assert done.returncode == status and message in done.stdout, done.stdout
         assert "1 failure, " in done.stdout.splitlines()[0] and "test_that_" not in done.stdout

@@ -202,7 +202,7 @@ class KeywordBrain(sb.Brain):
             train_loader_kwargs={**loader, "shuffle": True, "drop_last": alone},
             valid_loader_kwargs=loader,
         )
-        self.evaluate(datasets["test"], min_key="error", test_loader_kwargs=loader)
+        self.evaluate(datasets["test"], min_key="error", test_loader_kwargs={**loader})  # a copy: the release writes into it
         self.hparams.train_logger.log_stats(
             {"stage": self.name, "Epoch loaded": self.counter.current}, test_stats=self.test_stats
         )
@@ -322,7 +322,7 @@ def main():
     if hparams["cache_embeddings"]:
         cache_embeddings(brain, datasets, hparams["cache_folder"], encoder_digest=digest, **clip_settings)
     if hparams["head"]["checkpointer"].find_checkpoint() is None:  # otherwise the classifier is trained already
-        brain.evaluate(datasets["test"], test_loader_kwargs=brain.loader_options)
+        brain.evaluate(datasets["test"], test_loader_kwargs={**brain.loader_options})
         metrics.add("before", brain.test_stats)
     brain.fit_and_test(datasets)
 
