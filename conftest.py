@@ -53,6 +53,14 @@ def pytest_collection_modifyitems(items):
             item.user_properties.append(("regression", True))
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    """Let pytest-xdist send what a test printed, file names that are not valid text included."""
+    report = yield
+    report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
+    return report
+
+
 @pytest.fixture(scope="session")
 def wheels(tmp_path_factory):
     """callable: Returns the path of the wheel of a base; all are in one folder."""

@@ -48,8 +48,8 @@ def adopt(version):
 def pin(version, wheel, root=record.ROOT):
     """Pin a release in the lock, and print what upstream changed of what the patches replace.
 
-    A patch of which nothing changed gets the release into the row "Applies to" of
-    its page. Any other is left out, until somebody writes the release there.
+    If nothing changed for a patch, the release is written into the row "Applies to"
+    of its page. Otherwise the patch is left out until somebody writes it there.
 
     Arguments
     ---------

@@ -9,7 +9,7 @@ HEAD = "# Written by `python -m composer lock`: what each patch replaces (the fi
 
 
 def renew(root=record.ROOT, pins=None):
-    """Write the lock anew if it differs, with the next revision if a package differs; return what changed, as lines.
+    """Write the lock if it differs, with the next revision if a package differs; return what changed, as lines.
 
     Arguments
     ---------
