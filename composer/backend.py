@@ -19,13 +19,17 @@ OPTIONS = {"base": record.WANTED, "patches": record.CHOSEN}
 
 def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
     """Build the fork's wheel."""
-    with _environment(config_settings, metadata_directory) as build_meta:
+    with _environment(config_settings, metadata_directory):
+        from setuptools import build_meta
+
         return build_meta.build_wheel(wheel_directory)
 
 
 def build_sdist(sdist_directory, config_settings=None):
     """Pack what a build needs; it can build on every base."""
-    with _environment(config_settings) as build_meta:
+    with _environment(config_settings):
+        from setuptools import build_meta
+
         return build_meta.build_sdist(sdist_directory)
 
 
@@ -50,7 +54,7 @@ def build_editable(wheel_directory, config_settings=None, metadata_directory=Non
 
 @contextlib.contextmanager
 def _environment(config_settings, metadata_directory=None):
-    """Turn -C options into the environment variables that setup.py reads, and give setuptools' own hooks."""
+    """Turn -C options into the environment variables that setup.py reads."""
     before = dict(os.environ)
     for name, value in (config_settings or {}).items():
         if name not in OPTIONS:
@@ -60,9 +64,7 @@ def _environment(config_settings, metadata_directory=None):
     if wheels and list(wheels.glob("speechbrain-*.whl")):
         os.environ[base.LOCAL_WHEEL] = str(wheels)
     try:
-        from setuptools import build_meta
-
-        yield build_meta
+        yield
     finally:
         os.environ.clear()
         os.environ.update(before)

@@ -170,15 +170,20 @@ def parsed(data, name):
     1
     """
     try:
-        encoding = tokenize.detect_encoding(io.BytesIO(data).readline)[0]
-        if encoding != "utf-8":  # the columns of ast count UTF-8 bytes
-            raise SyntaxError(f"its encoding is {encoding}")
-        data.decode(encoding)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # invalid escapes are the author's business
-            return ast.parse(data, name)
+        return _parse(data)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise Refusal(f"{name} cannot be read as Python in UTF-8: {error or type(error).__name__}.") from None
+
+
+@functools.lru_cache(maxsize=64)  # the result of one graft is where the next graft into the same file starts
+def _parse(data):
+    encoding = tokenize.detect_encoding(io.BytesIO(data).readline)[0]
+    if encoding != "utf-8":  # the columns of ast count UTF-8 bytes
+        raise SyntaxError(f"its encoding is {encoding}")
+    data.decode(encoding)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # invalid escapes are the author's business
+        return ast.parse(data)
 
 
 class _Source:
@@ -191,8 +196,11 @@ class _Source:
         self.lines = [0]  # where each line starts; bytes.splitlines ends lines where ast does, at LF, CR and CRLF
         for line in data.splitlines(keepends=True):
             self.lines.append(self.lines[-1] + len(line))
-        # A line that starts with # and ends a statement is the end of a string, not a comment.
-        self.ends = {node.end_lineno for node in ast.walk(self.tree) if isinstance(node, ast.stmt)}
+
+    @functools.cached_property
+    def ends(self):
+        """The last lines of statements: where one starts with #, it is the end of a string, not a comment."""
+        return {node.end_lineno for node in ast.walk(self.tree) if isinstance(node, ast.stmt)}
 
     def first_line(self, node):
         return min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", ()))])
@@ -229,7 +237,7 @@ class _Source:
 
     def binders(self, name, body):
         """The statements of a body that bind a name."""
-        return [node for node in body if name in _bound(node)]
+        return [node for node in body if name in _remembered(node, "bound", _bound)]
 
     def docstring(self, node):
         """Where the docstring of a function is, with the blank lines behind it; None without one, or if it shares its line."""
@@ -286,8 +294,14 @@ class _Grafting:
 
     def dumped(self, body):
         """What a body contains, in any order, and each name that it imports for itself."""
-        nodes = (_sorted(node) if getattr(node, "name", None) in self.merged else node for node in body)
-        return sorted(ast.dump(part) for node in nodes for part in _single_imports(node))
+        return sorted(self.dump(part) for node in body for part in _single_imports(node))
+
+    def dump(self, node):
+        if getattr(node, "name", None) not in self.merged:
+            return _remembered(node, "dump", ast.dump)
+        bare = _copy(node)
+        bare.body = []
+        return f"{ast.dump(bare)} {sorted(_remembered(member, 'dump', ast.dump) for member in node.body)}"
 
     def body(self, ours, upstreams, end, gap, prefix, mentions):
         """Graft the definitions of a module or a class, and return the statements that it then has to have.
@@ -368,7 +382,7 @@ class _Grafting:
             trail = len(text) - (mine.line_end(mine.end(node)) - mine.end(node))
             at = trail + behind
             text = text[:at] + theirs.data[slice(*span)] + text[at:]
-            nodes = [copy.copy(node)]
+            nodes = [_copy(node)]
             nodes[0].body = [old.body[0], *node.body]
         if keep:
             kept, body = self.keep(old, *keep)
@@ -388,7 +402,7 @@ class _Grafting:
                 "taken (two classes of a file cannot both keep it, since one may inherit from the other)."
             )
         self.kept.add(name)
-        renamed = copy.copy(old)
+        renamed = _copy(old)
         renamed.name = KEPT + name
         text = self.theirs.text(old)
         line = self.theirs.lines[old.lineno - 1] + old.col_offset - self.theirs.start(old)
@@ -410,7 +424,7 @@ class _Grafting:
         self.merged.add(ours.name)
         mentions = {node.attr for node in ast.walk(ours) if isinstance(node, ast.Attribute)}
         gap = b"\n\n" + margins[0]
-        merged = copy.copy(there)
+        merged = _copy(there)
         merged.body = self.body(members, there.body, self.theirs.end(there), gap, f"{ours.name}.", mentions)
         return merged
 
@@ -441,7 +455,7 @@ class _Grafting:
                         "you mean upstream's."
                     )
             if names:
-                lacking.append(copy.copy(node))
+                lacking.append(_copy(node))
                 lacking[-1].names = names
         self.place(lacking)
         return lacking
@@ -524,10 +538,18 @@ def _kind(node):
     return type(node).__name__
 
 
-def _sorted(node):
-    """A class with its members sorted."""
+def _remembered(node, name, function):
+    """The result of a function for a statement, kept in the statement: the next graft into the same file asks again."""
+    memory = vars(node).setdefault("memory", {})
+    if name not in memory:
+        memory[name] = function(node)
+    return memory[name]
+
+
+def _copy(node):
+    """A copy to be changed, which remembers nothing."""
     node = copy.copy(node)
-    node.body = sorted(node.body, key=ast.dump)
+    vars(node).pop("memory", None)
     return node
 
 
@@ -535,7 +557,7 @@ def _single_imports(node):
     """An import as one statement for each name; any other statement as it is."""
     if not isinstance(node, IMPORTS):
         return [node]
-    parts = [copy.copy(node) for _ in node.names]
+    parts = [_copy(node) for _ in node.names]
     for part, alias in zip(parts, node.names):
         part.names = [alias]
     return parts
@@ -560,7 +582,7 @@ def _import_text(node, aliases):
         name = alias.name
         return (0 if len(name) > 1 and name.isupper() else 1 if name[:1].isupper() else 2, name.lower())
 
-    node = copy.copy(node)
+    node = _copy(node)
     node.names = sorted(aliases, key=rank)
     text = ast.unparse(node)
     if len(text) > WIDTH and isinstance(node, ast.ImportFrom):
