@@ -162,9 +162,7 @@ class Fork:
         version = f"{self.base.version}+{self.label}.{self.revision}"
         if not self.not_chosen:
             return version
-        return ".".join(
-            [version, *(f"p{patch.number}" for patch in self.patches[1:])] if self.patches[1:] else [version, "none"]
-        )
+        return ".".join([version, *([f"p{patch.number}" for patch in self.patches[1:]] or ["none"])])
 
     @property
     def listing(self):
@@ -250,6 +248,12 @@ def all_patches(root=ROOT):
     """List the patches of the repo: PR #2537, then the folders of ``patches/`` by name."""
     # A folder that git removed may still have a __pycache__ in it
     folders = sorted({path.parent for part in ("README.md", "speechbrain") for path in (root / "patches").glob(f"*/{part}")})
+    numbers = set()
+    for folder in folders:
+        number = re.fullmatch(r"([0-9]{4})-[a-z0-9-]+", folder.name)
+        if not number or number[1] in numbers:
+            raise Refusal(f"patches/{folder.name}: rename this folder to a number that is free, and a name: 0042-what-it-does.")
+        numbers.add(number[1])
     return [
         Patch(FIRST, f"{FIRST}.md", root),
         *(Patch(path.name, f"patches/{path.name}/README.md", path) for path in folders),

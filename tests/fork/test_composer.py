@@ -509,6 +509,13 @@ def test_a_delta_has_only_files_and_folders(repo, spoil, message):
         lock.renew(repo)
 
 
+@pytest.mark.parametrize("name", ["0003-again", "0099 what", "watch"])
+def test_a_folder_of_patches_needs_a_number_of_its_own(repo, name):
+    (repo / "patches" / name / "speechbrain").mkdir(parents=True)
+    with pytest.raises(Refusal, match="rename this folder to a number that is free"):
+        record.load(repo)
+
+
 @pytest.mark.parametrize("name", ["composer/lock.toml", "pyproject.toml", "PR_2537.md", "patches/0007-watch/README.md"])
 def test_a_missing_file_is_named(repo, name):
     (repo / name).unlink()
