@@ -12,12 +12,18 @@ import tempfile
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from composer import Refusal, base, metadata, record, tree
 
+if {"install", "develop", "editable_wheel", "bdist_egg", "build"} & {*sys.argv[1:]}:
+    raise Refusal("setup.py builds wheels and sdists only: run `pip install .`, or `python setup.py bdist_wheel`.")
+if "sdist" in sys.argv[1:]:  # an sdist can build all: it has the default version
+    os.environ.pop(record.WANTED, None)
+    os.environ.pop(record.CHOSEN, None)
+
 try:
     from setuptools import setup
     from setuptools.command.bdist_wheel import bdist_wheel
     from setuptools.command.build_py import build_py
     from setuptools.command.sdist import sdist
-except ImportError:
+except Exception:  # an old setuptools fails in many ways on a new Python
     raise Refusal("This build needs setuptools 77 or later: run `python -m pip install -U setuptools`.") from None
 
 FORK = record.load()

@@ -23,7 +23,7 @@ def check(versions):
         If the delta does not fit a base or the lock, or the lock is stale.
     """
     for version in versions:
-        fork = record.load(version=version)
+        fork = record.load(version=version, patches="all")
         tree.compose(fork, base.members(base.fetch(fork.base)), record.lock())
         print(f"{fork.version}: all as the lock has it.")
         print("".join(f"    {line}\n" for line in fork.listing.splitlines()), end="")
@@ -131,13 +131,13 @@ def main():
     elif arguments.command == "adopt":
         adopt(arguments.version)
     else:
-        text = diff_of(record.load(version=arguments.base), arguments.patch, arguments.after)
-        try:
-            sys.stdout.buffer.write(text.encode(errors="surrogateescape"))
-            sys.stdout.flush()
-        except BrokenPipeError:  # `... | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        fork = record.load(version=arguments.base, patches="all" if arguments.patch else None)
+        sys.stdout.buffer.write(diff_of(fork, arguments.patch, arguments.after).encode(errors="surrogateescape"))
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

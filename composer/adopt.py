@@ -3,13 +3,14 @@
 import difflib
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from xml.etree import ElementTree
 
-from composer import base, lock, record, tree
+from composer import Refusal, base, lock, record, tree
 from composer.graft import definition, fingerprint
 
 ON_STOCK = "FORK_TESTS_ON_STOCK"  # set where the regression rows run on a stock release, to see them fail
@@ -28,6 +29,8 @@ def adopt(version):
     Refusal
         If the release cannot be downloaded.
     """
+    if not re.fullmatch(r"\d+(\.\d+)+", version):
+        raise Refusal(f"{version} is not a release: give one as the package index names it, such as 1.1.2.")
     wheel = base.fetch(record.Base(version, ""))
     pin(version, wheel)
     print(f"\nThe regression rows on stock {version}, which show which patches it needs:", flush=True)

@@ -65,6 +65,11 @@ def _environment(config_settings, metadata_directory=None):
         os.environ[base.LOCAL_WHEEL] = str(wheels)
     try:
         yield
+    except OSError as error:
+        raise Refusal(
+            f"The build cannot write or read {error.filename} ({error.strerror}): free some space, or let TMPDIR name another "
+            "folder."
+        ) from None
     finally:
         os.environ.clear()
         os.environ.update(before)

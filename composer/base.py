@@ -15,11 +15,15 @@ from composer import Refusal
 
 LOCAL_WHEEL = "SPEECHBRAIN_BASE_WHEEL"
 
+# Settings for the user's own pip command, with which this one would fail.
+NOT_FOR_THE_INNER_PIP = ("PIP_REQUIREMENT", "PIP_PYTHON", "PIP_PLATFORM", "PIP_REQUIRE_VIRTUALENV", "PIP_UPLOADED_PRIOR_TO")
+
 # What pip prints when it fails, what that means, and what to do.
 REASONS = (
     ("No module named pip", "the build downloads it with pip, and there is no pip in its environment: install pip there"),
     ("No space left on device", "the disk of the temporary folder is full: free some space, or let TMPDIR name another folder"),
     ("ProxyError", "the proxy does not answer: check HTTPS_PROXY, PIP_PROXY and pip.conf"),
+    ("NewConnectionError", "neither the index nor a proxy answers: check the network, HTTPS_PROXY, PIP_INDEX_URL and pip.conf"),
     ("DO NOT MATCH THE HASHES", "the index serves another file of that name ({}): check PIP_INDEX_URL and pip.conf"),
     ("ERROR: ", "{}: check the network, PIP_INDEX_URL and pip.conf"),
     ("", "{}: check the network, PIP_INDEX_URL and pip.conf"),
@@ -73,10 +77,11 @@ def _downloaded(base, folder):
     # The hash is in a file, and only wheels are allowed: with a bare `name==version` PIP_REQUIRE_HASHES refuses, and
     # PIP_NO_BINARY silently brings the sdist. A constraint that holds the fork itself would exclude its base.
     settings = {"PIP_REQUIRE_HASHES": "1" if base.sha256 else "0", "PIP_CONSTRAINT": os.devnull}
+    environment = {name: value for name, value in os.environ.items() if name not in NOT_FOR_THE_INNER_PIP}
     done = subprocess.run(
         [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
         + ["--only-binary=:all:", "-r", str(pinned), "-d", str(folder)],
-        env={**os.environ, **settings},
+        env={**environment, **settings},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -91,10 +96,8 @@ def _failure(base, printed):
     """Say in one sentence why a wheel could not be downloaded."""
     mark, reason = next((mark, reason) for mark, reason in REASONS if mark in printed)
     line = next(line.strip() for line in printed.splitlines() if mark in line)
-    return (
-        f"{base.wheel} could not be downloaded: {reason.format(line)}, or set {LOCAL_WHEEL} to a copy of that wheel to build "
-        "offline."
-    )
+    reason = reason.format(line.rstrip(".:"))
+    return f"{base.wheel} could not be downloaded: {reason}, or set {LOCAL_WHEEL} to a copy of that wheel to build offline."
 
 
 def verified(wheel, base, origin):

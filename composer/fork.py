@@ -30,6 +30,8 @@ def differing():
     found = []
     # Not Distribution.files: from Python 3.12 on it leaves out files that do not exist
     for name, recorded, _ in csv.reader((installed.read_text("RECORD") or "RECORD,,").splitlines()):
+        if name.startswith(".."):  # a command, which `pip install --target` puts elsewhere
+            continue
         path = pathlib.Path(installed.locate_file(name))
         if not path.is_file():
             found.append(f"{name} (missing)")
@@ -44,13 +46,14 @@ def differing():
 def main():
     """Print what is installed; returns the exit status, 1 if the files are not as they were built."""
     base, _, local = speechbrain.__version__.partition("+")
-    label, _, revision = local.partition(".")
-    print(f"speechbrain {speechbrain.__version__}: base {base}, label {label}, revision {revision}; its patches:")
+    label, revision, *_ = [*local.split("."), "", ""]
+    lines = [f"speechbrain {speechbrain.__version__}: base {base}, label {label}, revision {revision}; its patches:"]
     patches = pathlib.Path(__file__).with_name("patches.txt")
-    for line in patches.read_text(encoding="utf-8").splitlines() if patches.is_file() else ["unknown, patches.txt is missing"]:
-        print(f"    {line}")
+    listed = patches.read_text(encoding="utf-8").splitlines() if patches.is_file() else ["unknown, patches.txt is missing"]
+    lines += [f"    {line}" for line in listed]
     found = differing()
-    print(f"Not as they were built: {', '.join(found)}" if found else "All files are as they were built.")
+    lines.append(f"Not as they were built: {', '.join(found)}" if found else "All files are as they were built.")
+    print("\n".join(lines))
     return 1 if found else 0
 
 

@@ -172,7 +172,7 @@ def parsed(data, name):
     try:
         return _parse(data)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise Refusal(f"{name} cannot be read as Python in UTF-8: {error or type(error).__name__}.") from None
+        raise Refusal(f"{name} cannot be read as Python in UTF-8: {str(error) or type(error).__name__}.") from None
 
 
 @functools.lru_cache(maxsize=64)  # the result of one graft is where the next graft into the same file starts

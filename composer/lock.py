@@ -3,7 +3,7 @@
 import hashlib
 import os
 
-from composer import Refusal, base, record, tree
+from composer import Refusal, base, metadata, record, tree
 
 HEAD = "# Written by `python -m composer lock`: what each patch replaces (the fingerprint of upstream's definition) and adds.\n"
 
@@ -38,8 +38,11 @@ def renew(root=record.ROOT, pins=None):
     path = root / record.LOCK
     if text.encode() != path.read_bytes():
         part = path.with_name(f"{path.name}.part")
-        part.write_bytes(text.encode())
-        os.replace(part, path)
+        try:
+            part.write_bytes(text.encode())
+            os.replace(part, path)
+        except OSError as error:
+            raise Refusal(f"{path} cannot be written ({error.strerror}): make it and its folder writable.") from None
     return changes(old, record.lock(root))
 
 
@@ -66,9 +69,15 @@ def look(pins, root, revision):
     found : dict of str to dict
         By patch and definition, the fingerprint (or ``new``) on each base.
     digest : str
-        16 hexadecimal digits of all packages and their requirements.
+        16 hexadecimal digits of all packages and their metadata.
     """
     settings, patches = record.table(root), record.all_patches(root)
+    for number, patch in enumerate(patches):
+        for need in patch.needs:
+            if need not in [other.number for other in patches[:number]]:
+                raise Refusal(
+                    f"{patch.name} needs {need}, but no patch before it has that number: correct its page, or drop both."
+                )
     found, sha = {patch.name: {} for patch in patches}, hashlib.sha256()
     for version in _versions(pins):
         requires = [line for span, lines in settings["requires"].items() if record.covers(span, version) for line in lines]
@@ -76,12 +85,13 @@ def look(pins, root, revision):
         mine = tuple(patch for patch in patches if record.covers(patch.span, version))
         others = tuple(patch for patch in patches if patch not in mine)
         fork = record.Fork(settings["label"], 0, release, mine, (), others)
-        package, entries, changed = tree.patched(mine, base.members(base.fetch(release)))
+        upstream = base.members(base.fetch(release))
+        package, entries, changed = tree.patched(mine, upstream)
         for patch, values in entries.items():
             for entry, value in values.items():
                 found[patch].setdefault(entry, {})[version] = value
-        package = tree.marked(fork, package, changed)
-        for part in [version, release.sha256, *requires, *(part for item in sorted(package.items()) for part in item)]:
+        files = {**tree.marked(fork, package, changed), **metadata.dist_info(fork, upstream)}
+        for part in [version, release.sha256, *(part for item in sorted(files.items()) for part in item)]:
             part = part.encode() if isinstance(part, str) else part
             sha.update(b"%d:" % len(part) + part)
     return found, sha.hexdigest()[:16]

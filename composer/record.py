@@ -14,16 +14,19 @@ from composer import Refusal
 try:
     import tomllib
 except ModuleNotFoundError:  # Python 3.10: setuptools and pip bring a parser along, but after pip's, setuptools does not work
-    with contextlib.suppress(ImportError), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "Setuptools is replacing distutils."
-        import setuptools  # noqa: F401
-    try:
-        import tomli as tomllib
-    except ModuleNotFoundError:
+        with contextlib.suppress(ImportError):
+            import setuptools  # noqa: F401
         try:
-            from pip._vendor import tomli as tomllib
+            import tomli as tomllib
         except ModuleNotFoundError:
-            raise Refusal("On Python 3.10 the composer needs setuptools 77 or later, or pip: install one of them.") from None
+            try:
+                from pip._vendor import tomli as tomllib
+            except ModuleNotFoundError:
+                raise Refusal(
+                    "On Python 3.10 the composer needs setuptools 77 or later, or pip: install one of them."
+                ) from None
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = "composer/lock.toml"
@@ -88,25 +91,33 @@ class Patch:
     @cached_property
     def text(self):
         """str: The page."""
-        return read(self.page, self.folder if self.name == FIRST else self.folder.parent.parent).decode()
+        page = read(self.page, self.folder if self.name == FIRST else self.folder.parent.parent)
+        try:
+            text = page.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise Refusal(f"{self.page} is not UTF-8 ({error}): save it as UTF-8.") from None
+        if not re.match("# .*[^ ]", text):
+            raise Refusal(f'{self.page} has no title: its first line has to start with "# ".')
+        return text
 
     @property
     def title(self):
         """str: The title of the page."""
-        return self.text.partition("\n")[0].removeprefix("# ")
+        return self.text.splitlines()[0].removeprefix("# ").strip()
 
     def row(self, name, default=None):
         """Find the value of a row in the page's table."""
-        found = re.search(rf"^\| {name} \| (.*) \|\r?$", self.text, re.M)
-        return found[1] if found else default
+        found = re.search(rf"^\|\s*{name}\s*\|(.*)\|\s*$", self.text, re.M)
+        return found[1].strip() if found else default
 
     @property
     def span(self):
         """str: The bases that it applies to, ``1.0.1 to 1.1.2``."""
         row = self.row("Applies to", "")
-        if not re.fullmatch(r"[0-9.]+ to [0-9.]+(;.*)?", row):
+        found = re.fullmatch(r"(\d+[0-9.]*) to (\d+[0-9.]*)(;.*)?", row)
+        if not found or order(found[1]) > order(found[2]):
             raise Refusal(f'{self.page}: the row "Applies to" has to start with two releases, such as `1.0.1 to 1.1.2`.')
-        return row.partition(";")[0]
+        return f"{found[1]} to {found[2]}"
 
     @property
     def needs(self):
@@ -121,6 +132,8 @@ class Patch:
             folders[:] = sorted(name for name in folders if not _ignored(name))
             for name in [*folders, *sorted(name for name in names if not _ignored(name))]:
                 path = Path(folder, name)
+                if not re.fullmatch(r"[A-Za-z0-9_.+-]+", name):
+                    raise Refusal(f"{str(path)!a}: rename it; names in a delta have only ASCII letters, digits and _ . + -")
                 mode = path.lstat().st_mode
                 if stat.S_ISREG(mode):
                     files[path.relative_to(self.folder).as_posix()] = _content(path)
@@ -182,8 +195,8 @@ def load(root=ROOT, version=None, patches=None):
         The base; by default the one that the environment variable
         ``SPEECHBRAIN_BASE`` names, else the newest.
     patches : str
-        Names of the patches besides PR #2537, or ``none``; by default those that
-        the environment variable ``SPEECHBRAIN_PATCHES`` names, else all.
+        Names of the patches besides PR #2537, ``none`` or ``all``; by default what
+        the environment variable ``SPEECHBRAIN_PATCHES`` says, else all.
 
     Returns
     -------
@@ -210,10 +223,10 @@ def load(root=ROOT, version=None, patches=None):
             f"There is no pinned base {version}: choose one of {', '.join(sorted(locked['bases'], key=order))}, "
             "or pin another with `python -m composer adopt`."
         )
-    if not re.fullmatch("[a-z0-9]+", settings["label"]):
-        raise Refusal(f"pyproject.toml: the label {settings['label']!r} may have lower-case letters and digits only.")
     there = all_patches(root)
     applicable = [patch for patch in there if covers(patch.span, version)]
+    if there[0] not in applicable:
+        raise Refusal(f"{FIRST} applies to {there[0].span}: this fork cannot be built on {version}.")
     chosen = _chosen(patches or os.environ.get(CHOSEN), there, applicable, version)
     for patch in chosen:
         for need in patch.needs:
@@ -233,7 +246,7 @@ def load(root=ROOT, version=None, patches=None):
 def _chosen(patches, there, applicable, version):
     """Pick patches by a text that names them; PR #2537 is always in."""
     names = re.findall(r"[^\s,]+", patches or "")
-    if not names:
+    if names in ([], ["all"]):
         return applicable
     chosen = {FIRST, *(() if names == ["none"] else (find(name, there).name for name in names))}
     for patch in there:
@@ -276,19 +289,37 @@ def find(name, patches):
 
 def table(root=ROOT):
     """Read the table ``tool.fork`` of pyproject.toml."""
-    return _toml("pyproject.toml", root)["tool"]["fork"]
+    settings = _toml("pyproject.toml", root).get("tool", {}).get("fork", {})
+    if not re.fullmatch("[a-z][a-z0-9]*", str(settings.get("label"))):
+        raise Refusal("pyproject.toml: `label` in [tool.fork] has to be lower-case letters and digits, a letter first.")
+    if not isinstance(settings.get("requires"), dict):
+        raise Refusal("pyproject.toml has no table [tool.fork.requires]: restore it with git.")
+    return settings
 
 
 def lock(root=ROOT):
     """Read the lock: revision, digest, and hash of each base; then by patch what each definition replaces on which bases."""
-    return _toml(LOCK, root)
+    locked = _toml(LOCK, root)
+    pins = locked.get("bases")
+    rest = [value for key, value in locked.items() if key not in ("revision", "digest", "bases")]
+    if not (
+        type(locked.get("revision")) is int
+        and locked["revision"] >= 0
+        and isinstance(locked.get("digest"), str)
+        and isinstance(pins, dict)
+        and pins
+        and all(re.fullmatch(r"[0-9.]+", version) and re.fullmatch("[0-9a-f]{64}", str(pins[version])) for version in pins)
+        and all(isinstance(entries, dict) and all(isinstance(v, dict) for v in entries.values()) for entries in rest)
+    ):
+        raise Refusal(f"{LOCK} is not as `python -m composer lock` writes it: restore it with git, then {RENEW}.")
+    return locked
 
 
 def _toml(name, root):
     try:
         return tomllib.loads(read(name, root).decode())
     except ValueError as error:
-        raise Refusal(f"{name} cannot be read as TOML ({error}): restore it with git.") from None
+        raise Refusal(f"{name} cannot be read as TOML ({error}): restore it with git, or resolve the conflict in it.") from None
 
 
 def bases(root=ROOT):
@@ -342,7 +373,7 @@ def _content(path):
 
 
 def _ignored(name):
-    return name.startswith(".") or name == "__pycache__"
+    return name.startswith(".") or name == "__pycache__" or name.endswith((".pyc", ".pyo", "~", ".orig", ".rej"))
 
 
 def _unreadable(error):

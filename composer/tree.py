@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from pathlib import PurePosixPath
 
 from composer import Refusal, record
 from composer.graft import graft, parsed
@@ -86,8 +87,7 @@ def patched(patches, upstream):
                 package[path], entries = _grafted(patch, path, data, package[path])
                 changed.setdefault(path, []).append(patch.name)
             else:
-                _check_new(patch, path, data, package)
-                package[path], entries = data, {path: NEW}
+                entries = {path: NEW}
             for entry in entries:
                 if entry in owner:
                     raise Refusal(
@@ -95,6 +95,9 @@ def patched(patches, upstream):
                         "a definition belongs to exactly one patch: remove one of the two."
                     )
                 owner[entry] = patch.name
+            if path not in upstream:
+                _check_new(patch, path, data, package)
+                package[path] = data
             mine.update(entries)
     return package, found, changed
 
@@ -104,7 +107,10 @@ def _grafted(patch, path, data, source):
         raise Refusal(
             f"{patch.name}: {path} is a file of upstream's and not Python: it cannot be changed; choose a file of another name."
         )
-    done = graft(source, data, path)
+    try:
+        done = graft(source, data, path)
+    except Refusal as refusal:
+        raise Refusal(f"{patch.name}: {refusal}") from None
     if not done.replaced and not done.added:
         raise Refusal(f"{patch.name}: {path} defines nothing: delete it, or define something there.")
     names = {**done.replaced, **dict.fromkeys(done.added, NEW)}
@@ -116,9 +122,21 @@ def _check_new(patch, path, data, package):
         raise Refusal(f"{patch.name}: the build itself writes {path}: choose another name.")
     if path.endswith(".py"):
         parsed(data, f"{patch.name}: {path}")
-    same = next((other for other in package if other != path and other.lower() == path.lower()), None)
-    if same:
-        raise Refusal(f"{patch.name}: {path} and {same} are one file where case does not count: choose another name.")
+    places = {place: other for other in package for place in (other, *map(str, PurePosixPath(other).parents))}
+    lower = {place.lower(): place for place in places}
+    for place in (path, *map(str, PurePosixPath(path).parents)):
+        same = lower.get(place.lower(), place)
+        if same != place:
+            raise Refusal(f"{patch.name}: {place} and {same} are the same where case does not count: choose another name.")
+    module = path.removesuffix("/__init__.py").removesuffix(".py")
+    hidden = [
+        *(str(parent) for parent in PurePosixPath(path).parents),
+        f"{module}.py",
+        *([module] if "/__init__" not in path else []),
+    ]
+    for place in hidden:
+        if place in package or (place == module and place in places):
+            raise Refusal(f"{patch.name}: {path} hides upstream's {place}, or is hidden by it: choose another name.")
 
 
 def diff(base, package):

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from composer import adopt, base, lock, record, tree
+from composer import Refusal, adopt, base, lock, record, tree
 
 NEWEST, BEFORE = "1.1.2", "1.1.1"
 CHANGED = "0005-load-the-right-model"  # upstream changed `fetch` between the two
@@ -61,6 +61,12 @@ def test_adopting_again_changes_nothing(older, wheels):
     before = (older / record.LOCK).read_text()
     assert adopt.pin(NEWEST, wheels(NEWEST).read_bytes(), older) == [CHANGED]
     assert (older / record.LOCK).read_text() == before
+
+
+@pytest.mark.parametrize("version", ["v1.1.2", "1.1.*", "1.2.0rc1", "../x"])
+def test_what_is_not_a_release_is_refused(version):
+    with pytest.raises(Refusal, match="is not a release: give one as the package index names it"):
+        adopt.adopt(version)
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,13 @@ def edited(edit, name="PR_2537"):
         pytest.param(
             lambda d: {**d, "speechbrain/fork.py": b"x = 1"}, "the build itself writes speechbrain/fork.py", id="fork.py"
         ),
-        pytest.param(lambda d: {**d, "speechbrain/Core.py": b"x = 1"}, "are one file where case does not count", id="case"),
+        pytest.param(lambda d: {**d, "speechbrain/Core.py": b"x = 1"}, "Core.py and .* where case does not count", id="case"),
+        pytest.param(
+            lambda d: {**d, "speechbrain/Utils/x.py": b"x = 1"}, "Utils and .* where case does not count", id="folder's case"
+        ),
+        pytest.param(lambda d: {**d, "speechbrain/core/__init__.py": b""}, "hides upstream's speechbrain/core.py", id="hides"),
+        pytest.param(lambda d: {**d, "speechbrain/utils.py": b""}, "hides upstream's speechbrain/utils", id="is hidden"),
+        pytest.param(lambda d: {**d, "speechbrain/core.py/x.txt": b""}, "hides upstream's speechbrain/core.py", id="in a file"),
         pytest.param(
             lambda d: {**d, "speechbrain/watch/text.py": b"x = 1"},
             "PR_2537 and 0007-watch both define .*text.py",
@@ -158,6 +164,7 @@ def test_no_network_names_the_way_out(monkeypatch):
     [
         ("/x/python: No module named pip", "there is no pip in its environment: install pip there"),
         ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", "temporary folder is full"),
+        ("WARNING: Retrying after 'NewConnectionError(...)'\nERROR: No matching distribution", "neither the index nor a proxy"),
         ("WARNING: Retrying after 'ProxyError(...)'\nERROR: No matching distribution", "the proxy does not answer"),
     ],
 )
@@ -482,10 +489,33 @@ def test_the_grafted_files_pass_upstreams_linter(upstream, tmp_path):
 @pytest.mark.parametrize(
     "name, old, new, message",
     [
-        ("pyproject.toml", 'label = "pr2537"', 'label = "PR-2537"', "'PR-2537' may have lower-case letters and digits only"),
+        ("pyproject.toml", 'label = "pr2537"', 'label = "PR-2537"', "has to be lower-case letters and digits, a letter first"),
         ("pyproject.toml", "[tool.fork]", "[tool.fork", "pyproject.toml cannot be read as TOML"),
+        ("pyproject.toml", "[tool.fork.requires]", "[tool.other]", "pyproject.toml has no table .tool.fork.requires."),
         ("composer/lock.toml", "revision = ", "revision ", "composer/lock.toml cannot be read as TOML"),
+        (
+            "composer/lock.toml",
+            "revision = ",
+            "revision = -",
+            "lock.toml is not as `python -m composer lock` writes it: restore",
+        ),
+        ("composer/lock.toml", "digest", "digests", "lock.toml is not as"),
+        ("composer/lock.toml", '"1.1.2" = "9fea', '"1.1.2" = "', "lock.toml is not as"),
+        ("composer/lock.toml", "[bases]", "[others]", "lock.toml is not as"),
         ("patches/0001-average-finite-losses/README.md", "1.0.1 to 1.1.2", "all", 'the row "Applies to" has to start with'),
+        (
+            "patches/0001-average-finite-losses/README.md",
+            "1.0.1 to 1.1.2",
+            "1.1.2 to 1.0.1",
+            'the row "Applies to" has to start',
+        ),
+        ("PR_2537.md", "| Applies to | 1.0.1", "| Applies to | 1.1.3", 'the row "Applies to" has to start with'),
+        (
+            "PR_2537.md",
+            "1.0.1 to 1.1.2",
+            "1.0.1 to 1.0.3",
+            "PR_2537 applies to 1.0.1 to 1.0.3: this fork cannot be built on 1.1.2",
+        ),
     ],
 )
 def test_a_record_that_cannot_be_is_refused(repo, name, old, new, message):
@@ -506,6 +536,40 @@ def test_a_record_that_cannot_be_is_refused(repo, name, old, new, message):
 def test_a_delta_has_only_files_and_folders(repo, spoil, message):
     spoil(repo / LOGGER)
     with pytest.raises(Refusal, match=message):
+        lock.renew(repo)
+
+
+@pytest.mark.parametrize(
+    "text, message", [(b"# \xe9\n", "is not UTF-8"), (b"No title\n", "has no title"), (b"", "has no title")]
+)
+def test_a_page_has_a_title_in_utf8(repo, text, message):
+    (repo / "patches/0007-watch/README.md").write_bytes(text)
+    with pytest.raises(Refusal, match=f"patches/0007-watch/README.md {message}"):
+        record.find("0007", record.all_patches(repo)).title  # noqa: B018
+
+
+@pytest.mark.parametrize("row", ["| Needs | 0002 |", "| Needs   |  0002, for a function  |  "])
+def test_what_a_patch_needs_has_to_be_there_before_it(repo, row):
+    page = repo / "patches/0005-load-the-right-model/README.md"
+    page.write_text(re.sub(r"(?m)^\| Needs .*$", row, page.read_text()))
+    with pytest.raises(Refusal, match="0005-load-the-right-model needs 0002, which is left out"):
+        record.load(repo, patches="0005")
+    shutil.rmtree(repo / "patches/0002-atomic-checkpoints")
+    with pytest.raises(Refusal, match="0005-load-the-right-model needs 0002, but no patch before it has that number"):
+        lock.renew(repo)
+
+
+def test_a_lock_that_cannot_be_written_is_refused(repo):
+    (repo / "composer/lock.toml.part").mkdir()
+    (repo / "speechbrain/x.py").write_text("X = 1\n")
+    with pytest.raises(Refusal, match=r"lock.toml cannot be written \(Is a directory\)"):
+        lock.renew(repo)
+
+
+@pytest.mark.parametrize("name", ["a b.py", "caf\xe9.py", 'a"b.txt'])
+def test_a_name_of_a_delta_is_plain(repo, name):
+    (repo / "speechbrain" / name).write_text("")
+    with pytest.raises(Refusal, match="rename it; names in a delta have only ASCII letters"):
         lock.renew(repo)
 
 

@@ -176,8 +176,16 @@ def test_setup_py_answers(checkout, environment):
     assert done.returncode == 0 and done.stdout.split() == [FORK.version], "without the base"
 
 
+@pytest.mark.parametrize("command", ["install", "develop", "editable_wheel", "bdist_egg", "build"])
+def test_setup_py_does_not_install(checkout, environment, command):
+    done = run([sys.executable, "setup.py", command], environment, checkout)
+    assert done.returncode == 1 and done.stdout.startswith("setup.py builds wheels and sdists only: run `pip install .`")
+
+
 def test_the_sdist_builds_the_same_wheel_and_leaves_requirements_open(checkout, environment, tmp_path, built):
-    done = run([sys.executable, "setup.py", "-q", "sdist", "-d", tmp_path], environment, checkout)
+    environment = {**environment, record.WANTED: "", record.CHOSEN: ""}
+    choice = {record.WANTED: "1.0.3", record.CHOSEN: "none"}  # which an sdist does not remember
+    done = run([sys.executable, "setup.py", "-q", "sdist", "-d", tmp_path], {**environment, **choice}, checkout)
     assert done.returncode == 0, done.stdout
     (packed,) = tmp_path.glob("*.tar.gz")
     shutil.unpack_archive(packed, tmp_path / "unpacked", filter="data")
