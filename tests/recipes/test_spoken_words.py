@@ -3,13 +3,13 @@
 import contextlib
 import csv
 import errno
+import functools
 import json
 import os
 import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from speechbrain.inference.classifiers import EncoderClassifier
 from composer import record
 from embeddings import Embeddings, digest_of, keep, key_of
 from results import advice_on_storage, refuse_to_replace
-from scripts import RECIPE, command, environment, run, same, weights
+from scripts import RECIPE, command, environment, forked, run, same, weights
 from train import KeywordBrain
 
 
@@ -48,14 +48,14 @@ def test_the_recipe_trains_on_the_fork(finetuned):
 
 
 def test_the_first_stage_does_not_change_the_frozen_encoder(fine_tuning, pretrained, tmp_path):
-    status, said = run("train.py", *fine_tuning(tmp_path, unfreeze=False, cache_embeddings=False, head_epochs=1))
+    status, said = forked("train.py", *fine_tuning(tmp_path, unfreeze=False, cache_embeddings=False, head_epochs=1))
     assert status == 0, said
     before, after = (torch.load(folder / "embedding_model.ckpt") for folder in (pretrained, tmp_path / "inference"))
     assert same(list(before.values()), list(after.values()))  # its BatchNorm statistics too
 
 
 def test_cached_and_uncached_runs_with_the_same_seed_end_with_the_same_weights(fine_tuning, finetuned, tmp_path):
-    status, said = run("train.py", *fine_tuning(tmp_path, cache_embeddings=False))
+    status, said = forked("train.py", *fine_tuning(tmp_path, cache_embeddings=False))
     assert status == 0, said
     assert same(weights(tmp_path), weights(finetuned[0]))
     assert (tmp_path / "worst_clips.csv").read_text() == (finetuned[0] / "worst_clips.csv").read_text()
@@ -65,21 +65,21 @@ def test_the_same_command_trains_nothing_more_and_another_run_is_refused(fine_tu
     folder, said = finetuned
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
-    status, again = run("train.py", *fine_tuning(copy))
+    status, again = forked("train.py", *fine_tuning(copy))
     errors = r"Test error \w+ fine-tuning: [\d.]+%"
     assert status == 0 and "Going into epoch" not in again and re.findall(errors, again) == re.findall(errors, said)
     assert same(weights(copy), weights(folder))
-    status, said = run("train.py", *fine_tuning(copy, words="[dog]"))
+    status, said = forked("train.py", *fine_tuning(copy, words="[dog]"))
     assert status == 1 and "belongs to a run with words ['cat', 'dog'], not ['dog']: use another --output_folder" in said
-    status, said = run("train.py", *fine_tuning(copy, clip_seconds=0.5))
+    status, said = forked("train.py", *fine_tuning(copy, clip_seconds=0.5))
     assert status == 1 and "belongs to a run with clip_seconds 1.0, not 0.5: use another --output_folder" in said
     retrained = tmp_path / "pretrained"
     shutil.copytree(pretrained, retrained)
-    status, said = run("train.py", *fine_tuning(copy, source=retrained))
+    status, said = forked("train.py", *fine_tuning(copy, source=retrained))
     assert status == 1 and f"belongs to a run with source {pretrained}, not {retrained}: use another --output_folder" in said
     recorded = json.loads((copy / "run_on.json").read_text())
     (copy / "run_on.json").write_text(json.dumps({**recorded, "encoder_digest": "of another training"}))
-    status, said = run("train.py", *fine_tuning(copy))
+    status, said = forked("train.py", *fine_tuning(copy))
     assert status == 1 and "belongs to a run with encoder_digest of another training, not" in said
 
 
@@ -94,13 +94,28 @@ def test_the_same_command_trains_nothing_more_and_another_run_is_refused(fine_tu
     ],
 )
 def test_the_error_names_a_wrong_option_and_the_remedy(fine_tuning, tmp_path, options, said):
-    status, output = run("train.py", *fine_tuning(tmp_path, **options))
+    status, output = forked("train.py", *fine_tuning(tmp_path, **options))
     assert status == 1 and said in output
+
+
+@functools.cache
+def help_of(script):
+    """Run a script with --help; returns its exit status, its output and the names of the modules that it imports."""
+    python, *arguments = command(script, "--help")
+    done = subprocess.run(
+        [python, "-X", "importtime", *arguments],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    line = r"(?m)^import time:.*\| +(.+)\n"
+    return done.returncode, re.sub(line, "", done.stdout), set(re.findall(line, done.stdout))
 
 
 @pytest.mark.parametrize("script", ["train.py", "pretrain.py"])
 def test_help_shows_the_commands(script):
-    status, said = run(script, "--help")
+    status, said, _ = help_of(script)
     assert status == 0 and f"> python {script} hparams/" in said and "Each key of the YAML is an option" in said
     assert said.startswith(f"{script}: importing PyTorch")
 
@@ -115,10 +130,8 @@ def test_help_shows_the_commands(script):
     ],
 )
 def test_help_answers_before_slow_imports(script, slow):
-    python, *arguments = command(script, "--help")
-    process = subprocess.run([python, "-X", "importtime", *arguments], env=environment(), capture_output=True, text=True)
-    imported = re.findall(r"(?m)^import time:.*\| +(\S+)$", process.stderr)
-    assert process.returncode == 0 and "argparse" in imported and not {*slow} & {*imported}
+    status, _, imported = help_of(script)
+    assert status == 0 and "argparse" in imported and not {*slow} & imported
 
 
 def killed(options, when, folder):
@@ -134,7 +147,7 @@ def killed(options, when, folder):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    return run("train.py", *options)
+    return forked("train.py", *options)
 
 
 def epochs(folder, stage):
@@ -152,11 +165,22 @@ def test_a_killed_run_resumes_to_the_same_weights(fine_tuning, finetuned, tmp_pa
     assert (tmp_path / "worst_clips.csv").read_text() == (finetuned[0] / "worst_clips.csv").read_text()
 
 
-def test_two_runs_cannot_write_to_one_folder(fine_tuning, finetuned):
+# Runs a script that waits for a lock, and makes it wait a hundredth of the time.
+IMPATIENT = """
+import filelock, runpy, sys
+acquire = filelock.FileLock.acquire
+filelock.FileLock.acquire = lambda lock, timeout=None: acquire(lock, timeout and timeout / 100)
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_two_runs_cannot_write_to_one_folder(fine_tuning, finetuned, tmp_path):
     from filelock import FileLock
 
+    (tmp_path / "impatient.py").write_text(IMPATIENT)
     with FileLock(finetuned[0] / ".lock"):
-        status, said = run("train.py", *fine_tuning(finetuned[0]))
+        status, said = forked(tmp_path / "impatient.py", *command("train.py", *fine_tuning(finetuned[0]))[1:])
     assert status == 1 and f"another run is writing to {finetuned[0]}: use another --output_folder" in said
 
 
@@ -411,9 +435,11 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 
 def test_a_large_cache_takes_no_more_memory_than_a_small_one(tmp_path):
     def peak(count):
-        program = [sys.executable, "-c", PEAK, tmp_path / f"{count}.npy", str(count)]
-        return int(subprocess.run(program, cwd=RECIPE / "finetuning", capture_output=True, text=True, check=True).stdout)
+        status, said = forked(tmp_path / "peak.py", tmp_path / f"{count}.npy", count)
+        assert status == 0, said
+        return int(said.split()[-1])
 
+    (tmp_path / "peak.py").write_text(PEAK)
     small, large = peak(4), peak(256)  # 256 * 64 embeddings are a quarter of a gigabyte
     (tmp_path / "256.npy").unlink()
     assert large < small + 64  # MiB
@@ -452,7 +478,7 @@ def test_every_row_of_the_table_of_recipes_runs(corpus, tmp_path):
         for column in ("Script_file", "Hparam_file", "Data_prep_file", "Readme_file"):
             assert (record.ROOT / row[column]).is_file(), row[column]
         flags = row["test_debug_flags"].split()
-        status, said = run(Path(row["Script_file"]).name, *flags, cwd=tmp_path)
+        status, said = forked(Path(row["Script_file"]).name, *flags, cwd=tmp_path)
         assert status == 0, said
         output = tmp_path / re.search(r"--output_folder=(\S+)", row["test_debug_flags"])[1]
         checks = re.fullmatch(r"file_exists=\[(.*?)\] performance_check=\[(.*?)\]", row["test_debug_checks"])
