@@ -122,21 +122,18 @@ def _check_new(patch, path, data, package):
         raise Refusal(f"{patch.name}: the build itself writes {path}: choose another name.")
     if path.endswith(".py"):
         parsed(data, f"{patch.name}: {path}")
-    places = {place: other for other in package for place in (other, *map(str, PurePosixPath(other).parents))}
+    places = {place for other in package for place in (other, *map(str, PurePosixPath(other).parents))}  # files and folders
+    above = [str(parent) for parent in PurePosixPath(path).parents]
     lower = {place.lower(): place for place in places}
-    for place in (path, *map(str, PurePosixPath(path).parents)):
+    for place in (path, *above):
         same = lower.get(place.lower(), place)
         if same != place:
             raise Refusal(f"{patch.name}: {place} and {same} are the same where case does not count: choose another name.")
-    module = path.removesuffix("/__init__.py").removesuffix(".py")
-    hidden = [
-        *(str(parent) for parent in PurePosixPath(path).parents),
-        f"{module}.py",
-        *([module] if "/__init__" not in path else []),
-    ]
-    for place in hidden:
-        if place in package or (place == module and place in places):
-            raise Refusal(f"{patch.name}: {path} hides upstream's {place}, or is hidden by it: choose another name.")
+    module = path.removesuffix(".py").removesuffix("/__init__")
+    hidden = [place for place in (*above, f"{module}.py") if place in package]  # a file of that name
+    hidden += [module] if path == f"{module}.py" and module in places else []  # a folder
+    if hidden:
+        raise Refusal(f"{patch.name}: {path} hides upstream's {hidden[0]}, or is hidden by it: choose another name.")
 
 
 def diff(base, package):
