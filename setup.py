@@ -3,6 +3,7 @@
 `pip install .` runs it; `SPEECHBRAIN_BASE=1.0.3` and `SPEECHBRAIN_PATCHES=none` choose another base and fewer patches.
 """
 
+import functools
 import os
 import re
 import shutil
@@ -22,6 +23,8 @@ try:
     from setuptools import setup
     from setuptools.command.bdist_wheel import bdist_wheel
     from setuptools.command.build_py import build_py
+    from setuptools.command.install import install
+    from setuptools.command.install_lib import install_lib
     from setuptools.command.sdist import sdist
 except Exception:  # an old setuptools fails in many ways on a new Python
     raise Refusal("This build needs setuptools 77 or later: run `python -m pip install -U setuptools`.") from None
@@ -29,22 +32,41 @@ except Exception:  # an old setuptools fails in many ways on a new Python
 FORK = record.load()
 
 
+@functools.cache
+def upstream():
+    """Get the members of the base."""
+    return base.members(base.fetch(FORK.base))
+
+
 class BuildPackage(build_py):
     """Writes the composed package."""
 
     def run(self):
         """Compose base and delta; nothing is written where they do not fit."""
-        package = tree.compose(FORK, base.members(base.fetch(FORK.base)), record.lock())
-        metadata.write(package, self.build_lib)
+        metadata.write(tree.compose(FORK, upstream(), record.lock()), self.build_lib)
+
+
+class MovePackage(install_lib):
+    """Moves the package into the wheel's folder; copying it takes longer."""
+
+    def install(self):
+        """Move it."""
+        shutil.move(os.path.join(self.build_dir, "speechbrain"), os.path.join(self.install_dir, "speechbrain"))
+        return []
+
+
+class InstallPackage(install):
+    """The step of bdist_wheel before packing: only the package, since the dist-info is not made from an egg-info."""
+
+    sub_commands = (("install_lib", None),)
 
 
 class BuildWheel(bdist_wheel):
     """Writes upstream's metadata with the fork's version, and the same bytes whatever the setuptools."""
 
     def egg2dist(self, egginfo_path, distinfo_path):
-        """Write the dist-info, in place of setuptools' own egg-info."""
-        shutil.rmtree(egginfo_path)
-        metadata.write(metadata.dist_info(FORK, base.members(base.fetch(FORK.base))), distinfo_path)
+        """Write the dist-info."""
+        metadata.write(metadata.dist_info(FORK, upstream()), distinfo_path)
 
     def write_wheelfile(self, wheelfile_base, generator="composer"):
         """Write WHEEL, without the version of setuptools."""
@@ -73,7 +95,13 @@ def main():
             name="speechbrain",
             version=FORK.version,
             packages=["speechbrain"],
-            cmdclass={"bdist_wheel": BuildWheel, "build_py": BuildPackage, "sdist": PackSource},
+            cmdclass={
+                "bdist_wheel": BuildWheel,
+                "build_py": BuildPackage,
+                "install": InstallPackage,
+                "install_lib": MovePackage,
+                "sdist": PackSource,
+            },
             options={
                 "build": {"build_base": f"{work}/build"},
                 "bdist_wheel": {"bdist_dir": f"{work}/wheel", "compression": "stored"},

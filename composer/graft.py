@@ -200,7 +200,13 @@ class _Source:
     @functools.cached_property
     def ends(self):
         """The last lines of statements: where one starts with #, it is the end of a string, not a comment."""
-        return {node.end_lineno for node in ast.walk(self.tree) if isinstance(node, ast.stmt)}
+        ends, nodes = set(), [self.tree]
+        while nodes:
+            node = nodes.pop()
+            ends.add(getattr(node, "end_lineno", None))
+            for name in ("body", "orelse", "finalbody", "handlers", "cases"):  # what may have statements
+                nodes += getattr(node, name, ()) if isinstance(getattr(node, name, None), list) else ()
+        return ends
 
     def first_line(self, node):
         return min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", ()))])

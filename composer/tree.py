@@ -2,7 +2,6 @@
 
 import difflib
 import re
-from pathlib import PurePosixPath
 
 from composer import Refusal, record
 from composer.graft import graft, parsed
@@ -80,6 +79,7 @@ def patched(patches, upstream):
     """
     package = {path: data for path, data in upstream.items() if path.startswith("speechbrain/")}
     found, changed, owner = {}, {}, {}
+    places = {place.lower(): place for path in package for place in (path, *_folders(path))}
     for patch in patches:
         mine = found[patch.name] = {}
         for path, data in patch.delta.items():
@@ -96,8 +96,9 @@ def patched(patches, upstream):
                     )
                 owner[entry] = patch.name
             if path not in upstream:
-                _check_new(patch, path, data, package)
+                _check_new(patch, path, data, package, places)
                 package[path] = data
+                places.update({place.lower(): place for place in (path, *_folders(path))})
             mine.update(entries)
     return package, found, changed
 
@@ -117,21 +118,24 @@ def _grafted(patch, path, data, source):
     return done.source, {f"{path}::{name}": fingerprint for name, fingerprint in names.items()}
 
 
-def _check_new(patch, path, data, package):
+def _folders(path):
+    """The folders that a file is in."""
+    return [path[: match.start()] for match in re.finditer("/", path)]
+
+
+def _check_new(patch, path, data, package, places):
+    """Refuse a new file that would hide one of the package, or be hidden; `places` are all files and folders by lower case."""
     if path in (PATCHES_FILE, FORK_FILE):
         raise Refusal(f"{patch.name}: the build itself writes {path}: choose another name.")
     if path.endswith(".py"):
         parsed(data, f"{patch.name}: {path}")
-    places = {place for other in package for place in (other, *map(str, PurePosixPath(other).parents))}  # files and folders
-    above = [str(parent) for parent in PurePosixPath(path).parents]
-    lower = {place.lower(): place for place in places}
-    for place in (path, *above):
-        same = lower.get(place.lower(), place)
+    for place in (path, *_folders(path)):
+        same = places.get(place.lower(), place)
         if same != place:
             raise Refusal(f"{patch.name}: {place} and {same} are the same where case does not count: choose another name.")
     module = path.removesuffix(".py").removesuffix("/__init__")
-    hidden = [place for place in (*above, f"{module}.py") if place in package]  # a file of that name
-    hidden += [module] if path == f"{module}.py" and module in places else []  # a folder
+    hidden = [place for place in (*_folders(path), f"{module}.py") if place in package]  # a file of that name
+    hidden += [module] if path == f"{module}.py" and module.lower() in places else []  # a folder
     if hidden:
         raise Refusal(f"{patch.name}: {path} hides upstream's {hidden[0]}, or is hidden by it: choose another name.")
 
