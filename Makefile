@@ -12,7 +12,7 @@ MODULES := speechbrain.fork $(sort $(subst /,.,$(basename $(shell echo $(DELTA) 
 verify: .venv/installed    ## the recipe on the stock release, on the minimal fork and on the fork, side by side
 	$(IN_VENV) $(RECIPE)/verify_fix.py
 
-quick: .venv/installed lint    ## between two edits: the composer, the fix's own tests, lint; a minute
+quick: .venv/installed lint    ## between two edits: tests of the composer and of the fix, lint; a minute
 	$(PYTEST) -q tests/unittests tests/fork/test_graft.py tests/fork/test_composer.py tests/fork/test_adopt.py
 
 test: .venv/installed      ## what CI runs: all tests, then the doctests of the composer and of the modules that the fork changes
@@ -36,7 +36,7 @@ faults: .venv/installed    ## kills at random moments, a full disk, nan at every
 	$(IN_VENV) tests/faults/recipe.py
 	$(IN_VENV) -m pytest $(wildcard patches/0002-*/tests patches/0003-*/tests patches/0004-*/tests)
 
-fuzz: .venv/installed      ## random inputs, deltas, modules, logs, manifests and audio files; exits with 1 for a defect
+fuzz: .venv/installed      ## random inputs, deltas, modules, logs, manifests and audio files; exits with 1 if it finds a defect
 	$(IN_VENV) tests/fuzz/formatter.py
 	$(IN_VENV) tests/fuzz/grafter.py
 	$(IN_VENV) tests/fuzz/watch.py
@@ -48,7 +48,7 @@ parity: .venv/installed    ## the doctests of the whole package on the stock rel
 reproducible: .venv/installed  ## the same bytes on each path, umask, front end, setuptools and Python; prints the hashes
 	$(IN_VENV) -m pytest tests/fork/test_wheel.py -k "same_wheel or hashes"
 
-bases:                     ## each pinned base in an environment of its own in .venv-bases (7 GB), and a table
+bases:                     ## tests each pinned base in its own environment in .venv-bases (7 GB), and prints a table
 	$(PYTHON) tests/fork/bases.py
 
 diff:                      ## what the fork changes, as a diff against the release

@@ -1,4 +1,4 @@
-"""What all tests share: the installed package they run on, and the stock release beside it."""
+"""Shared by all tests: a check of the installed package, the wheels of upstream's releases, and torchrun."""
 
 import os
 import signal
@@ -21,10 +21,10 @@ hypothesis.settings.load_profile("untimed")
 
 
 def pytest_configure(config):
-    """Stop with one sentence where the wrong package, or none, would be tested."""
-    config.addinivalue_line("markers", "regression: this row fails on the stock release, which the suite checks")
+    """Stop with one sentence if speechbrain is not installed, or has another version than the one to test."""
+    config.addinivalue_line("markers", "regression: this test fails on the stock release, as tests/fork/test_stock.py checks")
     config.addinivalue_line("markers", "torchrun: two processes, which take seconds to start")
-    wanted = FORK.base.version if STOCK else FORK.version
+    expected = FORK.base.version if STOCK else FORK.version
     try:
         from importlib.metadata import version
 
@@ -33,10 +33,10 @@ def pytest_configure(config):
         found = speechbrain.__version__ if speechbrain.__file__ else version("speechbrain")
     except (ImportError, AttributeError):  # from the repo's root, `import speechbrain` finds the delta's bare folder
         found = "none"
-    if found != wanted:
-        pytest.exit(f"The tests need an installed speechbrain {wanted}, but found {found}: run `make test`.", returncode=4)
-    # hypothesis asks each module for its __file__. SpeechBrain's redirects of old names then import their targets, which
-    # need k2 and spacy.
+    if found != expected:
+        pytest.exit(f"The tests need an installed speechbrain {expected}, but found {found}: run `make test`.", returncode=4)
+    # hypothesis asks each module for its __file__. SpeechBrain's lazy modules then import their targets, which need k2 and
+    # spacy.
     from speechbrain.utils.importutils import LazyModule
 
     for module in list(sys.modules.values()):
@@ -45,7 +45,7 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    """Mark the tests that start torchrun; and have the report on the stock release say which rows are regression rows."""
+    """Mark the tests that start torchrun; on the stock release, also mark the regression tests in the report."""
     for item in items:
         if "torchrun" in getattr(item, "fixturenames", ()):
             item.add_marker("torchrun")
@@ -55,7 +55,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport():
-    """Let pytest-xdist send what a test printed, file names that are not valid text included."""
+    """Let pytest-xdist send what a test printed, even file names that are not valid text."""
     report = yield
     report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
     return report
@@ -93,7 +93,7 @@ def stock(stock_wheel):
 @pytest.fixture
 def torchrun(tmp_path, request):
     """callable: Runs a script in two processes on the CPU, in ``tmp_path``; returns the exit status and the output."""
-    # On the stock release the processes of a regression row may wait for each other for ever
+    # On the stock release, the processes of a regression test may wait for each other forever
     limit = 30 if STOCK and request.node.get_closest_marker("regression") else 60
 
     def run(script, *arguments, seconds=limit):
@@ -110,7 +110,7 @@ def torchrun(tmp_path, request):
         try:
             said = process.communicate(timeout=seconds)[0]
         except subprocess.TimeoutExpired:  # one process is waiting for the other
-            process.send_signal(signal.SIGTERM)  # which makes the launcher end both
+            process.send_signal(signal.SIGTERM)  # the launcher then ends both
             said = process.communicate()[0]
         return process.returncode, said
 

@@ -15,7 +15,7 @@ from composer import Refusal, base, metadata, record, tree
 
 if {"install", "develop", "editable_wheel", "bdist_egg", "build"} & {*sys.argv[1:]}:
     raise Refusal("setup.py builds wheels and sdists only: run `pip install .`, or `python setup.py bdist_wheel`.")
-if "sdist" in sys.argv[1:]:  # an sdist can build all: it has the default version
+if "sdist" in sys.argv[1:]:  # an sdist can build every base and choice, so it has the default version
     os.environ.pop(record.WANTED, None)
     os.environ.pop(record.CHOSEN, None)
 
@@ -42,7 +42,7 @@ class BuildPackage(build_py):
     """Writes the composed package."""
 
     def run(self):
-        """Compose base and delta; nothing is written where they do not fit."""
+        """Compose base and delta; write nothing if they do not fit."""
         metadata.write(tree.compose(FORK, upstream(), record.lock()), self.build_lib)
 
 
@@ -62,7 +62,7 @@ class InstallPackage(install):
 
 
 class BuildWheel(bdist_wheel):
-    """Writes upstream's metadata with the fork's version, and the same bytes whatever the setuptools."""
+    """Writes upstream's metadata with the fork's version, and the same bytes with every setuptools."""
 
     def egg2dist(self, egginfo_path, distinfo_path):
         """Write the dist-info."""
@@ -77,14 +77,14 @@ class PackSource(sdist):
     """Packs the delta and the composer, which can build on every base."""
 
     def make_release_tree(self, base_dir, files):
-        """Write a PKG-INFO 2.1: from 2.2 on, installers take requirements that it does not have for final."""
+        """Write a PKG-INFO 2.1: from 2.2 on, installers would take it that there are no requirements."""
         super().make_release_tree(base_dir, files)
         text = f"Metadata-Version: 2.1\nName: speechbrain\nVersion: {FORK.version}\n"
         metadata.write({"PKG-INFO": text.encode()}, base_dir)
 
 
 def main():
-    """Run setuptools, with nothing written into the checkout and nothing that depends on the machine in the wheel."""
+    """Run setuptools so that it writes nothing into the checkout, and so that the wheel does not depend on the machine."""
     epoch = os.environ.get("SOURCE_DATE_EPOCH") or "1711929600"  # 2024-04-01
     if not re.fullmatch("[0-9]{1,10}", epoch) or not 315532800 <= int(epoch) < 2**32:
         raise Refusal(f"SOURCE_DATE_EPOCH={epoch} is not a time from 1980 to 2106 in seconds since 1970: correct or unset it.")

@@ -14,5 +14,5 @@ class Refusal(SystemExit):
     """
 
 
-if sys.version_info < (3, 10):  # noqa: UP036  an installer does not know it before it has asked the build
+if sys.version_info < (3, 10):  # noqa: UP036  an installer learns this only from the build
     raise Refusal(f"This fork needs Python 3.10 or later, and this is {sys.version.split()[0]}: use a newer Python.")

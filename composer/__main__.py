@@ -10,7 +10,7 @@ from composer.adopt import adopt
 
 
 def check(versions):
-    """Compare the deltas with the lock on each base, print what each base gets, and see whether the revision is current.
+    """Compare the deltas with the lock on each base, print what each base gets, and check that the revision is current.
 
     Arguments
     ---------
@@ -25,12 +25,12 @@ def check(versions):
     for version in versions:
         fork = record.load(version=version, patches="all")
         tree.compose(fork, base.members(base.fetch(fork.base)), record.lock())
-        print(f"{fork.version}: all as the lock has it.")
+        print(f"{fork.version}: everything matches the lock.")
         print("".join(f"    {line}\n" for line in fork.listing.splitlines()), end="")
     if versions == record.bases() and lock.stale():
         raise Refusal(
-            f"The packages are not those of revision {record.lock()['revision']} any longer: {record.RENEW}, which also raises "
-            "the revision (pip takes an equal version for installed already)."
+            f"The packages have changed since revision {record.lock()['revision']}: {record.RENEW}, which also raises the "
+            "revision (pip takes an equal version as already installed)."
         )
 
 
@@ -44,16 +44,16 @@ def renew():
 
 
 def diff_of(fork, patch=None, after=False):
-    """Write the difference between the base and the fork, or that of one patch below a message to send it with.
+    """Write the difference between the base and the fork, or that of one patch, below a message for upstream.
 
     Arguments
     ---------
     fork : composer.record.Fork
         The build.
     patch : str
-        The one patch; the patches that it needs are in place already.
+        The one patch; the diff is against the base with the patches that this one needs.
     after : bool
-        Whether all patches before it are in place already.
+        Whether the diff is against the base with all patches before this one.
 
     Returns
     -------
@@ -79,7 +79,7 @@ def diff_of(fork, patch=None, after=False):
 
 
 def message(patch):
-    """Turn the page of a patch into a message to send it with: its title, reason and story.
+    """Turn the page of a patch into a message for upstream: its title, reason and story.
 
     Arguments
     ---------
@@ -97,7 +97,7 @@ def message(patch):
     Subject: [PATCH] torchrun works on CPU, and reports unsynchronised parameters
     """
     story = re.split(r"^(?=## )", patch.text, flags=re.M)[1:]
-    body = "".join(section for section in story if "stock's behaviour back" not in section.partition("\n")[0])
+    body = "".join(section for section in story if "stock's behavior back" not in section.partition("\n")[0])
     return "\n\n".join([f"Subject: [PATCH] {patch.title}", patch.row("Reason", ""), body.strip()]) + "\n---\n"
 
 
@@ -112,7 +112,7 @@ def main():
     texts = {
         "check": "compare every definition of the delta with the lock on every base, and say whether the lock is stale",
         "lock": "after a change: write composer/lock.toml, raise the revision, and say what is new, replaced or gone",
-        "diff": "print the unified diff from upstream's package to the fork's, or that of one patch, ready to be sent",
+        "diff": "print the unified diff from upstream's package to the fork's, or that of one patch, ready to send",
         "adopt": "pin another release of upstream, show what changed there, and say which patches it still needs",
     }
     check_parser, _, diff_parser, adopt_parser = (
@@ -121,7 +121,9 @@ def main():
     check_parser.add_argument("--base", help="only this base")
     diff_parser.add_argument("--base", help="the base to compare with; the newest by default")
     diff_parser.add_argument("--patch", help="one patch (0001, PR_2537): a message, and a diff that `git apply` takes")
-    diff_parser.add_argument("--after", action="store_true", help="with --patch: all patches before it are in place already")
+    diff_parser.add_argument(
+        "--after", action="store_true", help="with --patch: a diff against the base with all patches before it"
+    )
     adopt_parser.add_argument("version", help="the release, as the package index names it")
     arguments = parser.parse_args()
     if arguments.command == "check":

@@ -13,11 +13,11 @@ from xml.etree import ElementTree
 from composer import Refusal, base, lock, record, tree
 from composer.graft import definition, fingerprint
 
-ON_STOCK = "FORK_TESTS_ON_STOCK"  # set where the regression rows run on a stock release, to see them fail
+ON_STOCK = "FORK_TESTS_ON_STOCK"  # set while the regression tests run on a stock release, where they must fail
 
 
 def adopt(version):
-    """Pin a release, print what upstream changed there, and run the regression rows on it.
+    """Pin a release, print what upstream changed there, and run the regression tests on it.
 
     Arguments
     ---------
@@ -33,7 +33,7 @@ def adopt(version):
         raise Refusal(f"{version} is not a release: give one as the package index names it, such as 1.1.2.")
     wheel = base.fetch(record.Base(version, ""))
     pin(version, wheel)
-    print(f"\nThe regression rows on stock {version}, which show which patches it needs:", flush=True)
+    print(f"\nThe regression tests on stock {version}, which show which patches it needs:", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         base.unpack(wheel, folder)
         for patch in record.all_patches():
@@ -41,7 +41,7 @@ def adopt(version):
                 rows, _ = outcomes(version, folder, patch.tests, "-m", "regression")
                 print(f"  {patch.name}: {verdict(rows)}", flush=True)
             else:
-                print(f"  {patch.name}: replaces nothing of upstream's")
+                print(f"  {patch.name}: replaces no upstream definition")
     print(
         "\nNow check the requirements of the new base in pyproject.toml, read README.md and the pages, "
         "run `python -m composer check` and `make test`, and commit."
@@ -49,7 +49,7 @@ def adopt(version):
 
 
 def pin(version, wheel, root=record.ROOT):
-    """Pin a release in the lock, and print what upstream changed of what the patches replace.
+    """Pin a release in the lock, and print which of the definitions that the patches replace have changed in it.
 
     If nothing changed for a patch, the release is written into the row "Applies to"
     of its page. Otherwise the patch is left out until somebody writes it there.
@@ -78,12 +78,12 @@ def pin(version, wheel, root=record.ROOT):
             continue
         entries = tree.locked_entries(locked, like)[patch.name]
         changes = compare(entries, olds, news)
-        print(f"\n{patch.name}: {chr(10).join(changes) or f'what it replaces is the same as in {like}'}")
+        print(f"\n{patch.name}: {chr(10).join(changes) or f'the definitions that it replaces are the same as in {like}'}")
         span = _widened(patch.span, version)
         if changes:
             left_out.append(patch.name)
             print(
-                f"It is left out on {version}. If its definitions are right there as they are, or once you have corrected "
+                f"It is left out on {version}. If its definitions fit that release as they are, or once you have corrected "
                 f'them, write "{span}" into the row "Applies to" of {patch.page} and {record.RENEW}.'
             )
         else:
@@ -95,7 +95,7 @@ def pin(version, wheel, root=record.ROOT):
 
 
 def compare(entries, olds, news):
-    r"""Compare what a patch replaces and adds in two releases.
+    r"""Compare two releases in what a patch replaces and adds.
 
     Arguments
     ---------
@@ -107,7 +107,7 @@ def compare(entries, olds, news):
     Returns
     -------
     list of str
-        What differs, with a diff where both releases have it.
+        What differs, with a diff if both releases have the definition.
 
     Example
     -------
@@ -123,9 +123,9 @@ def compare(entries, olds, news):
         new = definition(news[path], name) if name and path in news else None
         if known == tree.NEW:
             if new is not None or (path in news and not name):
-                changes.append(f"{entry} is new here, and upstream has its own now")
+                changes.append(f"{entry} is new in the delta, but upstream now has its own")
         elif new is None:
-            changes.append(f"{entry} is not there, or not exactly once")
+            changes.append(f"{entry} is missing, or is there more than once")
         elif fingerprint(new) != known:
             lines = (source.decode(errors="replace").splitlines() for source in (definition(olds[path], name), new))
             diff = [line for line in difflib.unified_diff(*lines, lineterm="", n=2) if line[:3] not in ("---", "+++", "@@ ")]
@@ -148,7 +148,7 @@ def outcomes(version, folder, *arguments):
     Returns
     -------
     regression, others : dict of str to set of str
-        The outcome of each regression row and of each other test: nothing, or failure, error, skipped.
+        The outcome of each regression test and of each other test: empty if it passed, else failure, error or skipped.
     """
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch, "report.xml")
@@ -169,12 +169,12 @@ def outcomes(version, folder, *arguments):
 
 
 def verdict(rows):
-    """Say whether a release needs a patch, from the outcomes of the patch's regression rows there.
+    """Say whether a release needs a patch, from the outcomes of the patch's regression tests on it.
 
     Arguments
     ---------
     rows : dict of str to set of str
-        As `outcomes` gives them.
+        As `outcomes` returns them.
 
     Returns
     -------
@@ -184,24 +184,24 @@ def verdict(rows):
     Example
     -------
     >>> verdict({"test_zero": {"failure"}, "test_nan": set()})
-    'needed, 1 of 2 rows fail; upstream now gets these right: test_nan'
+    'needed, 1 of 2 tests fail; upstream now gets these right: test_nan'
     """
     right = sorted(name for name, outcome in rows.items() if not outcome)
     if not rows:
-        return "no row ran: run this in an environment that has pytest, torch and all else that the tests need (`make test`)"
+        return "no test ran: use an environment with pytest, torch and everything else that the tests need (`make test`)"
     if len(right) == len(rows):
-        return f"no longer needed, all {len(rows)} rows pass: see whether you can delete it"
+        return f"no longer needed, all {len(rows)} tests pass: see whether you can delete it"
     some = f"; upstream now gets these right: {', '.join(right)}" if right else ""
-    return f"needed, {len(rows) - len(right)} of {len(rows)} rows fail{some}"
+    return f"needed, {len(rows) - len(right)} of {len(rows)} tests fail{some}"
 
 
 def _before(version, versions):
-    """The newest of some versions that is older than one, else the oldest."""
+    """The newest of `versions` that is older than `version`; the oldest if none is."""
     older = [other for other in versions if record.order(other) < record.order(version)]
     return max(older, key=record.order) if older else min(versions, key=record.order)
 
 
 def _widened(span, version):
-    """A span of versions that has another one too."""
+    """A span of versions, extended to cover `version`."""
     versions = sorted([*span.split(" to "), version], key=record.order)
     return f"{versions[0]} to {versions[-1]}"

@@ -1,6 +1,6 @@
 """The hooks that pip, build and uv call (PEP 517): those of setuptools, which run setup.py.
 
-They exist to pass on ``-C base=1.0.3`` and ``-C patches=none``, and to answer for the metadata without composing.
+They pass on ``-C base=1.0.3`` and ``-C patches=none``, and return the metadata without composing the package.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
 
 
 def build_sdist(sdist_directory, config_settings=None):
-    """Pack what a build needs; it can build on every base."""
+    """Pack what a build needs; the sdist can build on every base."""
     with _environment(config_settings):
         from setuptools import build_meta
 
@@ -34,7 +34,7 @@ def build_sdist(sdist_directory, config_settings=None):
 
 
 def prepare_metadata_for_build_wheel(metadata_directory, config_settings=None):
-    """Write the dist-info without composing, and leave the base wheel beside it for `build_wheel`."""
+    """Write the dist-info without composing, and leave the base wheel next to it for `build_wheel`."""
     with _environment(config_settings):
         fork = record.load()
         wheel = base.fetch(fork.base)
@@ -67,7 +67,7 @@ def _environment(config_settings, metadata_directory=None):
         yield
     except OSError as error:
         raise Refusal(
-            f"The build cannot write or read {error.filename} ({error.strerror}): free some space, or let TMPDIR name another "
+            f"The build cannot write or read {error.filename} ({error.strerror}): free some space, or set TMPDIR to another "
             "folder."
         ) from None
     finally:

@@ -15,13 +15,13 @@ from composer import Refusal
 
 LOCAL_WHEEL = "SPEECHBRAIN_BASE_WHEEL"
 
-# Settings for the user's own pip command, with which this one would fail.
+# Settings for the user's own pip command that would make this one fail.
 NOT_FOR_THE_INNER_PIP = ("PIP_REQUIREMENT", "PIP_PYTHON", "PIP_PLATFORM", "PIP_REQUIRE_VIRTUALENV", "PIP_UPLOADED_PRIOR_TO")
 
 # What pip prints when it fails, what that means, and what to do.
 REASONS = (
-    ("No module named pip", "the build downloads it with pip, and there is no pip in its environment: install pip there"),
-    ("No space left on device", "the disk of the temporary folder is full: free some space, or let TMPDIR name another folder"),
+    ("No module named pip", "the build downloads it with pip, but its environment has no pip: install pip there"),
+    ("No space left on device", "the disk of the temporary folder is full: free some space, or set TMPDIR to another folder"),
     ("ProxyError", "the proxy does not answer: check HTTPS_PROXY, PIP_PROXY and pip.conf"),
     ("NewConnectionError", "neither the index nor a proxy answers: check the network, HTTPS_PROXY, PIP_INDEX_URL and pip.conf"),
     ("DO NOT MATCH THE HASHES", "the index serves another file of that name ({}): check PIP_INDEX_URL and pip.conf"),
@@ -34,14 +34,14 @@ def fetch(base):
     """Get the wheel of an upstream release, from a local file or from the package index.
 
     ``SPEECHBRAIN_BASE_WHEEL=/path/x.whl`` names a local wheel, or a folder
-    that has it under its own name. Otherwise pip downloads it, with the index
-    that PIP_* variables and pip.conf name (flags of an outer ``pip install`` do
-    not reach this inner pip) and without the user's constraints.
+    that contains it under its original name. Otherwise pip downloads it from the
+    index that PIP_* variables and pip.conf name, without the user's constraints.
+    Options of an outer ``pip install`` do not reach this inner pip.
 
     Arguments
     ---------
     base : composer.record.Base
-        The release; without a hash it is accepted as it comes, to be pinned.
+        The release; without a hash any wheel is accepted, so that it can be pinned.
 
     Returns
     -------
@@ -61,7 +61,7 @@ def fetch(base):
         except OSError as error:
             raise Refusal(
                 f"{LOCAL_WHEEL} names {Path(local).absolute()}, which cannot be read ({error.strerror}): "
-                f"let it name {base.wheel}, or unset it to download that wheel."
+                f"set it to the path of {base.wheel}, or unset it to download that wheel."
             ) from None
         return verified(wheel, base, local)
     try:
@@ -74,8 +74,8 @@ def fetch(base):
 def _downloaded(base, folder):
     pinned = folder / "base.txt"
     pinned.write_text(f"speechbrain=={base.version}" + (f" --hash=sha256:{base.sha256}\n" if base.sha256 else "\n"))
-    # The hash is in a file, and only wheels are allowed: with a bare `name==version` PIP_REQUIRE_HASHES refuses, and
-    # PIP_NO_BINARY silently brings the sdist. A constraint that holds the fork itself would exclude its base.
+    # The hash is in a file, and only wheels are allowed: with a bare `name==version`, pip would fail under PIP_REQUIRE_HASHES,
+    # and silently download the sdist under PIP_NO_BINARY. A constraint that pins the fork would exclude its base.
     settings = {"PIP_REQUIRE_HASHES": "1" if base.sha256 else "0", "PIP_CONSTRAINT": os.devnull}
     environment = {name: value for name, value in os.environ.items() if name not in NOT_FOR_THE_INNER_PIP}
     done = subprocess.run(
@@ -101,27 +101,7 @@ def _failure(base, printed):
 
 
 def verified(wheel, base, origin):
-    """Check the hash of a wheel.
-
-    Arguments
-    ---------
-    wheel : bytes
-        The wheel.
-    base : composer.record.Base
-        The release that it should be.
-    origin : str
-        Where it is from, for the error.
-
-    Returns
-    -------
-    bytes
-        The same wheel.
-
-    Raises
-    ------
-    Refusal
-        If the hash is not the pinned one.
-    """
+    """Return the wheel if its hash is the pinned one, else raise a Refusal that names its origin."""
     found = hashlib.sha256(wheel).hexdigest()
     if base.sha256 and found != base.sha256.lower():
         raise Refusal(
@@ -147,7 +127,7 @@ def members(wheel):
     Raises
     ------
     Refusal
-        If a member's path leads out of the tree or is there twice, or the wheel is damaged.
+        If the wheel is damaged, has a path twice, or has a path that leads out of the tree.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(wheel)) as archive:
@@ -167,20 +147,7 @@ def members(wheel):
 
 
 def unpack(wheel, folder):
-    """Write all members of a wheel into a folder; if PYTHONPATH starts with it, its packages are imported.
-
-    Arguments
-    ---------
-    wheel : bytes
-        The wheel.
-    folder : str or pathlib.Path
-        Where its members go.
-
-    Raises
-    ------
-    Refusal
-        As for `members`.
-    """
+    """Write all members of a wheel into a folder; if PYTHONPATH starts with that folder, its packages are imported."""
     for name, data in members(wheel).items():
         path = Path(folder, name)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """Puts the definitions of one delta file into upstream's file of the same path.
 
-Bytes are spliced at the positions that ``ast`` gives: what is not replaced
-stays byte for byte, line endings included.
+It splices bytes at the positions that ``ast`` gives: everything else in the
+file stays the same, byte for byte, including line endings.
 """
 
 import ast
@@ -58,10 +58,10 @@ def graft(upstream, delta, path):
         name; those that replace something are in upstream's order. A definition
         replaces upstream's of that name, or is new; the comments right above it
         and behind it come along. A function without a docstring keeps
-        upstream's. A class that upstream has too is written bare: its members
-        replace upstream's or are new. An import from the file's own module
-        declares a name that upstream provides there: it is checked, not
-        grafted. Where a class mentions ``self._upstream_<name>``, or the module
+        upstream's. A class that upstream has too has no bases or decorators:
+        its members replace upstream's or are new. An import from the file's own
+        module declares a name that upstream defines there: it is checked, not
+        grafted. If a class mentions ``self._upstream_<name>``, or the module
         ``_upstream_<name>``, the replaced function is kept under that name.
     path : str
         The path of both inside the package tree.
@@ -74,8 +74,8 @@ def graft(upstream, delta, path):
     Raises
     ------
     Refusal
-        If the delta has anything else, or if what it names is not exactly once
-        in upstream's file.
+        If the delta has anything else, or if a definition that it replaces is
+        not exactly once in upstream's file.
 
     Example
     -------
@@ -102,8 +102,8 @@ def fingerprint(definition):
     Returns
     -------
     str
-        16 hexadecimal digits: enough to notice a change, the wheel's own hash
-        keeps out anything worse.
+        16 hexadecimal digits: enough to notice a change; the hash of the wheel
+        protects against tampering.
 
     Example
     -------
@@ -126,8 +126,8 @@ def definition(source, name):
     Returns
     -------
     bytes
-        Its source, from the first decorator to its end; None where it does not
-        stand exactly once.
+        Its source, from the first decorator to its end; None if it is not there
+        exactly once.
 
     Example
     -------
@@ -145,49 +145,26 @@ def definition(source, name):
 
 
 def parsed(data, name):
-    """Parse a file.
-
-    Arguments
-    ---------
-    data : bytes
-        Its content.
-    name : str
-        What to call it in the error.
-
-    Returns
-    -------
-    ast.Module
-        Its tree.
-
-    Raises
-    ------
-    Refusal
-        If it is not Python in UTF-8.
-
-    Example
-    -------
-    >>> parsed(b"X = 1", "x.py").body[0].lineno
-    1
-    """
+    """Parse a file; raises a Refusal with its name if it is not Python in UTF-8."""
     try:
         return _parse(data)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise Refusal(f"{name} cannot be read as Python in UTF-8: {str(error) or type(error).__name__}.") from None
 
 
-@functools.lru_cache(maxsize=64)  # the result of one graft is where the next graft into the same file starts
+@functools.lru_cache(maxsize=64)  # the next graft into the same file starts from the result of this one
 def _parse(data):
     encoding = tokenize.detect_encoding(io.BytesIO(data).readline)[0]
     if encoding != "utf-8":  # the columns of ast count UTF-8 bytes
         raise SyntaxError(f"its encoding is {encoding}")
     data.decode(encoding)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # invalid escapes are the author's business
+        warnings.simplefilter("ignore")  # invalid escapes are for the author to fix
         return ast.parse(data)
 
 
 class _Source:
-    """A file as bytes, with the tree that says where its statements stand."""
+    """A file as bytes, with its syntax tree, which has the positions of the statements."""
 
     def __init__(self, data, name):
         self.data = data
@@ -199,7 +176,7 @@ class _Source:
 
     @functools.cached_property
     def ends(self):
-        """The last lines of statements: where one starts with #, it is the end of a string, not a comment."""
+        """The last lines of statements: one that starts with # is the end of a string, not a comment."""
         ends, nodes = set(), [self.tree]
         while nodes:
             node = nodes.pop()
@@ -218,7 +195,7 @@ class _Source:
         return self.lines[node.end_lineno - 1] + node.end_col_offset
 
     def text(self, node):
-        """The source of a definition, decorators included, which must have its lines for itself."""
+        """The source of a definition with its decorators; raises a Refusal if other code is on its lines."""
         line, start, end = self.lines[self.first_line(node) - 1], self.start(node), self.end(node)
         rest = self.data[end : self.line_end(end)].strip()
         if self.data[line:start].strip() or not (rest == b"" or rest.startswith(b"#")):
@@ -265,14 +242,14 @@ class _Source:
 
 
 class _Grafting:
-    """One graft: `edits` collects what to splice into upstream's bytes, and `wanted` trees say what has to come out."""
+    """One graft: `edits` collects what to splice into upstream's bytes, `wanted` the trees that the result must have."""
 
     def __init__(self, upstream, delta, path):
         self.mine = _Source(delta, f"the delta's {path}")
         self.theirs = _Source(upstream, f"upstream's {path}")
         self.module = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         self.done = Graft(upstream)
-        self.edits = []  # (start, end, bytes to stand there)
+        self.edits = []  # (start, end, the new bytes)
         self.merged = set()
         self.kept = set()
 
@@ -293,13 +270,11 @@ class _Grafting:
             self.done.source = self.done.source[:start] + text + self.done.source[end:]
         found = _Source(self.done.source, f"the graft of {self.mine.name}").tree.body
         if self.dumped(found) != self.dumped(wanted):
-            raise Refusal(
-                f"{self.mine.name} cannot be put into upstream's file as it is laid out there: lay it out differently."
-            )
+            raise Refusal(f"{self.mine.name} cannot be put into upstream's file in this layout: lay it out differently.")
         return self.done
 
     def dumped(self, body):
-        """What a body contains, in any order, and each name that it imports for itself."""
+        """The statements of a body in any order, with one import for each name."""
         return sorted(self.dump(part) for node in body for part in _single_imports(node))
 
     def dump(self, node):
@@ -310,7 +285,7 @@ class _Grafting:
         return f"{ast.dump(bare)} {sorted(_remembered(member, 'dump', ast.dump) for member in node.body)}"
 
     def body(self, ours, upstreams, end, gap, prefix, mentions):
-        """Graft the definitions of a module or a class, and return the statements that it then has to have.
+        """Graft the definitions of a module or a class, and return the statements that it must then have.
 
         `ours` are the delta's statements and `upstreams` upstream's. `end` is where a new definition after the last one
         goes, `gap` is what separates two definitions, `prefix` is "Class." in a class. `mentions` are the names that the
@@ -373,10 +348,10 @@ class _Grafting:
         return text
 
     def replace(self, node, old, gap, keep):
-        """Replace a definition; returns the statements that have to be there then.
+        """Replace a definition; returns the statements that must then be there.
 
-        A function without a docstring takes upstream's over. If upstream's function is kept, it follows the new one
-        without that docstring, so that in a diff signature, docstring and body stay where they were.
+        A function without a docstring gets upstream's. If upstream's function is kept, it follows the new one, without that
+        docstring, so that a diff shows signature, docstring and body where they were.
         """
         mine, theirs = self.mine, self.theirs
         text, nodes = self.own_text(node, old), [node]
@@ -384,7 +359,7 @@ class _Grafting:
         if span and isinstance(node, FUNCTIONS) and _without_docstring(node.body) is node.body:
             place = mine.below_header(node)
         if place is not None:
-            behind = place - mine.end(node)  # counted from the end, since a comment above may be in front of the text
+            behind = place - mine.end(node)  # counted from the end, since the text may start with a comment
             trail = len(text) - (mine.line_end(mine.end(node)) - mine.end(node))
             at = trail + behind
             text = text[:at] + theirs.data[slice(*span)] + text[at:]
@@ -401,7 +376,7 @@ class _Grafting:
         return nodes
 
     def keep(self, old, name, upstreams, prefix):
-        """Rename upstream's function so that it stays beside the one that replaces it; returns it as tree and as text."""
+        """Rename upstream's function, to keep it next to its replacement; returns its tree and its text."""
         if not isinstance(old, FUNCTIONS) or name in self.kept or self.theirs.binders(KEPT + name, upstreams):
             raise Refusal(
                 f"{self.mine.name}: {prefix}{KEPT}{name} cannot be kept: upstream's {name} is not a function, or that name is "
@@ -416,7 +391,7 @@ class _Grafting:
         return renamed, text[:at] + KEPT.encode() + text[at:]
 
     def members(self, ours, there):
-        """Graft the members of a class that both have, and return the class as it is then."""
+        """Graft the members of a class that both have, and return the resulting class."""
         if ours.bases or ours.keywords or ours.decorator_list or getattr(ours, "type_params", None):
             raise Refusal(f"{self.mine.name}: upstream has class {ours.name} too; write it bare, without bases or decorators.")
         members = _without_docstring(ours.body)
@@ -467,7 +442,7 @@ class _Grafting:
         return lacking
 
     def place(self, imports):
-        """Put imports where upstream's linter wants them: sorted, in sections, names of one module in one statement."""
+        """Put imports where upstream's linter expects them: sorted, in sections, names of one module in one statement."""
         top = self.theirs.tree.body
         leading = list(itertools.takewhile(lambda node: isinstance(node, IMPORTS), _without_docstring(top)))
         widened = {}
@@ -510,13 +485,13 @@ class _Grafting:
         name = _defined(node)
         if name is None:
             raise Refusal(
-                f"{self.mine.name}: line {node.lineno} ({_kind(node)}): a delta holds a docstring, imports, functions, classes "
-                "and assignments to a single name."
+                f"{self.mine.name}: line {node.lineno} ({_kind(node)}): a delta has only a docstring, imports, functions, "
+                "classes and assignments to a single name."
             )
         return name
 
     def own_text(self, node, old=None):
-        """The source of a definition of the delta, with the comments behind it and, unless the old one has them, above it."""
+        """The source of a definition of the delta, with the comment behind it, and that above it unless the old one has it."""
         mine, theirs = self.mine, self.theirs
         above = mine.data[mine.comment(node) : mine.start(node)]
         if old and above:
@@ -527,7 +502,7 @@ class _Grafting:
 
 
 def _defined(node):
-    """The name that a statement defines in a way that a delta can."""
+    """The name that a statement defines, None if a delta cannot define it in this way."""
     if isinstance(node, (*FUNCTIONS, ast.ClassDef)):
         return node.name
     if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
@@ -545,7 +520,7 @@ def _kind(node):
 
 
 def _remembered(node, name, function):
-    """The result of a function for a statement, kept in the statement: the next graft into the same file asks again."""
+    """The result of a function for a statement, cached in the statement for the next graft into the same file."""
     memory = vars(node).setdefault("memory", {})
     if name not in memory:
         memory[name] = function(node)
@@ -553,7 +528,7 @@ def _remembered(node, name, function):
 
 
 def _copy(node):
-    """A copy to be changed, which remembers nothing."""
+    """A copy that can be changed, without cached results."""
     node = copy.copy(node)
     vars(node).pop("memory", None)
     return node

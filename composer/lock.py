@@ -9,7 +9,7 @@ HEAD = "# Written by `python -m composer lock`: what each patch replaces (the fi
 
 
 def renew(root=record.ROOT, pins=None):
-    """Write the lock if it differs, with the next revision if a package differs; return what changed, as lines.
+    """Write the lock if it has changed, with the next revision if a package has changed; return what changed, as lines.
 
     Arguments
     ---------
@@ -47,7 +47,7 @@ def renew(root=record.ROOT, pins=None):
 
 
 def stale(root=record.ROOT):
-    """Whether the packages differ from those that the revision stands for."""
+    """Whether the packages differ from those of the locked revision."""
     locked = record.lock(root)
     return look(locked["bases"], root, locked["revision"])[1] != locked["digest"]
 
@@ -69,7 +69,7 @@ def look(pins, root, revision):
     found : dict of str to dict
         By patch and definition, the fingerprint (or ``new``) on each base.
     digest : str
-        16 hexadecimal digits of all packages and their metadata.
+        16 hexadecimal digits, a hash of all packages and their metadata.
     """
     settings, patches = record.table(root), record.all_patches(root)
     for number, patch in enumerate(patches):
@@ -98,7 +98,7 @@ def look(pins, root, revision):
 
 
 def changes(old, new):
-    """Say which definitions are new, replaced or gone in a lock, compared with an older one."""
+    """List which definitions are new, replaced or gone in a lock, compared with an older one."""
     lines = []
     for patch in sorted((old.keys() | new.keys()) - {"revision", "digest", "bases"}):
         before, after = old.get(patch, {}), new.get(patch, {})
@@ -110,7 +110,7 @@ def changes(old, new):
 
 
 def _spans(values, versions):
-    """Group the versions that follow each other with the same value: pairs of a span and that value."""
+    """Group consecutive versions with the same value: pairs of a span and that value."""
     groups = []
     for version in versions:
         value = values.get(version)

@@ -1,4 +1,4 @@
-"""What goes into the wheel's dist-info: upstream's METADATA with the fork's version and requirements, licences, scripts."""
+"""Makes the wheel's dist-info: upstream's METADATA with the fork's version and requirements, licenses, scripts."""
 
 import re
 from pathlib import Path
@@ -30,7 +30,9 @@ def dist_info(fork, upstream):
     # Wheels with METADATA 2.4 have them in a folder, those with 2.1 do not
     license = next((name for name in ("licenses/LICENSE", "LICENSE") if f"{theirs}/{name}" in upstream), None)
     if license is None or f"{theirs}/METADATA" not in upstream:
-        raise Refusal(f"{fork.base.wheel} has no METADATA or no LICENSE in {theirs}: it is not upstream's; download it again.")
+        raise Refusal(
+            f"{fork.base.wheel} has no METADATA or no LICENSE in {theirs}: it is not upstream's wheel; download it again."
+        )
     files = {
         "METADATA": _metadata(upstream[f"{theirs}/METADATA"], fork),
         "top_level.txt": b"speechbrain\n",
@@ -53,13 +55,13 @@ def write(files, folder):
 
 
 def _command(path):
-    """The command that a patch adds with a file: `speechbrain/watch/__main__.py` is also speechbrain-watch."""
+    """The command that a file adds, if any: `speechbrain/watch/__main__.py` adds speechbrain-watch."""
     return re.findall(r"^speechbrain/(\w+)/__main__\.py$", path)
 
 
 def _metadata(upstream, fork):
     head, gap, description = upstream.partition(b"\n\n")
     head = re.sub(rb"(?m)^Version: .*$", f"Version: {fork.version}".encode(), head)
-    head = re.sub(rb"(?m)^Requires-Python: .*$", b"Requires-Python: >=3.10", head)  # what the delta is written for
+    head = re.sub(rb"(?m)^Requires-Python: .*$", b"Requires-Python: >=3.10", head)  # the delta needs it
     more = ["License-File: NOTICE", *(f"Requires-Dist: {requirement}" for requirement in fork.base.requires)]
     return head + b"\n" + "\n".join(more).encode() + gap + description

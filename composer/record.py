@@ -1,4 +1,4 @@
-"""What this repo says about itself: the bases, the patches with their pages, and which of them a build takes."""
+"""Reads the repo: the bases, the patches with their pages, and which of them go into a build."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ from composer import Refusal
 
 try:
     import tomllib
-except ModuleNotFoundError:  # Python 3.10: setuptools and pip bring a parser along, but after pip's, setuptools does not work
+except ModuleNotFoundError:  # Python 3.10: setuptools and pip contain a parser, but importing pip's first breaks setuptools
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "Setuptools is replacing distutils."
         with contextlib.suppress(ImportError):
@@ -139,7 +139,7 @@ class Patch:
                     files[path.relative_to(self.folder).as_posix()] = _content(path)
                 elif not stat.S_ISDIR(mode):
                     raise Refusal(
-                        f"{path} is a link or a special file: a delta has only files and folders; replace it by a file."
+                        f"{path} is a link or a special file: a delta has only files and folders; replace it with a file."
                     )
         return files
 
@@ -157,9 +157,9 @@ class Fork:
     base : Base
         The release to build on.
     patches : tuple of Patch
-        What goes in, in order.
+        The patches that go in, in order.
     not_chosen, not_applicable : tuple of Patch
-        What the build was asked to leave out, and what the base cannot take.
+        The patches that the build was asked to leave out, and those that do not apply to the base.
     """
 
     label: str
@@ -185,7 +185,7 @@ class Fork:
 
 
 def load(root=ROOT, version=None, patches=None):
-    """Decide what a build is made of.
+    """Choose the base and the patches of a build.
 
     Arguments
     ---------
@@ -206,7 +206,7 @@ def load(root=ROOT, version=None, patches=None):
     Raises
     ------
     Refusal
-        If the base is not pinned, or a patch is not there, does not apply to
+        If the base is not pinned, or a patch does not exist, does not apply to
         the base or needs another one that is left out.
 
     Example
@@ -244,7 +244,7 @@ def load(root=ROOT, version=None, patches=None):
 
 
 def _chosen(patches, there, applicable, version):
-    """Pick patches by a text that names them; PR #2537 is always in."""
+    """Choose the patches that a text names; PR #2537 is always in."""
     names = re.findall(r"[^\s,]+", patches or "")
     if names in ([], ["all"]):
         return applicable
@@ -265,7 +265,7 @@ def all_patches(root=ROOT):
     for folder in folders:
         number = re.fullmatch(r"([0-9]{4})-[a-z0-9-]+", folder.name)
         if not number or number[1] in numbers:
-            raise Refusal(f"patches/{folder.name}: rename this folder to a number that is free, and a name: 0042-what-it-does.")
+            raise Refusal(f"patches/{folder.name}: rename this folder to a free number and a name, as in 0042-what-it-does.")
         numbers.add(number[1])
     return [
         Patch(FIRST, f"{FIRST}.md", root),
@@ -298,7 +298,7 @@ def table(root=ROOT):
 
 
 def lock(root=ROOT):
-    """Read the lock: revision, digest, and hash of each base; then by patch what each definition replaces on which bases."""
+    """Read the lock: the revision, the digest, the hash of each base, and by patch what each definition replaces on a base."""
     locked = _toml(LOCK, root)
     pins = locked.get("bases")
     rest = [value for key, value in locked.items() if key not in ("revision", "digest", "bases")]
@@ -334,7 +334,7 @@ def bases(root=ROOT):
 
 
 def order(version):
-    """Give the key by which versions are sorted.
+    """Return the key by which versions are sorted.
 
     Example
     -------

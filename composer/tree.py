@@ -1,4 +1,4 @@
-"""Base and deltas become a package tree, compared with the lock; and the difference between two trees as a diff."""
+"""Puts deltas into a base, compares the package with the lock, and writes the difference between two packages as a diff."""
 
 import difflib
 import re
@@ -22,7 +22,7 @@ def compose(fork, upstream, locked):
     upstream : dict of str to bytes
         The members of the upstream wheel.
     locked : dict
-        The lock, in which every definition of the delta has to be found.
+        The lock, which must have every definition of the delta.
 
     Returns
     -------
@@ -32,8 +32,8 @@ def compose(fork, upstream, locked):
     Raises
     ------
     Refusal
-        If the delta does not fit the base, or differs from the lock; there
-        is no partial graft.
+        If the delta does not fit the base, or differs from the lock; then no
+        definition is grafted.
     """
     package, found, changed = patched(fork.patches, upstream)
     problems = differences(locked_entries(locked, fork.base.version, fork), found, fork.base.version)
@@ -43,7 +43,7 @@ def compose(fork, upstream, locked):
 
 
 def marked(fork, package, changed):
-    """Add what marks a package as the fork: a notice in each changed file (the licence asks for it), version and patches."""
+    """Add what marks a package as the fork: a notice in each changed file (the license requires it), version and patches."""
     for path, names in changed.items():
         package[path] = _noticed(package[path], f"# Changed by the {fork.label} fork of SpeechBrain: {', '.join(names)}")
     package[VERSION_FILE] = f"{fork.version}\n".encode()
@@ -75,7 +75,7 @@ def patched(patches, upstream):
     Raises
     ------
     Refusal
-        If a delta cannot be put in, or two patches define the same.
+        If a delta cannot be put in, or two patches define the same name.
     """
     package = {path: data for path, data in upstream.items() if path.startswith("speechbrain/")}
     found, changed, owner = {}, {}, {}
@@ -106,7 +106,7 @@ def patched(patches, upstream):
 def _grafted(patch, path, data, source):
     if not path.endswith(".py"):
         raise Refusal(
-            f"{patch.name}: {path} is a file of upstream's and not Python: it cannot be changed; choose a file of another name."
+            f"{patch.name}: {path} is an upstream file that is not Python: it cannot be changed; choose another file name."
         )
     try:
         done = graft(source, data, path)
@@ -132,7 +132,9 @@ def _check_new(patch, path, data, package, places):
     for place in (path, *_folders(path)):
         same = places.get(place.lower(), place)
         if same != place:
-            raise Refusal(f"{patch.name}: {place} and {same} are the same where case does not count: choose another name.")
+            raise Refusal(
+                f"{patch.name}: {place} and {same} are the same if the file system ignores case: choose another name."
+            )
     module = path.removesuffix(".py").removesuffix("/__init__")
     hidden = [place for place in (*_folders(path), f"{module}.py") if place in package]  # a file of that name
     hidden += [module] if path == f"{module}.py" and module.lower() in places else []  # a folder
@@ -141,12 +143,12 @@ def _check_new(patch, path, data, package, places):
 
 
 def diff(base, package):
-    r"""Write down what the fork changes.
+    r"""Write the difference between two packages.
 
     Arguments
     ---------
     base, package : dict of str to bytes
-        The two trees, by path.
+        The files of the two packages, by path.
 
     Returns
     -------
@@ -183,7 +185,7 @@ def _noticed(source, notice):
 
 
 def locked_entries(locked, version, fork=None):
-    """Read what the lock has for a base: by patch, each definition with its fingerprint; those left out are left out."""
+    """Read the lock for one base: by patch, the fingerprint of each definition, without the patches that `fork` leaves out."""
     skipped = [patch.name for patch in fork.not_chosen + fork.not_applicable] if fork else []
     out = {}
     for name, entries in locked.items():
@@ -194,7 +196,7 @@ def locked_entries(locked, version, fork=None):
 
 
 def replaces(locked, patch):
-    """Whether a patch replaces anything of upstream's, instead of only adding to it."""
+    """Whether a patch replaces an upstream definition, instead of only adding new ones."""
     return any(value != NEW for values in locked.get(patch.name, {}).values() for value in values.values())
 
 

@@ -49,7 +49,7 @@ def say(text):
 
 
 def share(oldest):
-    """Install what all bases need, above all torch, as the oldest requires it; returns its folder."""
+    """Install what all bases need, mainly torch, as the oldest base requires it; returns the folder of packages."""
     python, packages = environment("shared")
     if not (packages / "torch").exists():
         say(f"installing what {oldest} requires; all bases share it")
@@ -62,7 +62,7 @@ def share(oldest):
 
 
 def doctests(fork, python, path):
-    """Run upstream's doctests and the fork's of the modules that the fork touches."""
+    """Run the doctests of the modules that the fork touches: upstream's and the fork's own."""
     files = sorted({path for patch in fork.patches for path in patch.delta})
     modules = [file.removesuffix(".py").replace("/", ".") for file in files]
     with tempfile.TemporaryDirectory() as folder:
@@ -81,7 +81,7 @@ def test(version, shared):
     installed, said = run(python, "-m", *command)
     fits, unmet = run(python, "-m", "pip", "check")
     imports, shown = run(python, "-m", "speechbrain.fork")
-    say(f"{version}: the regression rows")
+    say(f"{version}: the regression tests")
     tests = [patch.tests for patch in fork.patches if tree.replaces(record.lock(), patch)]
     rows, counted = run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "regression", *tests, **variables)
     say(f"{version}: {TOUCHED}")
@@ -113,7 +113,7 @@ def main():
         begun = time.monotonic()
         good, cells = test(version, shared)
         table.append((good, [*cells, f"{time.monotonic() - begun:.0f} s"]))
-    head = ("wheel", "requirements", "python -m speechbrain.fork", "regression rows", TOUCHED, "left out", "time")
+    head = ("wheel", "requirements", "python -m speechbrain.fork", "regression tests", TOUCHED, "left out", "time")
     for cells in (head, ["---"] * len(head), *(cells for _, cells in table)):
         print(f"| {' | '.join(cells)} |")
     return 0 if all(good for good, _ in table) else 1

@@ -4,7 +4,7 @@
 > python tests/fork/parity.py                                # the doctests of the whole package, ten minutes on two cores
 > python tests/fork/parity.py --upstream-tests CHECKOUT/tests/unittests
 
-What cannot run here (there is no network, extras may be missing) fails on both, so it does not differ.
+Tests that cannot run here (there is no network, extras may be missing) fail on both, so they do not differ.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def outcomes(folder):
 
 
 def differences(stock, fork):
-    """What is not the same on both; what only the fork has must pass."""
+    """The tests whose outcomes differ; a test that only the fork has must pass."""
     return [
         f"{name}: {stock.get(name, 'absent')} on the stock release, {fork.get(name, 'absent')} on the fork"
         for name in sorted({*stock, *fork})
@@ -75,7 +75,7 @@ def main():
         for folder, path in zip(folders, (str(stock), os.environ.get("PYTHONPATH", ""))):
             folder.mkdir()
             arguments = ["--doctest-modules", "--pyargs", "speechbrain"]
-            if tests:  # a copy, since in a checkout its own package would be imported
+            if tests:  # a copy, since tests in a checkout would import the package of that checkout
                 shutil.copytree(tests, folder / tests.resolve().name)
                 for conftest in tests.resolve().parent.glob("conftest.py"):
                     shutil.copy(conftest, folder)

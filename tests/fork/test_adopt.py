@@ -1,4 +1,4 @@
-"""Adopting a release: 1.1.2, into a copy of the repo that does not know it."""
+"""Adopting a release: 1.1.2, in a copy of the repo that does not have it yet."""
 
 import re
 import shutil
@@ -74,9 +74,9 @@ def test_what_is_not_a_release_is_refused(version):
     [
         (b"X = 1\nY = 2\n", None),
         (b"X = 5\nY = 2\n", "x.py::X changed:\n    -X = 1\n    +X = 5"),
-        (b"Y = 2\n", "x.py::X is not there, or not exactly once"),
-        (b"X = 1\nX = 1\n", "x.py::X is not there, or not exactly once"),
-        (b"X = 1\nclass C:\n    z = 3\n", "x.py::C.z is new here, and upstream has its own now"),
+        (b"Y = 2\n", "x.py::X is missing, or is there more than once"),
+        (b"X = 1\nX = 1\n", "x.py::X is missing, or is there more than once"),
+        (b"X = 1\nclass C:\n    z = 3\n", "x.py::C.z is new in the delta, but upstream now has its own"),
     ],
 )
 def test_compares_what_is_replaced_and_what_is_added(upstream, change):
@@ -87,10 +87,10 @@ def test_compares_what_is_replaced_and_what_is_added(upstream, change):
 @pytest.mark.parametrize(
     "rows, message",
     [
-        ({"a": {"failure"}, "b": {"error"}}, "needed, 2 of 2 rows fail"),
+        ({"a": {"failure"}, "b": {"error"}}, "needed, 2 of 2 tests fail"),
         ({"a": {"failure"}, "b": set()}, "upstream now gets these right: b"),
-        ({"a": set()}, "no longer needed, all 1 rows pass"),
-        ({}, "no row ran"),
+        ({"a": set()}, "no longer needed, all 1 tests pass"),
+        ({}, "no test ran"),
     ],
 )
 def test_the_verdict(rows, message):

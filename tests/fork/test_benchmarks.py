@@ -1,4 +1,4 @@
-"""What the benchmark of the formatters calls right."""
+"""Which texts the benchmark of the formatters counts as right."""
 
 import math
 import sys

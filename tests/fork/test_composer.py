@@ -1,4 +1,4 @@
-"""The composer: what it refuses, what it takes, and that its outputs agree with the lock."""
+"""The composer: what it refuses, what it accepts, and that its outputs agree with the lock."""
 
 import ast
 import dataclasses
@@ -16,7 +16,7 @@ import pytest
 
 from composer import Refusal, __main__, backend, base, lock, metadata, record, tree
 
-FORK = record.load(version="1.1.2", patches=" ".join(p.name for p in record.all_patches()))  # whatever the environment asks for
+FORK = record.load(version="1.1.2", patches=" ".join(p.name for p in record.all_patches()))  # whatever the environment says
 LOGGER = "speechbrain/utils/logger.py"
 FORMATTER = f"{LOGGER}::format_order_of_magnitude"
 
@@ -70,9 +70,15 @@ def edited(edit, name="PR_2537"):
         pytest.param(
             lambda d: {**d, "speechbrain/fork.py": b"x = 1"}, "the build itself writes speechbrain/fork.py", id="fork.py"
         ),
-        pytest.param(lambda d: {**d, "speechbrain/Core.py": b"x = 1"}, "Core.py and .* where case does not count", id="case"),
         pytest.param(
-            lambda d: {**d, "speechbrain/Utils/x.py": b"x = 1"}, "Utils and .* where case does not count", id="folder's case"
+            lambda d: {**d, "speechbrain/Core.py": b"x = 1"},
+            "Core.py and .* are the same if the file system ignores case",
+            id="case",
+        ),
+        pytest.param(
+            lambda d: {**d, "speechbrain/Utils/x.py": b"x = 1"},
+            "Utils and .* are the same if the file system ignores case",
+            id="folder's case",
         ),
         pytest.param(lambda d: {**d, "speechbrain/core/__init__.py": b""}, "hides upstream's speechbrain/core.py", id="hides"),
         pytest.param(lambda d: {**d, "speechbrain/utils.py": b""}, "hides upstream's speechbrain/utils", id="is hidden"),
@@ -162,7 +168,7 @@ def test_no_network_names_the_way_out(monkeypatch):
 @pytest.mark.parametrize(
     "printed, message",
     [
-        ("/x/python: No module named pip", "there is no pip in its environment: install pip there"),
+        ("/x/python: No module named pip", "its environment has no pip: install pip there"),
         ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", "temporary folder is full"),
         ("WARNING: Retrying after 'NewConnectionError(...)'\nERROR: No matching distribution", "neither the index nor a proxy"),
         ("WARNING: Retrying after 'ProxyError(...)'\nERROR: No matching distribution", "the proxy does not answer"),
@@ -304,7 +310,7 @@ def test_the_lock_is_renewed(repo, edit, lines):
 def test_a_stale_lock_names_the_command(monkeypatch):
     monkeypatch.setattr(record, "bases", list)
     monkeypatch.setattr(lock, "stale", lambda: True)
-    with pytest.raises(Refusal, match=rf"not those of revision {FORK.revision} any longer: run `python -m composer lock`"):
+    with pytest.raises(Refusal, match=rf"packages have changed since revision {FORK.revision}: run `python -m composer lock`"):
         __main__.check([])
 
 
@@ -394,7 +400,7 @@ def test_a_wheel_of_another_base(wheels, monkeypatch, tmp_path):
         "this release drops docs/, recipes/ and more"
     )
     assert files[f"{info}/top_level.txt"] == "speechbrain\n"
-    assert "\nRequires-Python: >=3.10\n" in files[f"{info}/METADATA"], "the delta is written for it, whatever the base is for"
+    assert "\nRequires-Python: >=3.10\n" in files[f"{info}/METADATA"], "the delta needs it on every base"
     expected = {*record.load().base.requires, "torchaudio>=2.1.0"}
     assert expected <= set(re.findall("Requires-Dist: (.*)", files[f"{info}/METADATA"]))
 
@@ -453,7 +459,7 @@ def test_each_patch_can_be_sent(wheels, tmp_path, monkeypatch, version, after):
     for number, patch in enumerate(fork.patches):
         sent = __main__.diff_of(fork, patch.number, after)
         assert sent.startswith(f"Subject: [PATCH] {patch.title}\n\n{patch.row('Reason')}\n\n## What")
-        assert "Changed by" not in sent and "stock's behaviour back" not in sent
+        assert "Changed by" not in sent and "stock's behavior back" not in sent
         needed = [other for other in fork.patches[:number] if after or other.number in patch.needs]
         before, *_ = tree.patched(needed, upstream)
         package, *_ = tree.patched([*needed, patch], upstream)
@@ -576,7 +582,7 @@ def test_a_name_of_a_delta_is_plain(repo, name):
 @pytest.mark.parametrize("name", ["0003-again", "0099 what", "watch"])
 def test_a_folder_of_patches_needs_a_number_of_its_own(repo, name):
     (repo / "patches" / name / "speechbrain").mkdir(parents=True)
-    with pytest.raises(Refusal, match="rename this folder to a number that is free"):
+    with pytest.raises(Refusal, match="rename this folder to a free number and a name"):
         record.load(repo)
 
 

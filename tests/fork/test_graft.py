@@ -1,4 +1,4 @@
-"""The grafter: what it does to a file, and what it refuses."""
+"""The grafter: how it changes a file, and what it refuses."""
 
 import ast
 
@@ -25,7 +25,7 @@ GRAFTS = {
     "the comment right above comes along": ("X = 1\n", "# why\n# indeed\nX = 2\n", "# why\n# indeed\nX = 2\n"),
     "unless it is there already": ("# odd\n# why\nX = 1\n", "# why\nX = 2\n", "# odd\n# why\nX = 2\n"),
     "the end of a comment is another comment": ("# # why\nX = 1\n", "# why\nX = 2\n", "# # why\n# why\nX = 2\n"),
-    "the end of a string is no comment": ('A = """\n# text"""\nX = 1\n', "X = 2\n", 'A = """\n# text"""\nX = 2\n'),
+    "the end of a string is not a comment": ('A = """\n# text"""\nX = 1\n', "X = 2\n", 'A = """\n# text"""\nX = 2\n'),
     "an annotated assignment replaces a plain one": ("X = 1\n", "X: int = 2\n", "X: int = 2\n"),
     "columns count bytes": ("Z = 'µµ'  # µ\nX = 'µ'  # µ\n", "X = 'ö'  # ö\n", "Z = 'µµ'  # µ\nX = 'ö'  # ö\n"),
     "CRLF stays CRLF": (
@@ -159,7 +159,7 @@ REFUSALS = {
     "try": ("X = 1\n", "try:\n    X = 2\nfinally:\n    pass\n", r"\(Try\)"),
     "two targets": ("X = 1\n", "X = Y = 2\n", r"\(Assign\)"),
     "a tuple": ("X = 1\n", "X, Y = 1, 2\n", r"\(Assign\)"),
-    "an annotation alone": ("X = 1\n", "X: int\n", r"\(AnnAssign\)"),
+    "only an annotation": ("X = 1\n", "X: int\n", r"\(AnnAssign\)"),
     "__future__": ("X = 1\n", "from __future__ import annotations\nX = 2\n", "__future__"),
     "star import": ("X = 1\n", "from os import *\nX = 2\n", "star"),
     "twice in the delta": ("X = 1\n", "X = 2\nX = 3\n", "X is there twice"),
@@ -186,7 +186,7 @@ REFUSALS = {
         "from speechbrain.x import logger\nX = 2\n",
         "but upstream does not have it there",
     ),
-    "a kept function that is none": ("X = 1\n", "def f(): _upstream_g()\n", "does not replace a function g"),
+    "a kept function that does not exist": ("X = 1\n", "def f(): _upstream_g()\n", "does not replace a function g"),
     "two classes that keep the same": (
         "class A:\n    def f(self): pass\nclass B(A):\n    def f(self): pass\n",
         "class A:\n    def f(self): self._upstream_f()\nclass B:\n    def f(self): self._upstream_f()\n",
@@ -202,8 +202,8 @@ REFUSALS = {
     "a coding line": ("# coding: latin-1\nX = 1\n", "X = 2\n", "its encoding is iso-8859-1"),
     "a byte order mark": ("\xef\xbb\xbfX = 1\n", "X = 2\n", "its encoding is utf-8-sig"),
     "a kept assignment": ("X = 1\n", "X = _upstream_X\n", "X is not a function"),
-    "no Python": ("X = 1\n", "X = = 2\n", "cannot be read as Python"),
-    "no UTF-8": ("# coding: latin-1\nX = '\xe9'\n", "X = 2\n", "cannot be read as Python in UTF-8"),
+    "not Python": ("X = 1\n", "X = = 2\n", "cannot be read as Python"),
+    "not UTF-8": ("# coding: latin-1\nX = '\xe9'\n", "X = 2\n", "cannot be read as Python in UTF-8"),
 }
 
 
@@ -229,7 +229,7 @@ STATEMENTS = ("def {0}():\n    return {1}", "{0} = {1}", "class {0}:\n    x = {1
     st.booleans(),
 )
 def test_only_what_the_delta_names_changes(statements, picks, newline, ends):
-    """Random modules: the result parses, holds each definition as wanted, and every other line is untouched."""
+    """Random modules: the result parses and has the expected definitions, and all other lines are unchanged."""
     blocks = [text.format(f"n{i}", number) for i, (text, number) in enumerate(statements)]
     upstream = "\n".join(blocks) + "\n" * ends
     functions = {f"n{i}" for i, (text, _) in enumerate(statements) if "def " in text}

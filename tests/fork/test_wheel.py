@@ -1,4 +1,4 @@
-"""The wheel contract: every front end builds the same wheel, and what is installed is what the wheel says."""
+"""The wheel contract: every front end builds the same wheel, and the installed files are those of the wheel."""
 
 import base64
 import functools
@@ -38,7 +38,7 @@ def copy_of_the_checkout(folder):
 
 @pytest.fixture
 def checkout(tmp_path):
-    """pathlib.Path: A copy of the checkout, which no build may leave anything in."""
+    """pathlib.Path: A copy of the checkout, in which no build may leave files."""
     folder = copy_of_the_checkout(tmp_path / "checkout")
     before = sorted(folder.rglob("*"))
     yield folder
@@ -184,7 +184,7 @@ def test_setup_py_does_not_install(checkout, environment, command):
 
 def test_the_sdist_builds_the_same_wheel_and_leaves_requirements_open(checkout, environment, tmp_path, built):
     environment = {**environment, record.WANTED: "", record.CHOSEN: ""}
-    choice = {record.WANTED: "1.0.3", record.CHOSEN: "none"}  # which an sdist does not remember
+    choice = {record.WANTED: "1.0.3", record.CHOSEN: "none"}  # an sdist does not keep this choice
     done = run([sys.executable, "setup.py", "-q", "sdist", "-d", tmp_path], {**environment, **choice}, checkout)
     assert done.returncode == 0, done.stdout
     (packed,) = tmp_path.glob("*.tar.gz")
@@ -296,7 +296,7 @@ def test_the_installed_package_is_the_composed_one(stock_wheel):
         (lambda package: (package.parent / INFO / "RECORD").unlink(), 1, "Not as they were built: RECORD (missing)"),
         (lambda package: shutil.rmtree(package.parent / INFO), 1, "fork.py (imported, but not installed)"),
     ],
-    ids=["as built", "changed", "missing", "no patches.txt", "no RECORD", "beside what is installed"],
+    ids=["as built", "changed", "missing", "no patches.txt", "no RECORD", "not the installed one"],
 )
 @pytest.mark.parametrize("python", ["3.10", "3.11", "3.12", "3.13"])
 def test_fork_says_what_is_installed(built, tmp_path, spoil, status, message, python):
