@@ -1,7 +1,8 @@
 """Measures how fast the preflight scans audio, compared with only reading the same files.
 
 > python tests/benchmarks/audio_scan.py [--files 2000] [--seconds 4]
-In turn, all files are read with soundfile and scanned, on the same number of threads. The ratio is that of the speeds.
+
+All files are read with soundfile, then scanned, in turn, on the same number of threads. The ratio compares the speeds.
 """
 
 import argparse

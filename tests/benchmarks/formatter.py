@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Compares the formatters of the fork, the stock release and four other libraries: how fast they are, and how often right.
+"""Compares the formatters of the fork, the stock release and four other libraries: how fast and how often right they are.
 
 > OMP_NUM_THREADS=1 python tests/benchmarks/formatter.py [--wrong]
 

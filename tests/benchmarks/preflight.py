@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measures what the preflight costs, in turn with what it is compared with, and prints the ratios.
+"""Times the preflight and what it is compared with, in turn, and prints the ratios.
 
 > OMP_NUM_THREADS=1 python tests/benchmarks/preflight.py
 """
@@ -37,7 +37,7 @@ def show(name, pairs):
 
 
 def parameters():
-    """Time the checks of about 1e8 parameters, those of a transformer."""
+    """Time the checks on a transformer of about 1e8 parameters."""
     layers = [torch.nn.TransformerEncoderLayer(768, 12, 3072) for _ in range(14)]
     modules = torch.nn.ModuleDict({"model": torch.nn.ModuleList(layers)})
     tensors = [parameter.detach() for parameter in modules.parameters()]
@@ -96,7 +96,7 @@ def flown():
 
 
 def first_batch():
-    """Compare the preflight, and its checks only, with a script up to its first batch."""
+    """Compare the preflight, and then only its checks, with a script up to its first batch."""
     plain(), flown()
     show("a script up to its first batch, imports not counted", [(seconds(flown), seconds(plain)) for _ in range(ROUNDS)])
     modules, look, spent = checks(), weights.look, []

@@ -84,7 +84,7 @@ def start(folder):
 
 
 def kill_runs(work, kills, seed):
-    """Kill runs until this many processes were killed; returns how the runs ended, and how often."""
+    """Start runs, and kill them until `kills` processes were killed; returns how often the runs ended in which way."""
     random.seed(seed)
     expected = train(work / "reference")
     began = time.monotonic()
@@ -155,7 +155,7 @@ def main():
     logging.disable(logging.ERROR)
     with tempfile.TemporaryDirectory() as work:
         runs = kill_runs(Path(work), arguments.kills, arguments.seed)
-        print(f"speechbrain {sb.__version__}: {arguments.kills} kills -9, {sum(runs.values())} runs")
+        print(f"speechbrain {sb.__version__}: {arguments.kills} kills with SIGKILL, {sum(runs.values())} runs")
         for outcome, count in runs.most_common():
             print(f"{count:5}  {outcome}")
         disk = fill_disk(Path(work))

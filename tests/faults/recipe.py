@@ -32,7 +32,7 @@ def train(options, killed_after=None):
 
 
 def main():
-    """Kill runs, fill the disk, count, and exit with 1 if a run was lost."""
+    """Kill runs, fill the disk, and print the counts; exit with 1 if a run was lost."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=8, help="how many runs to kill (default: %(default)s)")
     parser.add_argument(
@@ -105,7 +105,7 @@ def main():
                     lost.append(f"a full disk: exit status {status}\n{said[-2000:]}")
                 subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
                 check(disk / "out", "a full disk, then space")
-                print(f"the full disk gave {'a' if explained else 'NO'} clear message; {len(lost)} runs lost in total")
+                print(f"the full disk gave {'a' if explained else 'no'} clear message; {len(lost)} runs lost in total")
             finally:
                 subprocess.run(["umount", disk], check=True)
     sys.exit("\n\n".join(lost) or 0)

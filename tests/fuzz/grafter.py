@@ -3,8 +3,8 @@
 
 > python tests/fuzz/grafter.py [NUMBER OF GRAFTS] [SEED]
 
-A graft that is not refused has to parse. It has to contain each definition of the delta, the docstrings of what they replace
-and every other line of upstream's in its order. Grafted again, it has to come out the same, or be refused.
+A graft that is not refused has to parse. It has to contain each definition of the delta, the docstrings of those that they
+replace, and every other line of upstream's in its order. A second graft of the same delta has to give the same, or be refused.
 """
 
 import ast
@@ -79,7 +79,7 @@ def module(draw, names):
 
 
 def delta(draw, names, defined):
-    """A random delta for it."""
+    """A random delta for a module."""
 
     def scope(known):
         chosen = [name for name in known if draw.random() < 0.4]
@@ -111,7 +111,7 @@ def defined_by(node):
 
 
 def statements(source):
-    """The statements of a module and of its classes, with what precedes the names that they define."""
+    """The statements of a module and of its classes, each with the prefix of the names that it defines."""
     for node in ast.parse(source).body:
         for member in node.body if isinstance(node, ast.ClassDef) else [node]:
             yield f"{node.name}." if isinstance(node, ast.ClassDef) else "", member
@@ -150,7 +150,7 @@ def untouched(source, names):
 
 
 def problem(upstream, mine):
-    """What is wrong with a graft; None if nothing is, or if it was refused."""
+    """What is wrong with a graft; None if nothing is, "refused" if it was refused."""
     try:
         done = graft(upstream, mine, PATH)
     except Refusal:
@@ -163,7 +163,7 @@ def problem(upstream, mine):
     if any(docstrings(done.source).get(name) != text for name, text in docstrings(upstream).items()):
         return "a docstring of upstream's is gone"
     if set(done.replaced) != set(before) & set(wanted) or set(done.added) != set(wanted) - set(before):
-        return "what was replaced and added is not reported"
+        return "the report of what was replaced and added is wrong"
     lines = iter(done.source.splitlines())
     if not all(line in lines for line in untouched(upstream, set(done.replaced))):
         return "a line of upstream's is gone, or moved"
@@ -171,7 +171,7 @@ def problem(upstream, mine):
         again = graft(done.source, mine, PATH)
     except Refusal:
         return None
-    return None if again.source == done.source else "grafted again it changes"
+    return None if again.source == done.source else "a second graft changes it"
 
 
 def main(count=20_000, seed=0):

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Mutates manifests and audio files, runs the preflight's checks of audio and labels on them, and counts the findings.
 
-A case fails if a check raises an exception, takes longer than --seconds, or yields an incomplete finding, and if there is an
-error although the clips and labels are unchanged. The script keeps failed cases, and exits with 1 if there are any.
+A case fails if a check raises an exception, takes longer than --seconds, or yields an incomplete finding, and also if there is
+an error although the clips and labels are unchanged. The script keeps failed cases, and exits with 1 if there are any.
 
 > python tests/fuzz/preflight.py --cases 5000
 """
@@ -85,7 +85,7 @@ READERS = {
 
 
 class Classifier(Brain):
-    """Recognises a word by its loudness."""
+    """Recognizes a word by its loudness."""
 
     def compute_forward(self, batch, stage):
         """Compute a score for each word."""
@@ -249,7 +249,7 @@ def main():
             started = time.perf_counter()
             sets = datasets(manifests, draw)
             if sets is None:
-                happened = ["SpeechBrain makes no dataset of it"]
+                happened = ["SpeechBrain cannot make a dataset of it"]
             elif draw.random() < 0.1:
                 sets, happened = (
                     [list(manifest.values()) for manifest in manifests],

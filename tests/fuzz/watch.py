@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Mutates training logs, reads, judges and draws them, and prints what it found.
 
-A log has failed if anything raises, if a complete line is neither read nor counted,
-or if reading it in pieces gives another result. Exits with 1 if a log has failed,
-and keeps that log.
+A log fails if an exception is raised, if a complete line is neither read nor counted,
+or if reading it in pieces gives another result. The script keeps failed logs, and
+exits with 1 if there are any.
 
 > python tests/fuzz/watch.py --logs 10000
 """
@@ -87,7 +87,7 @@ def watch(data, generator, folder, draw):
 
 
 def main():
-    """Print the counts; exit with 1 if a log has failed."""
+    """Print the counts; exit with 1 if a log failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--logs", type=int, default=10000, help="how many logs to read (default: %(default)s)")
     parser.add_argument("--draw", type=int, default=200, help="draw the curves of one log in this many (default: %(default)s)")

@@ -55,7 +55,7 @@ def make(modules, brain=Brain, **options):
 
 def frozen(module):
     for parameter in module.parameters():
-        parameter.requires_grad = False  # requires_grad_() raises for a parameter that is not initialised
+        parameter.requires_grad = False  # requires_grad_() raises for a parameter that is not initialized
     return module
 
 

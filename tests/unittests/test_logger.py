@@ -1,4 +1,4 @@
-"""format_order_of_magnitude."""
+"""The texts of format_order_of_magnitude."""
 
 import importlib.util
 import math
@@ -15,7 +15,7 @@ from speechbrain.utils.logger import ORDERS_ABBREV, ORDERS_WORDS, format_order_o
 
 
 def fixed(*row):
-    """A row that fails on the stock release."""
+    """A case that fails on the stock release."""
     return pytest.param(*row, marks=pytest.mark.regression, id=f"{type(row[0]).__name__}-{row[1]}-fixed")
 
 
@@ -148,7 +148,7 @@ def test_the_text_is_that_of_stock_where_stock_is_right(stock_function, number, 
         text = stock_function(number, abbreviate)
     except (ValueError, OverflowError):
         return
-    # Below yocto, stock's smallest prefix, it rounds 9.6e-25 to 1.0y, which is 960.0r
+    # Below yocto, its smallest prefix, stock rounds: 9.6e-25 is 960.0r, but stock prints 1.0y
     if 1 <= abs(float(re.match(r"-?[\d.]+", text).group())) < 1000 and abs(number) >= 1e-24:
         assert format_order_of_magnitude(number, abbreviate) == text
 
