@@ -94,7 +94,7 @@ def message(patch):
     Example
     -------
     >>> print(message(record.find("0003", record.all_patches())).splitlines()[0])
-    Subject: [PATCH] torchrun works on CPU, and reports unsynchronised parameters
+    Subject: [PATCH] torchrun works on CPU, and reports unsynchronized parameters
     """
     story = re.split(r"^(?=## )", patch.text, flags=re.M)[1:]
     body = "".join(section for section in story if "stock's behavior back" not in section.partition("\n")[0])

@@ -11,7 +11,7 @@ class Brain:
         for name, parameter in self.modules.named_parameters():
             try:
                 size = parameter.numel()
-            except ValueError:  # LazyLinear and the like
+            except ValueError:  # LazyLinear and other lazy modules
                 uninitialized[name] = parameter.requires_grad
                 continue
             total += size

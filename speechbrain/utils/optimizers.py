@@ -1,4 +1,4 @@
-"""A parameter without a shape yet no longer crashes (see PR_2537.md)."""
+"""A parameter that has no shape yet no longer crashes (see PR_2537.md)."""
 
 import torch
 from torch.nn.parameter import is_lazy

@@ -114,5 +114,5 @@ class Brain:
         self._upstream__recover(path, end_of_epoch)
         with open(path, encoding="utf-8") as f:
             save_dict = yaml.safe_load(f)
-        # Checkpoints of the released package do not have this number
+        # Older checkpoints do not have this number
         self.nonfinite_skipped = save_dict.get("nonfinite_skipped", 0)

@@ -1,4 +1,4 @@
-"""torchrun works on CPU, and reports parameters that it does not synchronise."""
+"""torchrun works on CPU, and names parameters that it does not synchronize."""
 
 from types import SimpleNamespace
 
@@ -14,14 +14,14 @@ class Brain:
     _synchronized = None
 
     def _train_loader_specifics(self, dataset, loader_kwargs):
-        # A Brain may come without hparams
+        # A Brain may have no hparams
         if self.distributed_launch and not hasattr(self, "hparams"):
             self.hparams = SimpleNamespace()
         return self._upstream__train_loader_specifics(dataset, loader_kwargs)
 
     def zero_grad(self, set_to_none=False):
         self._upstream_zero_grad(set_to_none)
-        # fit() calls this right after on_stage_start, where people unfreeze
+        # fit() calls this right after on_stage_start, which may unfreeze
         if self._synchronized is None:
             return
         unfrozen = [
@@ -34,8 +34,8 @@ class Brain:
             logger.warning(
                 f"Not synchronized between the processes: {', '.join(unfrozen)}"
                 ". They were unfrozen after fit() had wrapped the modules for "
-                "torchrun: unfreeze them before fit(), and freeze again what "
-                "is not to be trained yet."
+                "torchrun: unfreeze them before fit(), and then freeze those "
+                "that should not be trained yet."
             )
             # Warn only once
             self._synchronized.update(map(id, self.modules.parameters()))
@@ -59,7 +59,7 @@ class Brain:
             }
 
     def _warn_about_batchnorm(self, name, module):
-        """SyncBatchNorm raises on a CPU, so that there BatchNorm stays."""
+        """Warns that BatchNorm stays, since SyncBatchNorm raises on a CPU."""
         norm = torch.nn.modules.batchnorm._BatchNorm
         if any(isinstance(part, norm) for part in module.modules()):
             logger.warning(

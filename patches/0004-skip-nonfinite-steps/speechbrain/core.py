@@ -172,7 +172,7 @@ class Brain:
                 now = getattr(module, name)
                 is_buffer = name in module._buffers and value is not None
                 if is_buffer and now.shape == value.shape:
-                    # In place: the wrapper of torchrun holds this tensor
+                    # In place, since the DDP wrapper refers to this tensor
                     now.copy_(value)
                 elif torch.is_tensor(value):
                     setattr(module, name, value.clone())
@@ -180,7 +180,7 @@ class Brain:
                     setattr(module, name, value)
 
     def _nonfinite_statistics(self):
-        """Names of the running statistics that are not finite."""
+        """Returns the names of running statistics that are not finite."""
         paths = {module: path for path, module in self.modules.named_modules()}
         return [
             f"{paths[module]}.{name}"
@@ -191,7 +191,7 @@ class Brain:
         ]
 
     def _where_nonfinite(self):
-        """Says which tensor of the model is the first that is not finite."""
+        """Returns a sentence that names the model's first non-finite tensor."""
         parameters = self.modules.named_parameters()
         for name, value in [*parameters, *self.modules.named_buffers()]:
             if not torch.isfinite(value).all():

@@ -102,7 +102,7 @@ def test_a_link_into_the_cache_of_another_model_is_replaced(tmp_path, monkeypatc
 @regression
 @pytest.mark.parametrize("source", ["results/no/such/folder", "/no/such/folder", "./no_such_folder"])
 def test_the_error_for_a_mistyped_folder_names_both_interpretations(models, source):
-    with pytest.raises(ValueError, match=f"There is no folder {source}. Taken as an id on the HuggingFace hub"):
+    with pytest.raises(ValueError, match=rf"There is no folder {source}, and \S+ cannot be fetched from the HuggingFace hub"):
         answer(source)
 
 

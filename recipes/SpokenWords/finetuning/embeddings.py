@@ -26,7 +26,7 @@ def digest_of(modules):
     Arguments
     ---------
     modules : dict of str to torch.nn.Module
-        The features, the normalisation and the encoder.
+        The features, the normalization and the encoder.
 
     Returns
     -------

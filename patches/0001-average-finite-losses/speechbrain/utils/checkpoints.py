@@ -4,7 +4,7 @@ from speechbrain.utils.checkpoints import ckpt_recency
 
 
 def _is_nan(value):
-    """Whether a ranking key is nan, or a tuple or list with a nan in it."""
+    """Whether a ranking key is nan, or a tuple or list that contains nan."""
     if isinstance(value, (tuple, list)):
         return any(map(_is_nan, value))
     return bool(value != value)
@@ -27,7 +27,7 @@ class Checkpointer:
         key = max_key or min_key
 
         def rank(ckpt):
-            """Nan compares with nothing, so it needs a place of its own."""
+            """Ranks nan last, since no number is larger or smaller."""
             if key:
                 value = ckpt.meta[key] if max_key else -ckpt.meta[key]
             else:
@@ -36,6 +36,6 @@ class Checkpointer:
 
         ckpts = [c for c in self.list_checkpoints() if not key or key in c.meta]
         ckpts = list(filter(ckpt_predicate, ckpts))
-        # First sort by recency, so that the most recent of equals comes first
+        # First sort by recency, so that of equal keys the newest comes first
         ckpts = sorted(ckpts, key=ckpt_recency, reverse=True)
         return sorted(ckpts, key=rank, reverse=True)[:max_num_checkpoints]

@@ -51,8 +51,8 @@ def _flush_names(folder):
 
 
 def _damage(path):
-    """Says what is wrong with the bytes of a recoverable's file, if anything."""
-    # Imported here, since most runs meet no checkpoint to look at
+    """Returns how the file of a recoverable is damaged, None if it is not."""
+    # Imported here, since most runs have no checkpoint to check
     import pickle
     import pickletools
     import zipfile
@@ -194,7 +194,7 @@ class Checkpointer:
         return chosen_ckpt
 
     def _choose(self, *keys):
-        """Finds the best readable checkpoint, before any object is touched.
+        """Finds the best readable checkpoint, before any object is changed.
 
         Returns it, or None, and the error that all processes have to raise.
         """
@@ -209,7 +209,7 @@ class Checkpointer:
                 return ckpt, None
             num_damaged += 1
             logger.warning(f"Skipping {ckpt.path}: {problem}.")
-        # Those whose meta file is damaged are not listed
+        # Checkpoints with a damaged meta file are not listed
         num_damaged += len(self._list_checkpoint_dirs())
         num_damaged -= len(self.list_checkpoints())
         if num_damaged:
@@ -221,7 +221,7 @@ class Checkpointer:
         return None, None
 
     def _problem(self, ckpt, ckpts):
-        """Says why a checkpoint cannot be loaded, if its files show that."""
+        """Returns why a checkpoint cannot be loaded, if its files show it."""
         paths = {name: ckpt.paramfiles.get(name) for name in self.recoverables}
         damaged = [
             f"{path} ({damage})"
@@ -274,7 +274,7 @@ class Checkpointer:
         logger.log(verbosity, f"Deleted checkpoint in {checkpoint.path}")
 
     def _tidy(self):
-        """Removes what killed runs left: half-saved and half-deleted folders."""
+        """Removes the half-saved and half-deleted folders of killed runs."""
         self._restore()
         prefixes = (SAVING, DELETING, REPLACED)
         for path in self.checkpoints_dir.iterdir():
@@ -299,7 +299,7 @@ class Checkpointer:
         construct = Checkpointer._upstream__construct_checkpoint_objects
         keys = {"unixtime", "end-of-epoch"}
         for ckpt_dir in checkpoint_dirs:
-            # One at a time, so that a damaged meta file hides no other
+            # One at a time, since a damaged meta file stops upstream's loop
             try:
                 (ckpt,) = construct([ckpt_dir])
                 if not isinstance(ckpt.meta, dict) or keys - ckpt.meta.keys():

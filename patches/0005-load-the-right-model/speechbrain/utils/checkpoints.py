@@ -1,4 +1,4 @@
-"""Damaged weights are named, and git-LFS pointers are called that."""
+"""Errors name damaged weights, and recognize git-LFS pointers."""
 
 import os
 import pathlib
@@ -14,7 +14,7 @@ def torch_patched_state_dict_load(path, device="cpu"):
         if f.read(40).startswith(b"version https://git-lfs"):
             raise ValueError(
                 f"{path} is not the file itself but a git-LFS pointer to it: "
-                "run `git lfs pull` in the repository that it is from."
+                "run `git lfs pull` in the repository that it comes from."
             )
     try:
         return _upstream_torch_patched_state_dict_load(path, device)

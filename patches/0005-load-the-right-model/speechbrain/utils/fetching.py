@@ -1,4 +1,4 @@
-"""A savedir with the files of another source no longer serves them."""
+"""A savedir with files of another source gets those of the right one."""
 
 import dataclasses
 import json
@@ -20,13 +20,13 @@ from speechbrain.utils.fetching import (
     logger,
 )
 
-# Written beside fetched files, to say where they are from; a symlink says that
-# itself.
+# A file next to fetched files that says where they are from. Symlinks need no
+# entry in it.
 ORIGINS_FILE = ".fetched_from.json"
 
 
 def _stamp(path):
-    """Size and time, which change when somebody changes the file."""
+    """Returns size and time of a file, to notice when it is changed."""
     status = path.stat()
     return [status.st_size, status.st_mtime_ns]
 
@@ -117,8 +117,8 @@ def fetch(
         if fetch_from != FetchFrom.HUGGING_FACE:
             raise
         message = (
-            f"There is no folder {path}. Taken as an id on the HuggingFace hub,"
-            f" it does not give {filename} either"
+            f"There is no folder {path}, and {filename} cannot be fetched from "
+            f"the HuggingFace hub with {path} as the id"
         )
         if isinstance(error, huggingface_hub.utils.HFValidationError):
             raise ValueError(

@@ -5,7 +5,7 @@ from speechbrain.preflight.report import Finding
 
 CODES = {
     "frozen-statistics-move": "training updates the running statistics of BatchNorms whose weights are frozen",
-    "loaded-normaliser-moves": "training updates the statistics of a normalisation module that was loaded from a file",
+    "loaded-normaliser-moves": "training updates the statistics of a normalization module that was loaded from a file",
 }
 
 

@@ -125,7 +125,7 @@ class _Kept:
 
 def _put_tensor_back(tensor, content):
     value, requires_grad, grad = content
-    if tensor.shape != value.shape:  # a lazy one that the step initialised, or one that was resized
+    if tensor.shape != value.shape:  # a lazy one that the step initialized, or one that was resized
         tensor.data = value.to(tensor.device)
     else:
         tensor.copy_(value)
@@ -143,7 +143,7 @@ def put_back(brain, *others):
     hparams and its checkpointer's recoverables, all lists, dicts and tensors
     that these refer to, and the random states of Python, NumPy and torch. It
     does not cover what a hook changes elsewhere, and a lazy parameter that was
-    initialised stays initialised.
+    initialized stays initialized.
 
     Arguments
     ---------

@@ -52,7 +52,7 @@ def check(seen):
 
 
 def _extra_files(script):
-    """The recipe's requirements files: beside the script, and in the folder above, where several scripts share one."""
+    """The recipe's requirements files: next to the script, and in the folder above, where several scripts share one."""
     folders = list(script.absolute().parents)[:2] if script is not None else []
     return [folder / EXTRA for folder in folders if (folder / EXTRA).is_file()]
 

@@ -15,7 +15,7 @@ CODES = {
     "units-identical": "all values of a layer's weight are equal and all its units get the same gradient, so they never differ",
 }
 
-# The attributes in which normalisations (BatchNorm, InputNormalization, GlobalNorm) keep their running statistics, and those in
+# The attributes in which normalizations (BatchNorm, InputNormalization, GlobalNorm) keep their running statistics, and those in
 # which they count the batches or items behind them.
 STATISTICS = ("running_mean", "running_var", "running_std", "glob_mean", "glob_std")
 COUNTS = ("num_batches_tracked", "weight", "count")
@@ -89,7 +89,7 @@ def look(modules):
     [('head.weight', 3), ('head.bias', 0)]
     """
     plain = [
-        (f"{name}.{key}", module.__dict__[key])  # of normalisations that keep their statistics outside their buffers
+        (f"{name}.{key}", module.__dict__[key])  # of normalizations that keep their statistics outside their buffers
         for name, module in modules.named_modules()
         for key in STATISTICS
         if isinstance(module.__dict__.get(key), torch.Tensor)
@@ -159,7 +159,7 @@ def check(seen):
                 "units-identical",
                 f"all values are {float(weight.tensor.detach().flatten()[0]):g}, and all units get the same gradient",
                 weight.name,
-                "initialise it with random values",
+                "initialize it with random values",
             )
         elif weight.fan_in and not weight.constant and not SMALLEST <= weight.scale <= LARGEST:
             yield Finding(
@@ -167,7 +167,7 @@ def check(seen):
                 "weight-scale",
                 f"std * sqrt(fan_in) is {weight.scale:.3g}; healthy layers have 0.03 to 3",
                 weight.name,
-                "check its initialisation, or the checkpoint that it comes from",
+                "check its initialization, or the checkpoint that it comes from",
             )
 
 
@@ -176,7 +176,7 @@ def _not_finite(weight, is_parameter):
     nan, inf = int(values.isnan().sum()), int(values.isinf().sum())
     what = " and ".join(f"{count} {name}" for count, name in ((nan, "NaN"), (inf, "Inf")) if count)
     if is_parameter and what:
-        remedy = "check its initialisation, or the checkpoint that it comes from"
+        remedy = "check its initialization, or the checkpoint that it comes from"
         yield Finding("error", "weight-not-finite", f"{what} of {values.numel()} values", weight.name, remedy)
     elif nan or (inf and weight.name.rpartition(".")[2] in STATISTICS):  # Inf is normal in a mask
         remedy = "recompute it, or load an older checkpoint in which it is finite"

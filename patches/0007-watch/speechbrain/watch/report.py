@@ -20,7 +20,7 @@ def table(found, goal, colour=False, width=None, so_far=False):
     goal : Goal or None
         The value that decides which epoch is best.
     colour : bool
-        Whether to colour the lines.
+        Whether to color the lines.
     width : int or None
         The width of the terminal. Columns that do not fit are left out, and their names are listed.
     so_far : bool
