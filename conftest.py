@@ -34,7 +34,9 @@ def pytest_configure(config):
     except (ImportError, AttributeError):  # from the repo's root, `import speechbrain` finds the delta's bare folder
         found = "none"
     if found != expected:
-        pytest.exit(f"The tests need an installed speechbrain {expected}, but found {found}: run `make test`.", returncode=4)
+        pytest.exit(
+            f"The tests need an installed speechbrain {expected}, but found {found}: run `make .venv/installed`.", returncode=4
+        )
     # hypothesis asks each module for its __file__. SpeechBrain's lazy modules then import their targets, which need k2 and
     # spacy.
     from speechbrain.utils.importutils import LazyModule

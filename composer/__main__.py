@@ -10,7 +10,7 @@ from composer.adopt import adopt
 
 
 def check(versions):
-    """Compare the deltas with the lock on each base, print what each base gets, and check that the revision is current.
+    """Compare the deltas with the lock on each base, print what each base takes, and check that the revision is current.
 
     Arguments
     ---------
@@ -25,13 +25,14 @@ def check(versions):
     for version in versions:
         fork = record.load(version=version, patches="all")
         tree.compose(fork, base.members(base.fetch(fork.base)), record.lock())
-        print(f"{fork.version}: everything matches the lock.")
-        print("".join(f"    {line}\n" for line in fork.listing.splitlines()), end="")
+        left_out = "".join(f", not {patch.number}" for patch in fork.not_applicable)
+        print(f"{fork.base.version}: the definitions are as in the lock; {len(fork.patches)} patches{left_out}")
     if versions == record.bases() and lock.stale():
         raise Refusal(
-            f"The packages have changed since revision {record.lock()['revision']}: {record.RENEW}, which also raises the "
-            "revision (pip takes an equal version as already installed)."
+            f"The lock is stale: a delta or the build changed after revision {record.lock()['revision']}. To raise the revision, "
+            f"{record.RENEW}: otherwise pip keeps an installed package, since the version is the same."
         )
+    print(f"Revision {record.lock()['revision']} is current." if versions == record.bases() else "Checked only these bases.")
 
 
 def renew():
@@ -98,6 +99,7 @@ def message(patch):
     """
     story = re.split(r"^(?=## )", patch.text, flags=re.M)[1:]
     body = "".join(section for section in story if "stock's behavior back" not in section.partition("\n")[0])
+    body = body.replace("## What this fork does", "## What this patch does")
     return "\n\n".join([f"Subject: [PATCH] {patch.title}", patch.row("Reason", ""), body.strip()]) + "\n---\n"
 
 

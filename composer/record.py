@@ -91,7 +91,10 @@ class Patch:
     @cached_property
     def text(self):
         """str: The page."""
-        page = read(self.page, self.folder if self.name == FIRST else self.folder.parent.parent)
+        root = self.folder if self.name == FIRST else self.folder.parent.parent
+        if self.name != FIRST and not (root / self.page).exists():
+            raise Refusal(f"{self.page} is missing: write the page of this patch; copy the table of another page.")
+        page = read(self.page, root)
         try:
             text = page.decode("utf-8-sig")
         except UnicodeDecodeError as error:

@@ -55,7 +55,7 @@ SHOWN = re.compile(r"(trainable of|epoch: |Test error|making |Found: )")
 
 def run(arguments, log, stock=None):
     """Run Python in a new process, and print its lines of progress; returns (exit status, output)."""
-    env = {**os.environ, "PYTHONPATH": str(stock) if stock else ""}
+    env = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": str(stock) if stock else ""}
     process = subprocess.Popen(
         [sys.executable, *map(str, arguments)],
         cwd=HERE / "finetuning",

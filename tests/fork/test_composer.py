@@ -18,6 +18,9 @@ from composer import Refusal, __main__, backend, base, lock, metadata, record, t
 
 FORK = record.load(version="1.1.2", patches=" ".join(p.name for p in record.all_patches()))  # whatever the environment says
 LOGGER = "speechbrain/utils/logger.py"
+# The last patch that only adds files: an example for what holds for any patch
+LAST = [patch for patch in FORK.patches[1:] if not tree.replaces(record.lock(), patch)][-1]
+NEW_FILE = max(LAST.delta)
 FORMATTER = f"{LOGGER}::format_order_of_magnitude"
 
 
@@ -84,8 +87,8 @@ def edited(edit, name="PR_2537"):
         pytest.param(lambda d: {**d, "speechbrain/utils.py": b""}, "hides upstream's speechbrain/utils", id="is hidden"),
         pytest.param(lambda d: {**d, "speechbrain/core.py/x.txt": b""}, "hides upstream's speechbrain/core.py", id="in a file"),
         pytest.param(
-            lambda d: {**d, "speechbrain/watch/text.py": b"x = 1"},
-            "PR_2537 and 0007-watch both define .*text.py",
+            lambda d: {**d, NEW_FILE: b"x = 1"},
+            f"PR_2537 and {LAST.name} both define {re.escape(NEW_FILE)}",
             id="two patches, a file",
         ),
         pytest.param(
@@ -269,11 +272,8 @@ MISTYPED = "new       PR_2537  speechbrain/utils/loger.py"
         pytest.param(lambda repo: replace(repo / LOGGER, "1000.0", "1000.0k"), [], id="a comment of the delta"),
         pytest.param(lambda repo: replace(repo / "pyproject.toml", '"requests",', '"requests>=2",'), [], id="a requirement"),
         pytest.param(
-            lambda repo: replace(repo / "patches/0007-watch/README.md", "1.0.1 to 1.1.2", "1.0.3 to 1.0.3"),
-            [
-                f"new       0007-watch  speechbrain/watch/{name}.py"
-                for name in ("__init__", "__main__", "flags", "log", "report", "text")
-            ],
+            lambda repo: replace(repo / LAST.page, "1.0.1 to 1.1.2", "1.0.3 to 1.0.3"),
+            [f"new       {LAST.name}  {path}" for path in LAST.delta],
             id="the bases of a patch",
         ),
         pytest.param(
@@ -285,11 +285,8 @@ MISTYPED = "new       PR_2537  speechbrain/utils/loger.py"
             id="one more definition",
         ),
         pytest.param(
-            lambda repo: shutil.rmtree(repo / "patches/0007-watch"),
-            [
-                f"gone      0007-watch  speechbrain/watch/{name}.py"
-                for name in ("__init__", "__main__", "flags", "log", "report", "text")
-            ],
+            lambda repo: shutil.rmtree(repo / LAST.page.removesuffix("/README.md")),
+            [f"gone      {LAST.name}  {path}" for path in LAST.delta],
             id="a patch deleted",
         ),
     ],
@@ -310,7 +307,10 @@ def test_the_lock_is_renewed(repo, edit, lines):
 def test_a_stale_lock_names_the_command(monkeypatch):
     monkeypatch.setattr(record, "bases", list)
     monkeypatch.setattr(lock, "stale", lambda: True)
-    with pytest.raises(Refusal, match=rf"packages have changed since revision {FORK.revision}: run `python -m composer lock`"):
+    with pytest.raises(
+        Refusal,
+        match=rf"lock is stale: .* after revision {FORK.revision}\. To raise the revision, run `python -m composer lock`",
+    ):
         __main__.check([])
 
 
@@ -356,7 +356,7 @@ NUMBERS = [patch.number for patch in FORK.patches[1:]]
     [
         ("none", ".none", []),
         ("0002 0005", ".p0002.p0005", ["0002", "0005"]),
-        ("0007,0006-preflight", ".p0006.p0007", ["0006", "0007"]),
+        (f"{NUMBERS[-1]},{FORK.patches[-2].name}", f".p{NUMBERS[-2]}.p{NUMBERS[-1]}", NUMBERS[-2:]),
         (" ".join(NUMBERS), f".{FORK.revision}", NUMBERS),
         (None, f".{FORK.revision}", NUMBERS),
     ],
@@ -459,7 +459,7 @@ def test_each_patch_can_be_sent(wheels, tmp_path, monkeypatch, version, after):
     for number, patch in enumerate(fork.patches):
         sent = __main__.diff_of(fork, patch.number, after)
         assert sent.startswith(f"Subject: [PATCH] {patch.title}\n\n{patch.row('Reason')}\n\n## What")
-        assert "Changed by" not in sent and "stock's behavior back" not in sent
+        assert "Changed by" not in sent and "this fork does" not in sent and "stock's behavior back" not in sent
         needed = [other for other in fork.patches[:number] if after or other.number in patch.needs]
         before, *_ = tree.patched(needed, upstream)
         package, *_ = tree.patched([*needed, patch], upstream)
@@ -549,9 +549,9 @@ def test_a_delta_has_only_files_and_folders(repo, spoil, message):
     "text, message", [(b"# \xe9\n", "is not UTF-8"), (b"No title\n", "has no title"), (b"", "has no title")]
 )
 def test_a_page_has_a_title_in_utf8(repo, text, message):
-    (repo / "patches/0007-watch/README.md").write_bytes(text)
-    with pytest.raises(Refusal, match=f"patches/0007-watch/README.md {message}"):
-        record.find("0007", record.all_patches(repo)).title  # noqa: B018
+    (repo / LAST.page).write_bytes(text)
+    with pytest.raises(Refusal, match=f"{LAST.page} {message}"):
+        record.find(LAST.name, record.all_patches(repo)).title  # noqa: B018
 
 
 @pytest.mark.parametrize("row", ["| Needs | 0002 |", "| Needs   |  0002, for a function  |  "])
@@ -586,7 +586,7 @@ def test_a_folder_of_patches_needs_a_number_of_its_own(repo, name):
         record.load(repo)
 
 
-@pytest.mark.parametrize("name", ["composer/lock.toml", "pyproject.toml", "PR_2537.md", "patches/0007-watch/README.md"])
+@pytest.mark.parametrize("name", ["composer/lock.toml", "pyproject.toml", "PR_2537.md"])
 def test_a_missing_file_is_named(repo, name):
     (repo / name).unlink()
     with pytest.raises(Refusal, match=rf"{name} cannot be read \(No such file or directory\), and the build needs it"):
