@@ -29,8 +29,8 @@ def check(versions):
         print(f"{fork.base.version}: the definitions are as in the lock; {len(fork.patches)} patches{left_out}")
     if versions == record.bases() and lock.stale():
         raise Refusal(
-            f"The lock is stale: a delta or the build changed after revision {record.lock()['revision']}. To raise the revision, "
-            f"{record.RENEW}: otherwise pip keeps an installed package, since the version is the same."
+            f"The lock is stale: a delta or the build changed after revision {record.lock()['revision']}. "
+            f"To raise the revision, {record.RENEW}: otherwise pip keeps an installed package, since the version is the same."
         )
     print(f"Revision {record.lock()['revision']} is current." if versions == record.bases() else "Checked only these bases.")
 
