@@ -25,7 +25,7 @@ def renew(root=record.ROOT, pins=None):
     """
     old = record.lock(root)
     pins = pins or old["bases"]
-    found, digest = look(pins, root, old["revision"])
+    found, digest = look(pins, root)
     revision = old["revision"] + (digest != old["digest"])
     lines = [HEAD + f"revision = {revision}\ndigest = {_quoted(digest)}\n", "[bases]"]
     lines += [f"{_quoted(version)} = {_quoted(pins[version])}" for version in _versions(pins)]
@@ -49,10 +49,10 @@ def renew(root=record.ROOT, pins=None):
 def stale(root=record.ROOT):
     """Whether the packages differ from those of the locked revision."""
     locked = record.lock(root)
-    return look(locked["bases"], root, locked["revision"])[1] != locked["digest"]
+    return look(locked["bases"], root)[1] != locked["digest"]
 
 
-def look(pins, root, revision):
+def look(pins, root):
     """Put all patches into all bases.
 
     Arguments
@@ -61,8 +61,6 @@ def look(pins, root, revision):
         The bases with their hashes.
     root : pathlib.Path
         The folder of pyproject.toml.
-    revision : int
-        The revision, which the packages do not show.
 
     Returns
     -------

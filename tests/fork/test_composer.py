@@ -250,7 +250,7 @@ def repo(tmp_path, wheels, monkeypatch):
 def test_the_lock_is_current(repo):
     before = (record.ROOT / record.LOCK).read_bytes()
     assert lock.renew(repo, record.lock()["bases"]) and (repo / record.LOCK).read_bytes() != before, "its revision is higher"
-    found, digest = lock.look(record.lock()["bases"], record.ROOT, 0)
+    found, digest = lock.look(record.lock()["bases"], record.ROOT)
     assert digest == record.lock()["digest"], "run `python -m composer lock`"
     for version in record.bases():
         entries = {patch: {e: v[version] for e, v in values.items() if version in v} for patch, values in found.items()}
