@@ -15,7 +15,7 @@ import time
 import venv
 from pathlib import Path
 
-from parity import ROOT, base, outcomes, record, start, tree
+from parity import DOCTESTS, ROOT, base, outcomes, record, start, tree
 
 FOLDER = ROOT / ".venv-bases"
 TOUCHED = "the doctests of the touched modules"
@@ -66,7 +66,7 @@ def doctests(fork, python, path):
     files = sorted({path for patch in fork.patches for path in patch.delta})
     modules = [file.removesuffix(".py").replace("/", ".") for file in files]
     with tempfile.TemporaryDirectory() as folder:
-        start(Path(folder), ["--doctest-modules", "--pyargs", *modules], path, python).wait()
+        start(Path(folder), [*DOCTESTS, *modules], path, python).wait()
         return outcomes(Path(folder))
 
 

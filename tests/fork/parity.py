@@ -22,6 +22,9 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 from composer import base, record, tree  # noqa: E402, F401  found through the path above
 
+# Without this repo's conftest.py, which pytest finds if the environment is a folder of the repo
+DOCTESTS = ["--noconftest", "--doctest-modules", "--pyargs"]
+
 
 def start(folder, arguments, path, python=sys.executable):
     """Start pytest in a folder of its own, with a path before all others; its report and output go into that folder."""
@@ -74,7 +77,7 @@ def main():
         running = []
         for folder, path in zip(folders, (str(stock), os.environ.get("PYTHONPATH", ""))):
             folder.mkdir()
-            arguments = ["--doctest-modules", "--pyargs", "speechbrain"]
+            arguments = [*DOCTESTS, "speechbrain"]
             if tests:  # a copy, since tests in a checkout would import the package of that checkout
                 shutil.copytree(tests, folder / tests.resolve().name)
                 for conftest in tests.resolve().parent.glob("conftest.py"):
