@@ -13,8 +13,8 @@ NEEDED = {number for patch in ALL for number in patch.needs}
 OPTIONAL = [patch.number for patch in ALL[1:] if patch.number not in NEEDED]
 WITHOUT = {f"without {left_out}": " ".join(p.number for p in ALL[1:] if p.number != left_out) for left_out in OPTIONAL}
 # The preflight and watch take long to test and need no other patch: they are tested once, without the other patches.
-ALONE = {"0006", "0007"}
-CHOICES = {"none": "none", "preflight and watch": " ".join(sorted(ALONE)), **WITHOUT}
+ALONE = {"0006", "0007"}.intersection(patch.number for patch in ALL)
+CHOICES = {"none": "none", "preflight and watch": " ".join(sorted(ALONE)) or "none", **WITHOUT}
 
 # Imports what all choices share only once, since that takes most of the time, and runs pytest in a forked process for each.
 FORKS = """
