@@ -223,7 +223,7 @@ def test_options_of_the_build_are_not_served_from_a_cache(environment, wheels, t
     def built(*options, **more):
         out = tmp_path / "-".join(["out", *options, *more]).replace("=", "")
         requirement = f"speechbrain @ git+file://localhost{repo}@{commit}"
-        words = [word for option in options for word in ("-C", option)]
+        words = [word for option in options for word in ("--config-settings", option)]
         done = run([*command, out, *words, requirement], {**environment, **caches, base.LOCAL_WHEEL: folder, **more}, tmp_path)
         assert done.returncode == 0, done.stdout
         return next(path.name for path in out.glob("speechbrain-*")).split("-")[1].removesuffix(".dist")
