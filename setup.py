@@ -51,6 +51,7 @@ class MovePackage(install_lib):
 
     def install(self):
         """Move it."""
+        os.makedirs(self.install_dir, exist_ok=True)  # else it would be copied
         shutil.move(os.path.join(self.build_dir, "speechbrain"), os.path.join(self.install_dir, "speechbrain"))
         return []
 
