@@ -78,8 +78,7 @@ def look(pins, root):
                 )
     found, sha = {patch.name: {} for patch in patches}, hashlib.sha256()
     for version in _versions(pins):
-        requires = [line for span, lines in settings["requires"].items() if record.covers(span, version) for line in lines]
-        release = record.Base(version, pins[version], tuple(requires))
+        release = record.release(version, pins, settings)
         mine = tuple(patch for patch in patches if record.covers(patch.span, version))
         others = tuple(patch for patch in patches if patch not in mine)
         fork = record.Fork(settings["label"], 0, release, mine, (), others)

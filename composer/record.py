@@ -235,15 +235,20 @@ def load(root=ROOT, version=None, patches=None):
         for need in patch.needs:
             if need not in [other.number for other in chosen]:
                 raise Refusal(f"{patch.name} needs {need}, which is left out: add it, or leave {patch.name} out as well.")
-    requires = [line for span, lines in settings["requires"].items() if covers(span, version) for line in lines]
     return Fork(
         label=settings["label"],
         revision=locked["revision"],
-        base=Base(version, locked["bases"][version], tuple(requires)),
+        base=release(version, locked["bases"], settings),
         patches=tuple(chosen),
         not_chosen=tuple(patch for patch in applicable if patch not in chosen),
         not_applicable=tuple(patch for patch in there if patch not in applicable),
     )
+
+
+def release(version, pins, settings):
+    """Make the Base of a version, with the requirements that pyproject.toml adds to it."""
+    requires = (line for span, lines in settings["requires"].items() if covers(span, version) for line in lines)
+    return Base(version, pins[version], tuple(requires))
 
 
 def _chosen(patches, there, applicable, version):
