@@ -87,9 +87,8 @@ def pin(version, wheel, root=record.ROOT):
                 f'them, write "{span}" into the row "Applies to" of {patch.page} and {record.RENEW}.'
             )
         else:
-            row = f"| Applies to | {patch.span}"
-            page = root / patch.page
-            page.write_bytes(patch.text.replace(row, f"| Applies to | {span}", 1).encode())
+            row = rf"(?m)^(\|\s*Applies to\s*\|\s*){re.escape(patch.span)}"
+            (root / patch.page).write_bytes(re.sub(row, rf"\g<1>{span}", patch.text, count=1).encode())
     lock.renew(root, {**locked["bases"], version: sha256})
     return left_out
 
