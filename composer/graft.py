@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from composer import Refusal
 
 KEPT = "_upstream_"
+MARKS = ("mark_as_saver", "mark_as_loader", "mark_as_transfer")
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 IMPORTS = (ast.Import, ast.ImportFrom)
 INNER_SCOPES = (ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
@@ -369,7 +370,8 @@ class _Grafting:
             kept, body = self.keep(old, *keep)
             if place is not None:
                 kept.body = old.body[1:]
-                cut = [position - theirs.start(old) + len(KEPT) for position in span]
+                moved = len(body) - len(theirs.text(old))  # what changed is before the docstring
+                cut = [position - theirs.start(old) + moved for position in span]
                 body = body[: cut[0]] + body[cut[1] :]
             text, nodes = text + gap + body, [*nodes, kept]
         self.edits.append((theirs.start(old), theirs.line_end(theirs.end(old)), text))
@@ -385,10 +387,17 @@ class _Grafting:
         self.kept.add(name)
         renamed = _copy(old)
         renamed.name = KEPT + name
-        text = self.theirs.text(old)
-        line = self.theirs.lines[old.lineno - 1] + old.col_offset - self.theirs.start(old)
+        text, start = self.theirs.text(old), self.theirs.start(old)
+        line = self.theirs.lines[old.lineno - 1] + old.col_offset - start
         at = re.compile(rb"(async[\s\\]+)?def[\s\\]+").match(text, line).end()
-        return renamed, text[:at] + KEPT.encode() + text[at:]
+        text = text[:at] + KEPT.encode() + text[at:]
+        # Upstream's register_checkpoint_hooks takes the last method that has a mark; that has to be the new one
+        marks = [each for each in old.decorator_list if ast.unparse(each).split(".")[-1] in MARKS]
+        renamed.decorator_list = [each for each in old.decorator_list if each not in marks]
+        for each in reversed(marks):
+            cut = [self.theirs.lines[number] + old.col_offset - start for number in (each.lineno - 1, each.end_lineno)]
+            text = text[: cut[0]] + text[cut[1] :]
+        return renamed, text
 
     def members(self, ours, there):
         """Graft the members of a class that both have, and return the resulting class."""

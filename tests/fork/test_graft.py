@@ -110,6 +110,12 @@ GRAFTS = {
         'class C:\n    # above\n    @d\n    def f(self):\n        """Doc."""\n        return self._upstream_f() + 1  # two\n\n'
         "    @d\n    def _upstream_f(self):\n        return 1\n\n    y = 1\n",
     ),
+    "a kept function leaves the marks of upstream's checkpoint hooks to the new one": (
+        "class C:\n    @d\n    @x.mark_as_saver\n    @e\n    def f(self):\n        'Doc.'\n        return 1\n",
+        "class C:\n    @x.mark_as_saver\n    def f(self):\n        return self._upstream_f()\n",
+        "class C:\n    @x.mark_as_saver\n    def f(self):\n        'Doc.'\n        return self._upstream_f()\n\n"
+        "    @d\n    @e\n    def _upstream_f(self):\n        return 1\n",
+    ),
     "new definitions are as far apart as in the delta": (
         "def f(): pass\n",
         "A = 1\nB = 2\n\n# of C\nC = 3\n\n\ndef f(): return A\n",

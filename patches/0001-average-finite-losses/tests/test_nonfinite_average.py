@@ -72,14 +72,14 @@ def test_the_loss_of_training_without_a_batch_is_nan():
 
 @regression
 def test_an_average_is_resumed_from_a_checkpoint(tmp_path):
-    brain = scripted()
+    brain = scripted(Checkpointer(tmp_path))
     average = 0.0
     for brain.step, loss in enumerate([nan, 2.0], start=1):
         average = brain.update_average(torch.tensor(loss), average)
     brain.avg_train_loss = average
-    brain._save(tmp_path / "brain.ckpt")
-    other = scripted()
-    other._recover(tmp_path / "brain.ckpt", False)
+    brain.checkpointer.save_checkpoint(end_of_epoch=False)
+    other = scripted(Checkpointer(tmp_path))
+    other.checkpointer.recover_if_possible()
     other.step += 1
     assert other.update_average(torch.tensor(4.0), other.avg_train_loss) == 3.0
 
