@@ -1,13 +1,18 @@
 """Checkpoints are written whole or not at all, and damaged ones are skipped."""
 
+import fractions
 import logging
+import math
 import os
+import pathlib
 import pickle
 import shutil
 from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
+import yaml
 from speechbrain.utils import checkpoints
 from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.epoch_loop import EpochCounter
@@ -294,3 +299,113 @@ def test_a_checkpoint_has_the_same_place_and_content_as_on_stock(tmp_path):
     assert done.meta["loss"] == 1.0 and done.meta["end-of-epoch"] is False and done.meta["unixtime"] > 0
     assert done.paramfiles == {name: done.path / f"{name}.ckpt" for name in ("model", "counter", "notes")}
     assert made.list_checkpoints() == [done]
+
+
+METAS = [
+    (3.5, 3.5),
+    (True, True),
+    (math.nan, math.nan),
+    ("text", "text"),
+    ({"a": [1, None]}, {"a": [1, None]}),
+    *(
+        pytest.param(*case, marks=regression)
+        for case in [
+            (np.float64(3.5), 3.5),
+            (np.float32(math.inf), math.inf),
+            (np.mean([1, 2]), 1.5),
+            (np.int64(3), 3),
+            (np.bool_(True), True),
+            (torch.tensor(3.5), 3.5),
+            (torch.tensor(3, dtype=torch.int16), 3),
+            (torch.tensor(math.nan, requires_grad=True), math.nan),
+            (torch.tensor([[1.0, 2.0]], dtype=torch.bfloat16), [[1.0, 2.0]]),
+            (fractions.Fraction(1, 2), 0.5),
+            ((1, 2.5), [1, 2.5]),
+            ({"a": (np.int8(1), {np.int64(2): torch.tensor(3)})}, {"a": [1, {2: 3}]}),
+        ]
+    ),
+]
+
+
+@pytest.mark.parametrize("value, expected", METAS, ids=repr)
+def test_numbers_of_any_kind_in_the_meta_are_saved_as_plain_numbers(tmp_path, value, expected):
+    made = build(tmp_path)
+    for _ in range(2):
+        made.save_and_keep_only({"score": value})
+    (found,) = made.list_checkpoints()
+    assert repr(found.meta["score"]) == repr(expected)
+    assert yaml.safe_load((found.path / "CKPT.yaml").read_text()).keys() == found.meta.keys()
+    assert made.recover_if_possible(max_key="score").path == found.path
+
+
+@regression
+@pytest.mark.parametrize("value", [pathlib.Path("x"), object(), torch.float32, {(1, 2): 3}, {"a": [1j]}, np.array([print])])
+def test_a_meta_that_could_not_be_read_is_refused_before_anything_is_written(tmp_path, value):
+    made = build(tmp_path)
+    made.custom_save_hooks["model"] = lambda *_: pytest.fail("written")
+    with pytest.raises(ValueError, match=f"cannot have 'place', a {type(value).__name__}, .*Use numbers"):
+        made.save_checkpoint({"loss": 1.0, "place": value})
+    assert not list(tmp_path.iterdir())
+
+
+@regression
+@pytest.mark.parametrize("value", [np.float64(3.5), np.float32(3.5), torch.tensor(3.5), torch.tensor([1.0, 3.5])[1], (1, 2)])
+@pytest.mark.parametrize("numpy", ["numpy._core", "numpy.core"])
+def test_a_meta_that_stock_has_saved_is_read(tmp_path, value, numpy):
+    made = save(tmp_path, 1.0)
+    path = tmp_path / "CKPT+1" / "CKPT.yaml"
+    text = yaml.dump({**made.find_checkpoint().meta, "score": value})
+    path.write_text(text.replace("numpy._core", numpy).replace("numpy.core", numpy))
+    assert made.recover_if_possible(max_key="score").meta["score"] == value
+
+
+@regression
+def test_code_in_a_meta_file_is_not_run(tmp_path, caplog):
+    made = save(tmp_path, 1.0, 2.0)
+    with open(tmp_path / "CKPT+2" / "CKPT.yaml", "a") as file:
+        file.write(f"payload: !!python/object/apply:os.mkdir [{tmp_path / 'payload'}]\n")
+    assert made.recover_if_possible().path.name == "CKPT+1"
+    assert not (tmp_path / "payload").exists() and "could not determine a constructor" in caplog.text
+
+
+@regression
+@pytest.mark.parametrize("keys", [{"min_key": "WER"}, {"max_key": "WER"}, {"min_key": "WER", "ckpt_predicate": lambda c: True}])
+def test_a_key_that_no_checkpoint_has_is_an_error(tmp_path, keys):
+    save(tmp_path, 1.0, 2.0)
+    made = build(tmp_path, 7.0)
+    with pytest.raises(ValueError, match=r"No checkpoint in .* has the key 'WER'\. Their keys are: 'loss'\."):
+        made.recover_if_possible(**keys)
+    assert values(made) == {7.0}
+
+
+def test_a_key_that_some_checkpoints_have_is_used(tmp_path):
+    made = save(tmp_path, 1.0, 2.0)
+    assert build(tmp_path / "empty").recover_if_possible(min_key="WER") is None
+    assert made.recover_if_possible(min_key="loss", ckpt_predicate=lambda c: False) is None
+    made.save_checkpoint({"unixtime": 0.5, "WER": 3})
+    assert made.recover_if_possible(min_key="WER").meta["WER"] == 3
+
+
+MAIN_ONLY = """
+import time, torch, speechbrain as sb
+from speechbrain.utils.checkpoints import Checkpointer
+from speechbrain.utils.distributed import if_main_process, run_on_main
+
+sb.utils.distributed.ddp_init_group({"distributed_backend": "gloo"})
+checkpointer = Checkpointer("save", {"model": torch.nn.Linear(2, 2)})
+time.sleep(not if_main_process())
+checkpointer.save_checkpoint(name="both")
+run_on_main(checkpointer.save_checkpoint, kwargs={"name": "main"})
+print(len(checkpointer.list_checkpoints()), "saved", flush=True)
+checkpointer.max_wait = 2
+if if_main_process():
+    checkpointer.save_checkpoint()
+torch.distributed.barrier()
+"""
+
+
+@regression
+def test_a_process_that_saves_alone_does_not_wait_forever(torchrun):
+    status, output = torchrun(MAIN_ONLY)
+    assert status == 1 and output.count("2 saved") == 2, output
+    assert "Process 0 has waited 2 s in save_checkpoint() for these processes: 1. All processes have to call it" in output

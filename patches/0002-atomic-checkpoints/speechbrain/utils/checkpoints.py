@@ -1,11 +1,17 @@
-"""Checkpoints are written whole or not at all."""
+"""Checkpoints are written whole or not at all, and can be read again."""
 
 import functools
+import io
 import logging
+import numbers
 import os
 import shutil
+import time
 
+import numpy as np
+import torch
 import yaml
+
 
 from speechbrain.utils.checkpoints import (
     CKPT_PREFIX,
@@ -20,6 +26,7 @@ from speechbrain.utils.checkpoints import (
 from speechbrain.utils.distributed import (
     ddp_barrier,
     ddp_broadcast,
+    ddp_prevent_block,
     if_main_process,
     main_process_only,
 )
@@ -88,10 +95,96 @@ def _warn_once(message):
     logger.warning(message)
 
 
+def _plain(value):
+    """Turns numbers of NumPy, torch etc. into Python's, and tuples into lists."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {_plain(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    if isinstance(value, numbers.Number) and not isinstance(value, bool):
+        is_integer = isinstance(value, numbers.Integral)
+        return int(value) if is_integer else float(value)
+    return value
+
+
+def _plain_meta(meta):
+    """Returns what a meta file can hold, and refuses what it could not."""
+    plain = {}
+    for key, value in meta.items():
+        try:
+            plain[key] = _plain(value)
+            yaml.safe_load(yaml.safe_dump({key: plain[key]}))
+        except (TypeError, ValueError, yaml.YAMLError) as error:
+            raise ValueError(
+                f"The meta of a checkpoint cannot have {key!r}, a "
+                f"{type(value).__name__}, because it could not be read again. "
+                "Use numbers, strings, and lists or dicts of these."
+            ) from error
+    return plain
+
+
+def _construct_number(loader, node):
+    dtype, data = loader.construct_sequence(node, deep=True)
+    return np.frombuffer(data, dtype)[0].item()
+
+
+def _construct_dtype(loader, node):
+    parts = loader.construct_mapping(node, deep=True)
+    return np.dtype(parts["args"][0]).newbyteorder(parts["state"][1])
+
+
+def _construct_storage(loader, node):
+    (data,) = loader.construct_sequence(node, deep=True)
+    return torch.load(io.BytesIO(data), weights_only=True)
+
+
+def _construct_tensor(loader, node):
+    storage, offset, size, stride, *_ = loader.construct_sequence(
+        node, deep=True
+    )
+    tensor = torch.tensor([], dtype=storage.dtype)
+    tensor.set_(storage._untyped_storage, offset, size, stride)
+    return tensor.tolist()
+
+
+class _MetaLoader(yaml.SafeLoader):
+    """Also reads the tuples and the numbers of NumPy and torch that stock has
+    saved, but runs no code that a file names."""
+
+    PYTHON = "tag:yaml.org,2002:python/"
+    yaml_constructors = {
+        **yaml.SafeLoader.yaml_constructors,
+        f"{PYTHON}tuple": lambda loader, node: tuple(
+            loader.construct_sequence(node, deep=True)
+        ),
+        f"{PYTHON}object/apply:numpy.dtype": _construct_dtype,
+        f"{PYTHON}object/apply:numpy.core.multiarray.scalar": _construct_number,
+        f"{PYTHON}object/apply:numpy._core.multiarray.scalar": _construct_number,
+        f"{PYTHON}object/apply:torch.storage._load_from_bytes": _construct_storage,
+        f"{PYTHON}object/apply:torch._utils._rebuild_tensor_v2": _construct_tensor,
+        f"{PYTHON}object/apply:collections.OrderedDict": lambda *_: None,
+    }
+
+
+def _read_meta(path):
+    with open(path, encoding="utf-8") as f:
+        meta = yaml.load(f, Loader=_MetaLoader)
+    if not {"unixtime", "end-of-epoch"} <= set(meta):
+        raise ValueError("it has no unixtime or no end-of-epoch")
+    return meta
+
+
 class Checkpointer:
+    # Seconds that a process waits in save_checkpoint() for the others
+    max_wait = 1800
+
     def save_checkpoint(
         self, meta={}, end_of_epoch=True, name=None, verbosity=logging.INFO
     ):
+        meta = _plain_meta(meta)
+        self._wait_for_all()
         ckpt_dir = None
         if if_main_process():
             self._tidy()
@@ -193,13 +286,15 @@ class Checkpointer:
             logger.info("Would load a checkpoint here, but none found yet.")
         return chosen_ckpt
 
-    def _choose(self, *keys):
+    def _choose(self, importance_key, max_key, min_key, ckpt_predicate):
         """Finds the best readable checkpoint, before any object is changed.
 
         Returns it, or None, and the error that all processes have to raise.
         """
         try:
-            ckpts = self.find_checkpoints(*keys)
+            ckpts = self.find_checkpoints(
+                importance_key, max_key, min_key, ckpt_predicate
+            )
         except Exception as error:
             return None, error
         num_damaged = 0
@@ -217,6 +312,14 @@ class Checkpointer:
                 f"None of the {num_damaged} checkpoints in "
                 f"{self.checkpoints_dir} can be read, see the warnings above: "
                 "restore one of them, or remove them all to start from scratch."
+            )
+        key = max_key or min_key
+        keys = [ckpt.meta.keys() for ckpt in self.list_checkpoints()]
+        if key and keys and key not in set().union(*keys):
+            known = set().union(*keys) - {"unixtime", "end-of-epoch"}
+            return None, ValueError(
+                f"No checkpoint in {self.checkpoints_dir} has the key {key!r}. "
+                f"Their keys are: {', '.join(map(repr, sorted(known)))}."
             )
         return None, None
 
@@ -273,6 +376,28 @@ class Checkpointer:
         shutil.rmtree(path)
         logger.log(verbosity, f"Deleted checkpoint in {checkpoint.path}")
 
+    def _wait_for_all(self):
+        """Waits until all processes save, and names those that do not."""
+        if ddp_prevent_block():
+            return
+        store = torch.distributed.distributed_c10d._get_default_store()
+        rank = torch.distributed.get_rank()
+        num_saves = store.add(f"save_checkpoint/{rank}", 1)
+        start = time.monotonic()
+        while absent := [
+            str(other)
+            for other in range(torch.distributed.get_world_size())
+            if store.add(f"save_checkpoint/{other}", 0) < num_saves
+        ]:
+            if time.monotonic() - start > self.max_wait:
+                raise RuntimeError(
+                    f"Process {rank} has waited {self.max_wait} s in "
+                    "save_checkpoint() for these processes: "
+                    f"{', '.join(absent)}. All processes have to call it: do "
+                    "not put it under if_main_process()."
+                )
+            time.sleep(0.05)
+
     def _tidy(self):
         """Removes the half-saved and half-deleted folders of killed runs."""
         self._restore()
@@ -296,17 +421,14 @@ class Checkpointer:
     @staticmethod
     def _construct_checkpoint_objects(checkpoint_dirs):
         checkpoints = []
-        construct = Checkpointer._upstream__construct_checkpoint_objects
-        keys = {"unixtime", "end-of-epoch"}
         for ckpt_dir in checkpoint_dirs:
-            # One at a time, since a damaged meta file stops upstream's loop
             try:
-                (ckpt,) = construct([ckpt_dir])
-                if not isinstance(ckpt.meta, dict) or keys - ckpt.meta.keys():
-                    raise ValueError("it has no unixtime or no end-of-epoch")
-                checkpoints.append(ckpt)
-            except (OSError, ValueError, yaml.YAMLError) as error:
+                meta = _read_meta(ckpt_dir / METAFNAME)
+            except Exception as error:  # Damage may lead to any
                 _warn_once(
                     f"Skipping {ckpt_dir}: {METAFNAME} cannot be read: {error}"
                 )
+                continue
+            paramfiles = {p.stem: p for p in ckpt_dir.glob(f"*{PARAMFILE_EXT}")}
+            checkpoints.append(Checkpoint(ckpt_dir, meta, paramfiles))
         return checkpoints
