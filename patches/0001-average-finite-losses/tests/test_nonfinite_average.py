@@ -165,3 +165,25 @@ def test_evaluate_does_not_change_the_given_dictionary():
     options = {"batch_size": 2}
     scripted().evaluate(torch.utils.data.TensorDataset(torch.ones(2, 1)), progressbar=False, test_loader_kwargs=options)
     assert options == {"batch_size": 2}
+
+
+@regression
+def test_asking_for_more_checkpoints_than_are_kept_is_said(tmp_path, caplog):
+    checkpointer = Checkpointer(tmp_path)
+    for _ in range(3):
+        checkpointer.save_and_keep_only(num_to_keep=2)
+    assert len(checkpointer.find_checkpoints(max_num_checkpoints=5)) == 2
+    assert (
+        f"5 checkpoints are asked for, but {tmp_path} has 2 of this kind: save_and_keep_only() keeps num_to_keep=2"
+        in caplog.text
+    )
+
+
+@pytest.mark.parametrize("num_to_keep, asked", [(1, 1), (3, 3), (5, 5), (5, 2), (5, None)])
+def test_asking_for_as_many_checkpoints_as_are_kept_is_not(tmp_path, caplog, num_to_keep, asked):
+    checkpointer = Checkpointer(tmp_path)
+    for _ in range(3):
+        checkpointer.save_and_keep_only(num_to_keep=num_to_keep)
+    checkpointer.find_checkpoints(max_num_checkpoints=asked)
+    Checkpointer(tmp_path).find_checkpoints(max_num_checkpoints=9)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]

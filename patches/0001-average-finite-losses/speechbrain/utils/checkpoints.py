@@ -1,6 +1,6 @@
 """A checkpoint whose key is nan ranks last."""
 
-from speechbrain.utils.checkpoints import ckpt_recency
+from speechbrain.utils.checkpoints import ckpt_recency, logger
 
 
 def _is_nan(value):
@@ -11,6 +11,9 @@ def _is_nan(value):
 
 
 class Checkpointer:
+    # Set by save_and_keep_only() of patch 0002
+    num_to_keep = None
+
     def find_checkpoints(
         self,
         importance_key=None,
@@ -38,4 +41,14 @@ class Checkpointer:
         ckpts = list(filter(ckpt_predicate, ckpts))
         # First sort by recency, so that of equal keys the newest comes first
         ckpts = sorted(ckpts, key=ckpt_recency, reverse=True)
+        num_asked = max_num_checkpoints or 0
+        if (
+            len(ckpts) < num_asked
+            and (self.num_to_keep or num_asked) < num_asked
+        ):
+            logger.warning(
+                f"{num_asked} checkpoints are asked for, but "
+                f"{self.checkpoints_dir} has {len(ckpts)} of this kind: "
+                f"save_and_keep_only() keeps num_to_keep={self.num_to_keep}."
+            )
         return sorted(ckpts, key=rank, reverse=True)[:max_num_checkpoints]

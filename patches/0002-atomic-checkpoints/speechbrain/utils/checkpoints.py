@@ -252,6 +252,8 @@ class Checkpointer:
         ckpt_predicate=None,
         verbosity=logging.INFO,
     ):
+        if ckpt_predicate is None:
+            self.num_to_keep = num_to_keep
         self.save_checkpoint(meta, end_of_epoch, name, verbosity)
         # A new list: appending to the default would make it grow at each call
         recency = [ckpt_recency] if keep_recent else []
