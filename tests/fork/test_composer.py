@@ -349,6 +349,7 @@ def test_each_base_gets_the_patches_that_apply_and_no_others(wheels, version):
 
 
 NUMBERS = [patch.number for patch in FORK.patches[1:]]
+FREE = [patch for patch in FORK.patches[1:] if not patch.needs]
 
 
 @pytest.mark.parametrize(
@@ -356,7 +357,7 @@ NUMBERS = [patch.number for patch in FORK.patches[1:]]
     [
         ("none", ".none", []),
         ("0002 0005", ".p0002.p0005", ["0002", "0005"]),
-        (f"{NUMBERS[-1]},{FORK.patches[-2].name}", f".p{NUMBERS[-2]}.p{NUMBERS[-1]}", NUMBERS[-2:]),
+        (f"{FREE[-1].number},{FREE[-2].name}", f".p{FREE[-2].number}.p{FREE[-1].number}", [p.number for p in FREE[-2:]]),
         (" ".join(NUMBERS), f".{FORK.revision}", NUMBERS),
         (None, f".{FORK.revision}", NUMBERS),
     ],
