@@ -114,7 +114,7 @@ class Brain:
     def _has_scheduler(self):
         """Whether there is something that may set the learning rate."""
         known = {**vars(self), **self.checkpointer.recoverables}
-        known.update(vars(getattr(self, "hparams", self)))
+        known.update(getattr(getattr(self, "hparams", None), "__dict__", {}))
         return any(
             "sched" in text or "anneal" in text
             for name, obj in known.items()
