@@ -27,6 +27,7 @@ bench: .venv/benchmarks    ## ratios to the stock release and to other libraries
 	$(BENCHMARK)/counting.py
 	$(BENCHMARK)/installing.py
 	$(BENCHMARK)/saving.py
+	$(BENCHMARK)/stepping.py
 	$(BENCHMARK)/preflight.py
 	$(BENCHMARK)/audio_scan.py --files 100 --rounds 3
 	$(BENCHMARK)/recipe.py

@@ -1,5 +1,8 @@
 """Steps with non-finite gradients are skipped, and all groups are clipped."""
 
+import math
+from operator import is_
+
 import torch
 
 from speechbrain.core import logger
@@ -16,12 +19,87 @@ RUNNING_STATISTICS = (
 RUNNING_COUNTS = ("num_batches_tracked", "weight", "count")
 
 
-def _on_any_process(flag):
-    """Whether a flag (a boolean tensor) is set on any process."""
+def _is_nonfinite_anywhere(value):
+    """Whether a tensor of one number is not finite on any process."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        flag = flag.to(torch.uint8)
+        flag = (~torch.isfinite(value)).to(torch.uint8)
         torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
-    return bool(flag)
+        return bool(flag)
+    return not math.isfinite(value.item())
+
+
+def _first_three(names):
+    """Returns at most three names, and how many more there are."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(map(str, names[:3])) + more
+
+
+def _statistics_of(module):
+    """Returns where a module keeps running statistics: dicts, and names."""
+    names = RUNNING_STATISTICS + RUNNING_COUNTS
+    # Some layers keep them as plain attributes
+    owners = (module._buffers, module.__dict__)
+    found = [(own, name) for own in owners for name in names if name in own]
+    return found if any(n in RUNNING_STATISTICS for _, n in found) else []
+
+
+class _KeptStatistics:
+    """A copy of the running statistics of all modules."""
+
+    def __init__(self):
+        self.modules = self.sizes = self.tensors = self.shapes = None
+
+    @torch.no_grad()
+    def keep(self, root):
+        """Copies the statistics, with few Python operations per step."""
+        modules = [root]
+        for module in modules:
+            if module is not None:
+                modules += module._modules.values()
+        # A layer may get its statistics in its first forward
+        known = modules == self.modules
+        if not known or self.sizes != list(map(len, self.owners)):
+            self._find(modules)
+        self.values = [own[name] for _, own, name in self.places]
+        tensors = [v for v in self.values if isinstance(v, torch.Tensor)]
+        shapes = [tensor.shape for tensor in tensors]
+        if shapes != self.shapes or not all(map(is_, tensors, self.tensors)):
+            self.copies = [torch.empty_like(tensor) for tensor in tensors]
+            self.groups = {}
+            for i, copy in enumerate(self.copies):
+                self.groups.setdefault((copy.device, copy.dtype), []).append(i)
+        self.tensors, self.shapes = tensors, shapes
+        # One fused call for each device and dtype
+        for group in self.groups.values():
+            torch._foreach_copy_(
+                [self.copies[i] for i in group], [tensors[i] for i in group]
+            )
+
+    def _find(self, modules):
+        self.modules = modules
+        modules = [module for module in modules if module is not None]
+        self.owners = [o for m in modules for o in (m._buffers, m.__dict__)]
+        self.sizes = list(map(len, self.owners))
+        self.places = [
+            (module, own, name)
+            for module in modules
+            for own, name in _statistics_of(module)
+            if not torch.nn.parameter.is_lazy(own[name])
+        ]
+
+    @torch.no_grad()
+    def restore(self):
+        copies = iter(self.copies)
+        for (module, own, name), value in zip(self.places, self.values):
+            if not isinstance(value, torch.Tensor):
+                setattr(module, name, value)
+                continue
+            now, value = own[name], next(copies)
+            if own is module._buffers and now.shape == value.shape:
+                # In place, since the DDP wrapper refers to this tensor
+                now.copy_(value)
+            else:
+                setattr(module, name, value.clone())
 
 
 class Brain:
@@ -31,12 +109,26 @@ class Brain:
     # Number of steps skipped in a row
     _skipped_in_a_row = 0
 
-    # Running statistics as the last finite step left them, by module
-    _last_statistics = None
+    # Running statistics before the batches of the next step
+    _kept_statistics = None
+
+    # Ids of each of these batches; None outside of fit_batch
+    _batch_ids = None
+
+    def fit_batch(self, batch):
+        if self.only_finite_steps:
+            first = (self.step - 1) % self.grad_accumulation_factor == 0
+            if first or self._batch_ids is None:
+                self._keep_statistics()
+                self._batch_ids = []
+            ids = getattr(batch, "id", None)
+            self._batch_ids.append(ids if isinstance(ids, list) else [])
+        return self._upstream_fit_batch(batch)
 
     def check_loss_isfinite(self, loss):
-        if _on_any_process(~torch.isfinite(loss).all()):
+        if _is_nonfinite_anywhere(loss):
             self.nonfinite_count += 1
+            ids = "" if torch.isfinite(loss) else self._name_ids(1)
 
             # Check if patience is exhausted
             if self.nonfinite_count > self.nonfinite_patience:
@@ -44,12 +136,13 @@ class Brain:
                     "Loss is not finite and patience is exhausted: "
                     f"{self.nonfinite_count} losses of this epoch are not "
                     f"finite, and nonfinite_patience is "
-                    f"{self.nonfinite_patience}. {self._where_nonfinite()}"
+                    f"{self.nonfinite_patience}.{ids} "
+                    f"{self._where_nonfinite()}"
                 )
             logger.warning(
                 f"The loss of batch {self.step} is not finite: number "
                 f"{self.nonfinite_count} of {self.nonfinite_patience} that "
-                "this epoch tolerates."
+                f"this epoch tolerates.{ids}"
             )
 
     def optimizers_step(self):
@@ -72,19 +165,19 @@ class Brain:
                 parameter
                 for group in opt.param_groups
                 for parameter in group["params"]
-                if parameter.grad is not None
             ]
             for opt in valid_optimizers.values()
         ]
         norms = [
-            torch.nn.utils.get_total_norm([p.grad for p in parameters])
+            torch.nn.utils.get_total_norm(
+                [p.grad for p in parameters if p.grad is not None]
+            )
             for parameters in trained
         ]
         # In fp16 the GradScaler skips steps with non-finite gradients
         if norms and not self.scaler.is_enabled():
-            device = norms[0].device
-            finite = [torch.isfinite(norm).to(device) for norm in norms]
-            if _on_any_process(~torch.stack(finite).all()):
+            total = sum(norm.to(self.device) for norm in norms)
+            if _is_nonfinite_anywhere(total):
                 self._skip_step()
                 return
         if self.max_grad_norm >= 0:
@@ -103,7 +196,10 @@ class Brain:
 
         self.optimizer_step += 1
         self._skipped_in_a_row = 0
-        self._keep_statistics()
+        # fit_batch keeps them before a batch; a recipe's own one does not
+        if self._batch_ids is None:
+            self._keep_statistics()
+        self._batch_ids = None
 
     def _skip_step(self):
         """Skips a step with non-finite gradients, and restores the running
@@ -115,80 +211,60 @@ class Brain:
             if parameter.grad is not None
             and not torch.isfinite(parameter.grad).all()
         ]
-        which = ", ".join(nonfinite[:3]) or "no parameter of this process"
-        if len(nonfinite) > 3:
-            which += f" and {len(nonfinite) - 3} more"
+        which = _first_three(nonfinite) or "no parameter of this process"
+        ids = "" if self.distributed_launch else self._name_ids()
+        self._batch_ids = None
         logger.warning(
             f"Skipping step {self.optimizer_step + 1} (batch {self.step}): the "
-            f"gradients of {which} are not finite."
+            f"gradients of {which} are not finite.{ids}"
         )
         optimizers = self.optimizers_dict or {"optimizer": self.optimizer}
         for opt in optimizers.values():
             opt.zero_grad(set_to_none=True)
 
-        self._restore_statistics()
+        if self._kept_statistics is not None:
+            self._kept_statistics.restore()
         lost = self._nonfinite_statistics()
-        if _on_any_process(torch.tensor(bool(lost), device=self.device)):
+        flag = torch.tensor(math.nan if lost else 0.0, device=self.device)
+        if _is_nonfinite_anywhere(flag):
             raise ValueError(
                 f"Running statistics are not finite after batch {self.step}, "
-                "and no earlier step left finite ones to restore: "
-                f"{', '.join(lost) or 'on another process'}. Look at the audio "
-                "of that batch."
+                "and there are no earlier finite ones to restore: "
+                f"{_first_three(lost) or 'on another process'}.{ids} Look at "
+                "the audio of that batch and at its augmentation."
             )
         if self._skipped_in_a_row > self.nonfinite_patience:
             raise ValueError(
                 f"Skipped {self._skipped_in_a_row} steps in a row, and "
                 f"nonfinite_patience is {self.nonfinite_patience}: the "
-                f"gradients of {which} are not finite. "
+                f"gradients of {which} are not finite.{ids} "
                 f"{self._where_nonfinite()}"
             )
 
-    def _modules_with_statistics(self):
-        """Yields each module with running statistics, and their names."""
-        for module in self.modules.modules():
-            # Some layers keep them as plain attributes
-            own = {**module._buffers, **module.__dict__}
-            if any(torch.is_tensor(own.get(n)) for n in RUNNING_STATISTICS):
-                names = RUNNING_STATISTICS + RUNNING_COUNTS
-                yield module, [name for name in names if name in own]
-
     def _keep_statistics(self):
-        if self._last_statistics is None:
-            self._last_statistics = [
-                (module, dict.fromkeys(names))
-                for module, names in self._modules_with_statistics()
-            ]
-        for module, values in self._last_statistics:
-            for name in values:
-                value = getattr(module, name)
-                if torch.is_tensor(value):
-                    value = value.detach().clone()
-                values[name] = value
-
-    @torch.no_grad()
-    def _restore_statistics(self):
-        for module, values in self._last_statistics or []:
-            for name, value in values.items():
-                now = getattr(module, name)
-                is_buffer = name in module._buffers and value is not None
-                if is_buffer and now.shape == value.shape:
-                    # In place, since the DDP wrapper refers to this tensor
-                    now.copy_(value)
-                elif torch.is_tensor(value):
-                    setattr(module, name, value.clone())
-                else:
-                    setattr(module, name, value)
+        # In fp16 none are restored
+        if self.scaler.is_enabled():
+            return
+        if self._kept_statistics is None:
+            self._kept_statistics = _KeptStatistics()
+        self._kept_statistics.keep(self.modules)
 
     def _nonfinite_statistics(self):
         """Returns the names of running statistics that are not finite."""
-        paths = {module: path for path, module in self.modules.named_modules()}
         return [
-            f"{paths[module]}.{name}"
-            for module, names in self._modules_with_statistics()
-            for name in names
-            if torch.is_tensor(value := getattr(module, name))
-            and not torch.isfinite(value).all()
+            f"{path}.{name}"
+            for path, module in self.modules.named_modules()
+            for own, name in _statistics_of(module)
+            if torch.is_tensor(own[name]) and not own[name].isfinite().all()
         ]
+
+    def _name_ids(self, batches=0):
+        """Returns a sentence with the ids of the last batches, or of all that
+        belong to the step; empty if they have none."""
+        several = (self._batch_ids or [])[-batches:]
+        ids = [each for batch in several for each in batch]
+        which = f"{len(several)} batches" if len(several) > 1 else "batch"
+        return f" Ids of the {which}: {_first_three(ids)}." if ids else ""
 
     def _where_nonfinite(self):
         """Returns a sentence that names the model's first non-finite tensor."""

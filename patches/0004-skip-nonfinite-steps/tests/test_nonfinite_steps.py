@@ -27,9 +27,9 @@ class Brain(sb.Brain):
         return predictions.mean() * batch[1].mean()
 
 
-def make(modules, optimizer=torch.optim.SGD, **options):
+def make(modules, optimizer=torch.optim.SGD, kind=Brain, **options):
     torch.manual_seed(0)
-    return Brain(modules(), lambda p: optimizer(p, lr=0.1), options, {"device": "cpu", "noprogressbar": True})
+    return kind(modules(), lambda p: optimizer(p, lr=0.1), options, {"device": "cpu", "noprogressbar": True})
 
 
 def data(inputs=(), losses=(), length=6):
@@ -61,9 +61,8 @@ def state(brain):
 
 @regression
 @pytest.mark.parametrize("where", ["inputs", "losses"])
-@pytest.mark.parametrize(
-    "modules, place", [*((plain, place) for place in range(6)), *((normalised, place) for place in range(1, 6))]
-)
+@pytest.mark.parametrize("modules", [plain, normalised])
+@pytest.mark.parametrize("place", range(6))
 def test_a_batch_with_nan_leaves_no_trace(caplog, modules, where, place):
     brain, other = make(modules, torch.optim.Adam), make(modules, torch.optim.Adam)
     brain.fit(range(1), data(**{where: [place]}))
@@ -78,13 +77,128 @@ def test_a_batch_with_nan_leaves_no_trace(caplog, modules, where, place):
     )
 
 
+class OwnFitBatch(Brain):
+    """Has its own ``fit_batch``, as many recipes do."""
+
+    def fit_batch(self, batch):
+        loss = self.compute_objectives(self.compute_forward(batch, sb.Stage.TRAIN), batch, sb.Stage.TRAIN)
+        loss.backward()
+        self.optimizers_step()
+        return loss.detach()
+
+
+@regression
+def test_a_fit_batch_of_the_recipe_restores_what_the_step_before_left():
+    brain, other = make(normalised, kind=OwnFitBatch), make(normalised, kind=OwnFitBatch)
+    brain.fit(range(1), data(inputs=[2]))
+    clean = list(data())
+    other.fit(range(1), torch.utils.data.DataLoader(clean[:2] + clean[3:], batch_size=None))
+    assert all(torch.equal(one, two) for one, two in zip(state(brain), state(other)))
+
+
 @regression
 def test_the_error_names_statistics_that_cannot_be_restored():
-    brain = make(normalised)
+    brain = make(normalised, kind=OwnFitBatch)
     with pytest.raises(
-        ValueError, match=r"Running statistics are not finite after batch 1, .*norm.glob_mean.*model.1.running_mean"
+        ValueError,
+        match=r"Running statistics are not finite after batch 1, and there are no earlier finite ones to restore: "
+        r"norm.glob_mean, norm.glob_std, model.1.running_mean and 1 more\. Look at the audio of that batch and at its aug",
     ):
         brain.fit(range(1), data(inputs=[0]))
+
+
+class Late(torch.nn.Module):
+    """Its running mean has another type before the first batch, and another shape from then on."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(1, dtype=torch.int64))
+        self.count = 0
+
+    def forward(self, x):
+        self.running_mean, self.count = x.mean(0), self.count + 1
+        return x
+
+
+@regression
+@pytest.mark.parametrize(
+    "layer", [lambda: torch.nn.LazyBatchNorm1d(affine=False), lambda: torch.jit.script(BatchNorm1d(4)), Late]
+)
+@pytest.mark.parametrize("place", [0, 1, 3])
+def test_statistics_of_unusual_layers_are_restored(layer, place):
+    def modules():
+        return {"model": Sequential(Linear(4, 4), layer(), Linear(4, 3))}
+
+    brain, other = make(modules), make(modules)
+    loader = data(inputs=[place])
+    if isinstance(brain.modules.model[1], torch.nn.LazyBatchNorm1d) and place == 0:
+        with pytest.raises(ValueError, match=r"to restore: model\.1\.running_mean, model\.1\.running_var\."):
+            brain.fit(range(1), loader)
+        return
+    brain.fit(range(1), loader)
+    clean = list(data())
+    other.fit(range(1), torch.utils.data.DataLoader(clean[:place] + clean[place + 1 :], batch_size=None))
+    assert all(torch.equal(one, two) for one, two in zip(state(brain), state(other)))
+    assert getattr(brain.modules.model[1], "count", 5) == 5
+
+
+@regression
+@pytest.mark.parametrize("change", ["replaced", "loaded"])
+def test_what_is_restored_is_what_the_modules_had_before_this_batch(change):
+    brain = make(normalised)
+    brain.fit(range(1), data())
+    norm = BatchNorm1d(4) if change == "replaced" else brain.modules.model[1]
+    norm.load_state_dict({**BatchNorm1d(4).state_dict(), "running_mean": torch.full((4,), 7.0)})
+    brain.modules.model[1] = norm
+    brain.fit(range(1), data(inputs=[0], length=1))
+    assert torch.equal(norm.running_mean, torch.full((4,), 7.0)) and norm.num_batches_tracked == 0
+
+
+@regression
+def test_a_step_of_several_batches_is_left_out_as_a_whole():
+    brain, other = (make(normalised, grad_accumulation_factor=2) for _ in "ab")
+    brain.fit(range(2), data(inputs=[0], length=5))  # the last batch of an epoch makes no step
+    other.fit(range(2), torch.utils.data.DataLoader(list(data(length=5))[2:], batch_size=None))
+    assert all(torch.equal(one, two) for one, two in zip(state(brain), state(other)))
+
+
+class WithIds(list):
+    """A batch with ids, as PaddedBatch has them."""
+
+    def __init__(self, batch, ids):
+        super().__init__(batch)
+        self.id = ids
+
+
+@regression
+@pytest.mark.parametrize(
+    "factor, ids, of_batch, of_step",
+    [
+        (1, 2, " Ids of the batch: item0, item1.", " Ids of the batch: item0, item1."),
+        (1, 5, " Ids of the batch: item0, item1, item2 and 2 more.", " Ids of the batch: item0, item1, item2 and 2 more."),
+        (2, 2, " Ids of the batch: item0, item1.", " Ids of the 2 batches: item0, item1, item0 and 1 more."),
+        (1, 0, "", ""),
+    ],
+)
+def test_messages_name_the_ids_of_the_batch(caplog, factor, ids, of_batch, of_step):
+    brain = make(plain, nonfinite_patience=factor, grad_accumulation_factor=factor)
+    names = [f"item{number}" for number in range(ids)]
+    bad = [WithIds(batch, names) for batch in data(losses=range(2 * factor))]
+    with pytest.raises(ValueError, match=rf"nonfinite_patience is {factor}\.{of_batch} Parameters and buffers are finite"):
+        brain.fit(range(1), torch.utils.data.DataLoader(bad, batch_size=None))
+    *losses, skipped = [record.getMessage() for record in caplog.records if "not finite" in record.getMessage()]
+    assert len(losses) == factor and all(loss.endswith(f"that this epoch tolerates.{of_batch}") for loss in losses)
+    assert skipped.endswith(f"the gradients of model.weight, model.bias are not finite.{of_step}")
+
+
+def test_a_healthy_run_has_the_weights_and_statistics_of_stock(monkeypatch, caplog):
+    brain = make(normalised, torch.optim.Adam)
+    brain.fit(range(2), data())
+    monkeypatch.setattr(sb.Brain, "only_finite_steps", False, raising=False)
+    other = make(normalised, torch.optim.Adam)
+    other.fit(range(2), data())
+    assert all(torch.equal(one, two) for one, two in zip(state(brain), state(other)))
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
 @regression
