@@ -1,5 +1,8 @@
-"""torchrun works on CPU, and names parameters that it does not synchronize."""
+"""torchrun works on CPU, and names parameters that it cannot synchronize."""
 
+import re
+import traceback
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import torch
@@ -12,6 +15,9 @@ class Brain:
     # Ids of the parameters that torchrun keeps equal on all processes; None
     # without torchrun
     _synchronized = None
+
+    # For each DDP wrapper, the names of its parameters in the order of DDP
+    _ddp_parameters = {}
 
     def _train_loader_specifics(self, dataset, loader_kwargs):
         # A Brain may have no hparams
@@ -57,6 +63,52 @@ class Brain:
             self._synchronized = {
                 id(p) for p in self.modules.parameters() if p.requires_grad
             }
+            wrapped = {
+                module: [
+                    f"{key}.{name}"
+                    for name, parameter in module.module.named_parameters()
+                    if parameter.requires_grad
+                    and name not in module.parameters_to_ignore
+                ]
+                for key, module in self.modules.items()
+                if isinstance(module, DDP)
+            }
+            self._ddp_parameters = {**self._ddp_parameters, **wrapped}
+
+    @contextmanager
+    def no_sync(self, use=True):
+        try:
+            with self._upstream_no_sync(use):
+                yield
+        except RuntimeError as error:
+            unused = self._without_gradient(error)
+            if not unused:
+                raise
+            which = ", ".join(unused[:3])
+            if len(unused) > 3:
+                which += f" and {len(unused) - 3} more"
+            option = ", or run with --find_unused_parameters"
+            raise RuntimeError(
+                "These parameters got no gradient in the step before: "
+                f"{which}. Freeze them before fit(), or use them in the loss"
+                f"{'' if self.find_unused_parameters else option}."
+            ) from error
+
+    def _without_gradient(self, error):
+        """Names the parameters of which DDP's error has only the indices."""
+        pattern = r"indices which did not receive grad for rank \d+: ([\d ,]+)"
+        indices = re.search(pattern, str(error))
+        owners = [
+            frame.f_locals.get("self")
+            for frame, _ in traceback.walk_tb(error.__traceback__)
+        ]
+        # The error is from the innermost DDP wrapper that was called
+        ddp = [owner for owner in owners if isinstance(owner, DDP)][-1:]
+        if not indices or not ddp:
+            return []
+        names = dict(enumerate(self._ddp_parameters.get(ddp[0], [])))
+        indices = map(int, re.findall(r"\d+", indices[1]))
+        return [names[index] for index in indices if index in names]
 
     def _warn_about_batchnorm(self, name, module):
         """Warns that BatchNorm stays, since SyncBatchNorm raises on a CPU."""

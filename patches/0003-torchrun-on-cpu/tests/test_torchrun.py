@@ -124,3 +124,86 @@ time.sleep(0.05)
 def test_a_process_waits_for_the_threads_of_gloo_before_it_ends(torchrun):
     status, output = torchrun(ENDING)
     assert status == 0 and output.count("let go") == 2, output
+
+
+# Each case is a Brain with two DDP wrappers; it prints the error of fit(), or how many steps were taken.
+UNUSED = """
+import sys, torch, speechbrain as sb
+from torch.nn import Linear, ModuleList, Sequential
+
+class Brain(sb.Brain):
+    def on_stage_start(self, stage, epoch=None):
+        if self.hparams.case == "frozen-late":
+            self.modules.body.requires_grad_(False)
+            self.modules.body.module[1].requires_grad_(True)
+
+    def compute_forward(self, batch, stage):
+        x = self.modules.body(batch[0])
+        if self.hparams.case not in ("frozen-late", "uncalled"):
+            x = self.modules.head(x)
+        return x
+
+    def compute_objectives(self, predictions, batch, stage):
+        if self.hparams.case == "other-error":
+            raise RuntimeError("something else")
+        return predictions.pow(2).mean()
+
+class Half(torch.nn.Module):
+    def __init__(self, frozen, used, *rest):
+        super().__init__()
+        self.frozen, self.used, self.rest = frozen.requires_grad_(False), used, ModuleList(rest)
+
+    def forward(self, x):
+        for layer in self.rest:
+            layer(x)
+        return self.used(self.frozen(x))
+
+options = {"device": "cpu", "distributed_backend": "gloo", "noprogressbar": True}
+sb.utils.distributed.ddp_init_group(options)
+for case in sys.argv[1:]:
+    modules = {"body": Sequential(Linear(4, 4), Linear(4, 4)), "head": Linear(4, 4)}
+    if case == "second-module":
+        modules["head"] = Half(Linear(4, 4), Linear(4, 4), Linear(4, 4))
+    elif case == "shared":
+        shared = Linear(4, 4)
+        modules["head"] = Half(Linear(4, 4), Sequential(shared, shared), Linear(4, 4))
+    elif case == "many":
+        modules["head"] = Half(Linear(4, 4), Linear(4, 4), Linear(4, 4), Linear(4, 4))
+    elif case == "allowed":
+        modules["head"] = Half(Linear(4, 4), Linear(4, 4), Linear(4, 4))
+    run = {**options, "find_unused_parameters": case == "allowed"}
+    brain = Brain(modules, lambda p: torch.optim.SGD(p, lr=0.1), {"case": case}, run)
+    data = torch.utils.data.TensorDataset(torch.randn(32, 4))
+    try:
+        brain.fit(range(1), data, train_loader_kwargs={"batch_size": 4})
+        sys.stdout.write(f"<{case}: {brain.optimizer_step} steps>\\n")
+    except RuntimeError as error:
+        sys.stdout.write(f"<{case}: {str(error).splitlines()[0]}>\\n")
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.regression
+def test_parameters_without_a_gradient_are_named(torchrun):
+    expected = {
+        "uncalled": "4 steps",  # DDP only looks at modules that are called
+        "second-module": "head.rest.0.weight, head.rest.0.bias",
+        "shared": "head.rest.0.weight, head.rest.0.bias",
+        "many": "head.rest.0.weight, head.rest.0.bias, head.rest.1.weight and 1 more",
+        "frozen-late": "body.0.weight, body.0.bias",
+    }
+    _, output = torchrun(UNUSED, *expected)
+    printed = re.findall(r"<([\w-]+): (.*)>", output)
+    message = (
+        "These parameters got no gradient in the step before: {}. Freeze them before fit(), or use them in the loss, or run "
+        "with --find_unused_parameters."
+    )
+    expected = {case: names if "steps" in names else message.format(names) for case, names in expected.items()}
+    assert dict(printed) == expected and len(printed) == 2 * len(expected), output
+
+
+def test_other_errors_and_healthy_modules_are_as_on_stock(torchrun):
+    _, output = torchrun(UNUSED, "allowed", "used", "other-error")
+    printed = sorted(re.findall("<(.*)>", output))
+    assert printed == [*["allowed: 4 steps"] * 2, *["other-error: something else"] * 2, *["used: 4 steps"] * 2], output
