@@ -104,7 +104,7 @@ def test_weights_that_fit_give_no_warning(caplog):
     assert not warnings_of(caplog)
 
 
-SIZES = r"size mismatch for 0.weight: \[5, 2\] in the file, \[3, 2\] in the object, .* and 3 more. "
+SIZES = r"size mismatch for 0.weight: \[5, 2\] in the file, \[3, 2\] in the object; .* and 3 more. "
 
 
 @regression

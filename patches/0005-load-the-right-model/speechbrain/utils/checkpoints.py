@@ -13,10 +13,10 @@ from speechbrain.utils.checkpoints import (
 )
 
 
-def _some(names):
+def _some(names, separator=", "):
     """Writes out a list, of which it shows at most three items."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
+    return separator.join(names[:3]) + more
 
 
 def _mismatches(error):
@@ -28,7 +28,8 @@ def _mismatches(error):
         [
             f"size mismatch for {key}: {old} in the file, {new} in the object"
             for key, old, new in sizes
-        ]
+        ],
+        "; ",
     ) or str(error).rstrip(" .\n")
 
 

@@ -93,8 +93,9 @@ class Pretrainer:
             if found:
                 remedy = (
                     f"The source has {', '.join(str(own[n]) for n in found)}. "
-                    "A name in the `paths` of the pretrainer is looked up in "
-                    f"the current folder: remove {', '.join(found)} from them."
+                    "A name without a folder is looked up in the current "
+                    f"folder: remove {', '.join(found)} from the `paths` of "
+                    "the pretrainer."
                 )
             raise FileNotFoundError(
                 "The pretrainer needs these files, which are absent: "
