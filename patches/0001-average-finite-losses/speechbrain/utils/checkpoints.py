@@ -28,14 +28,18 @@ class Checkpointer:
                 "and 'min_key'."
             )
         key = max_key or min_key
+        lowest_first = bool(min_key and not max_key)
 
         def rank(ckpt):
             """Ranks nan last, since no number is larger or smaller."""
-            if key:
-                value = ckpt.meta[key] if max_key else -ckpt.meta[key]
-            else:
-                value = (importance_key or ckpt_recency)(ckpt)
-            return (False,) if _is_nan(value) else (True, value)
+            value = (
+                ckpt.meta[key]
+                if key
+                else (importance_key or ckpt_recency)(ckpt)
+            )
+            if _is_nan(value):
+                return (lowest_first,)
+            return (not lowest_first, value)
 
         ckpts = [c for c in self.list_checkpoints() if not key or key in c.meta]
         ckpts = list(filter(ckpt_predicate, ckpts))
@@ -51,4 +55,5 @@ class Checkpointer:
                 f"{self.checkpoints_dir} has {len(ckpts)} of this kind: "
                 f"save_and_keep_only() keeps num_to_keep={self.num_to_keep}."
             )
-        return sorted(ckpts, key=rank, reverse=True)[:max_num_checkpoints]
+        ckpts = sorted(ckpts, key=rank, reverse=not lowest_first)
+        return ckpts[:max_num_checkpoints]
