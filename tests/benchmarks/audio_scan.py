@@ -17,9 +17,9 @@ import numpy as np
 import soundfile
 from speechbrain.dataio.dataio import read_audio
 from speechbrain.dataio.dataset import DynamicItemDataset
-from speechbrain.preflight import audio
-from speechbrain.preflight.clips import in_parallel
-from speechbrain.preflight.seen import Seen
+from speechbrain.preflight.checks import audio
+from speechbrain.preflight.observe.clips import in_parallel
+from speechbrain.preflight.observe.given import Seen
 
 FORMATS = [("wav", "PCM_16"), ("wav", "PCM_24"), ("wav", "FLOAT"), ("flac", "PCM_16"), ("mp3", "MPEG_LAYER_III")]
 

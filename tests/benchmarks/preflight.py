@@ -15,9 +15,10 @@ from types import SimpleNamespace
 import speechbrain as sb
 import torch
 from interleaved import spread
-from speechbrain.preflight import run, weights
+from speechbrain.preflight import run
 from speechbrain.preflight.__main__ import Takeover
-from speechbrain.preflight.loads import replaced
+from speechbrain.preflight.observe import weights
+from speechbrain.preflight.observe.loads import replaced
 from speechbrain.preflight.run import checks
 
 ROUNDS = 9

@@ -33,11 +33,11 @@ from speechbrain.dataio import audio_io
 from speechbrain.dataio.dataio import read_audio
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.dataio.encoder import CategoricalEncoder
-from speechbrain.preflight import audio, labels
-from speechbrain.preflight.first_step import reach_first_step
+from speechbrain.preflight.checks import audio, labels
+from speechbrain.preflight.observe.first_step import reach_first_step
+from speechbrain.preflight.observe.given import Seen
 from speechbrain.preflight.ranks import Ranks
 from speechbrain.preflight.report import LEVELS, Finding, Report
-from speechbrain.preflight.seen import Seen
 from tqdm import tqdm
 
 RATE = 16000

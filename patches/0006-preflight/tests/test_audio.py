@@ -15,9 +15,10 @@ import torch
 from speechbrain.augment.time_domain import Resample
 from speechbrain.dataio.dataio import read_audio
 from speechbrain.dataio.dataset import DynamicItemDataset
-from speechbrain.preflight import audio, clips
-from speechbrain.preflight.items import Items
-from speechbrain.preflight.seen import Seen
+from speechbrain.preflight.checks import audio
+from speechbrain.preflight.observe import clips
+from speechbrain.preflight.observe.given import Seen
+from speechbrain.preflight.observe.items import Items
 from torch.utils.data import DataLoader, Subset
 from torchaudio.functional import resample
 

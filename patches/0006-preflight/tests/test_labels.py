@@ -11,11 +11,11 @@ from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.dataio.encoder import CategoricalEncoder
 from speechbrain.dataio.sampler import ReproducibleWeightedRandomSampler
 from speechbrain.nnet.losses import AdditiveAngularMargin, LogSoftmaxWrapper, nll_loss
-from speechbrain.preflight import labels
-from speechbrain.preflight.first_step import reach_first_step
-from speechbrain.preflight.items import Items
+from speechbrain.preflight.checks import labels
+from speechbrain.preflight.observe.first_step import reach_first_step
+from speechbrain.preflight.observe.given import Seen
+from speechbrain.preflight.observe.items import Items
 from speechbrain.preflight.ranks import Ranks
-from speechbrain.preflight.seen import Seen
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 

@@ -3,8 +3,8 @@
 from importlib.metadata import PackageNotFoundError, requires
 
 import pytest
-from speechbrain.preflight import versions
-from speechbrain.preflight.seen import Seen
+from speechbrain.preflight.checks import versions
+from speechbrain.preflight.observe.given import Seen
 
 RECIPE = """# of the recipe
 transformers>=4.30,<5  # a comment

@@ -5,7 +5,7 @@ script up to its first step; :func:`preflight` does the same with a Brain.
 
 Each module of this package that has ``CODES`` (one line of documentation for
 each code) and ``check(seen)`` is a check. ``check`` reads a
-:class:`~speechbrain.preflight.seen.Seen`, yields a
+:class:`~speechbrain.preflight.observe.given.Seen`, yields a
 :class:`~speechbrain.preflight.report.Finding` for each mistake, and may append
 remarks to ``seen.said``.
 """

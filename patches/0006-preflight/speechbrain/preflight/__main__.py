@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 from speechbrain.core import Brain
-from speechbrain.preflight.first_step import failure
-from speechbrain.preflight.loads import replaced, watched_loads
+from speechbrain.preflight.observe.first_step import failure
+from speechbrain.preflight.observe.given import Seen
+from speechbrain.preflight.observe.loads import replaced, watched_loads
 from speechbrain.preflight.ranks import Ranks
 from speechbrain.preflight.report import Report
 from speechbrain.preflight.run import checks, examine
-from speechbrain.preflight.seen import Seen
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 DESCRIPTION = """

@@ -7,12 +7,12 @@ from types import SimpleNamespace
 
 import speechbrain.preflight
 import torch
-from speechbrain.preflight.first_step import guarded, reach_first_step
 from speechbrain.preflight.isolate import in_child, put_back
-from speechbrain.preflight.loads import watched_loads
+from speechbrain.preflight.observe.first_step import guarded, reach_first_step
+from speechbrain.preflight.observe.given import Seen
+from speechbrain.preflight.observe.loads import watched_loads
 from speechbrain.preflight.ranks import Ranks
 from speechbrain.preflight.report import Finding, Report
-from speechbrain.preflight.seen import Seen
 from speechbrain.utils.parameter_transfer import Pretrainer
 
 
@@ -29,8 +29,9 @@ def checks():
     >>> "nothing-trainable" in {code for module in checks() for code in module.CODES}
     True
     """
-    names = [info.name for info in pkgutil.iter_modules(speechbrain.preflight.__path__) if not info.name.startswith("_")]
-    modules = [importlib.import_module(f"speechbrain.preflight.{name}") for name in names]
+    found = pkgutil.walk_packages(speechbrain.preflight.__path__, "speechbrain.preflight.")
+    modules = [importlib.import_module(info.name) for info in found if not info.name.endswith("__")]
+    modules.sort(key=lambda module: module.__name__.rpartition(".")[2])
     return [module for module in modules if hasattr(module, "CODES")]
 
 

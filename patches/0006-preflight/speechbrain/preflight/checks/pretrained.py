@@ -6,7 +6,7 @@ import time
 
 import torch
 from speechbrain.dataio.encoder import CategoricalEncoder
-from speechbrain.preflight.first_step import held
+from speechbrain.preflight.observe.first_step import held
 from speechbrain.preflight.report import Finding
 
 CODES = {

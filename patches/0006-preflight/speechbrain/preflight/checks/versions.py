@@ -21,7 +21,7 @@ def check(seen):
 
     Arguments
     ---------
-    seen : speechbrain.preflight.seen.Seen
+    seen : speechbrain.preflight.observe.given.Seen
         The run.
 
     Yields

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import torch
 from speechbrain.core import Brain
-from speechbrain.preflight.first_step import held
+from speechbrain.preflight.observe.first_step import held
 from speechbrain.preflight.report import Finding
 from speechbrain.utils.checkpoints import DEFAULT_SAVE_HOOKS
 

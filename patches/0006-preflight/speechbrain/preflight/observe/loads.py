@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from speechbrain.dataio.encoder import CategoricalEncoder
-from speechbrain.preflight.seen import Loaded
+from speechbrain.preflight.observe.given import Loaded
 from speechbrain.utils.fetching import FetchSource
 from speechbrain.utils.parameter_transfer import Pretrainer
 

@@ -19,8 +19,8 @@ from typing import NamedTuple
 import numpy as np
 import soundfile
 import torch
-from speechbrain.preflight.clips import in_parallel, read, read_whole
-from speechbrain.preflight.items import Items, Watch, is_audio
+from speechbrain.preflight.observe.clips import in_parallel, read, read_whole
+from speechbrain.preflight.observe.items import Items, Watch, is_audio
 from speechbrain.preflight.report import Finding
 from speechbrain.utils.distributed import if_main_process
 
@@ -77,7 +77,7 @@ def check(seen):
 
     Arguments
     ---------
-    seen : speechbrain.preflight.seen.Seen
+    seen : speechbrain.preflight.observe.given.Seen
         The run.
 
     Yields
@@ -347,7 +347,7 @@ def expected_rate(seen):
 
     Arguments
     ---------
-    seen : speechbrain.preflight.seen.Seen
+    seen : speechbrain.preflight.observe.given.Seen
         The run.
 
     Returns

@@ -12,11 +12,11 @@ import speechbrain as sb
 import torch
 from speechbrain.core import Brain, Stage
 from speechbrain.dataio.dataloader import LoopedLoader
-from speechbrain.preflight import weights
-from speechbrain.preflight.loads import replaced
+from speechbrain.preflight.observe import weights
+from speechbrain.preflight.observe.given import LossCall
+from speechbrain.preflight.observe.loads import replaced
+from speechbrain.preflight.observe.weights import COUNTS, STATISTICS
 from speechbrain.preflight.report import Finding
-from speechbrain.preflight.seen import LossCall
-from speechbrain.preflight.weights import COUNTS, STATISTICS
 from speechbrain.utils.checkpoints import Checkpointer
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.overrides import TorchFunctionMode
@@ -121,7 +121,7 @@ def failure(code, error, remedy):
 
 
 def _is_ours(file):
-    return Path(file).parent == Path(__file__).parent or "runpy" in file
+    return Path(__file__).parents[1] in Path(file).parents or "runpy" in file
 
 
 def reach_first_step(seen, ranks, epochs, train_loader_kwargs, valid_loader_kwargs):

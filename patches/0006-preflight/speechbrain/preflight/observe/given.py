@@ -99,7 +99,7 @@ class Seen:
         The ids of the parameters that were frozen when the first step began.
     optimizers : dict of str to torch.optim.Optimizer
         All optimizers that the Brain has, or that stepped in the first step.
-    weights : list of speechbrain.preflight.weights.Weight
+    weights : list of speechbrain.preflight.observe.weights.Weight
         The weights before the first step.
     moved : set of str
         The names of the modules whose running statistics changed in the first step.

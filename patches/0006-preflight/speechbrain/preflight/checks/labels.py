@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from speechbrain.preflight.items import ENCODER, Items, Watch
+from speechbrain.preflight.observe.items import ENCODER, Items, Watch
 from speechbrain.preflight.report import Finding
 from torch.nn.functional import one_hot
 from torch.utils.data import BatchSampler, SequentialSampler
@@ -80,7 +80,7 @@ def check(seen):
 
     Arguments
     ---------
-    seen : speechbrain.preflight.seen.Seen
+    seen : speechbrain.preflight.observe.given.Seen
         The run.
 
     Yields

@@ -1,0 +1,1 @@
+"""Judges what was observed: one module for each subject."""

@@ -1,0 +1,1 @@
+"""Looks at a run: each module at one moment."""
