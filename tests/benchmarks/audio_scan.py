@@ -17,9 +17,12 @@ import numpy as np
 import soundfile
 from speechbrain.dataio.dataio import read_audio
 from speechbrain.dataio.dataset import DynamicItemDataset
-from speechbrain.preflight.checks import audio
+from speechbrain.preflight.attempts import Log
+from speechbrain.preflight.checks.audio import RULES
+from speechbrain.preflight.observe import Given, Observed
+from speechbrain.preflight.observe.audio import audio
 from speechbrain.preflight.observe.clips import in_parallel
-from speechbrain.preflight.observe.given import Seen
+from speechbrain.preflight.ranks import Ranks
 
 FORMATS = [("wav", "PCM_16"), ("wav", "PCM_24"), ("wav", "FLOAT"), ("flac", "PCM_16"), ("mp3", "MPEG_LAYER_III")]
 
@@ -45,7 +48,10 @@ def scan(paths):
     items = {path: {"wav": path} for path in paths}
     pipeline = [{"func": read_audio, "takes": "wav", "provides": "sig"}]
     valid, train = (DynamicItemDataset(part, pipeline, ["sig"]) for part in split(items))
-    return audio.check(Seen(SimpleNamespace(modules=None), {"sample_rate": 16000}, train, valid, scan_seconds=math.inf))
+    brain = SimpleNamespace(modules=None, hparams=SimpleNamespace(sample_rate=16000))
+    given = Given(brain, train, valid, scan_seconds=math.inf)
+    seen = Observed(given, clips=audio(given, Log(Ranks())))
+    return [finding for rule in RULES for finding in rule(seen)]
 
 
 def split(items):

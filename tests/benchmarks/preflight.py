@@ -4,12 +4,15 @@
 > OMP_NUM_THREADS=1 python tests/benchmarks/preflight.py
 """
 
+import functools
+import inspect
 import logging
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from types import SimpleNamespace
 
 import speechbrain as sb
@@ -17,9 +20,9 @@ import torch
 from interleaved import spread
 from speechbrain.preflight import run
 from speechbrain.preflight.__main__ import Takeover
+from speechbrain.preflight.checks import weights as rules
 from speechbrain.preflight.observe import weights
 from speechbrain.preflight.observe.loads import replaced
-from speechbrain.preflight.run import checks
 
 ROUNDS = 9
 
@@ -44,13 +47,10 @@ def parameters():
     tensors = [parameter.detach() for parameter in modules.parameters()]
     count = sum(tensor.numel() for tensor in tensors)
 
-    class Step:
-        losses = ()
-
     def check():
-        seen = Step()
-        seen.modules, seen.weights = modules, weights.look(modules)
-        assert not list(weights.check(seen))
+        start = SimpleNamespace(weights=weights.look(modules))
+        seen = SimpleNamespace(given=SimpleNamespace(modules=modules), start=start, step=SimpleNamespace(identical={}))
+        assert not [finding for rule in rules.RULES for finding in rule(seen)]
 
     pairs = [(seconds(check), seconds(lambda: [tensor.sum() for tensor in tensors])) for _ in range(ROUNDS + 1)]
     show(f"parameter checks, {count / 1e6:.0f} million values, compared with torch.sum", pairs[1:])
@@ -100,20 +100,24 @@ def first_batch():
     """Compare the preflight, and then only its checks, with a script up to its first batch."""
     plain(), flown()
     show("a script up to its first batch, imports not counted", [(seconds(flown), seconds(plain)) for _ in range(ROUNDS)])
-    modules, look, spent = checks(), weights.look, []
+    spent = []
 
     def timed(function):
+        @functools.wraps(function)
         def call(*arguments):
             start = time.perf_counter()
-            answer = list(function(*arguments))
+            answer = function(*arguments)
+            answer = list(answer) if inspect.isgenerator(answer) else answer
             spent.append(time.perf_counter() - start)
             return answer
 
         return call
 
-    timed_checks = [SimpleNamespace(__name__=module.__name__, check=timed(module.check)) for module in modules]
     pairs = []
-    with replaced(run, "checks", lambda: timed_checks), replaced(weights, "look", timed(look)):
+    with ExitStack() as stack:
+        stack.enter_context(replaced(run, "RULES", tuple(map(timed, run.RULES))))
+        for owner, name in ((weights, "look"), (run, "audio"), (run, "labels")):
+            stack.enter_context(replaced(owner, name, timed(getattr(owner, name))))
         for _ in range(ROUNDS):
             spent.clear()
             flown()

@@ -33,11 +33,11 @@ from speechbrain.dataio import audio_io
 from speechbrain.dataio.dataio import read_audio
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.dataio.encoder import CategoricalEncoder
-from speechbrain.preflight.checks import audio, labels
-from speechbrain.preflight.observe.first_step import reach_first_step
-from speechbrain.preflight.observe.given import Seen
+from speechbrain.preflight.observe import Given
+from speechbrain.preflight.observe.loads import Loaded
 from speechbrain.preflight.ranks import Ranks
-from speechbrain.preflight.report import LEVELS, Finding, Report
+from speechbrain.preflight.report import LEVELS, Finding
+from speechbrain.preflight.run import examine
 from tqdm import tqdm
 
 RATE = 16000
@@ -202,24 +202,29 @@ def datasets(manifests, draw):
 
 
 def look(sets, draw):
-    """Run the preflight on a training with these sets; returns what it recorded, and its findings."""
-    brain = Classifier({"model": torch.nn.Linear(1, 4)}, lambda p: torch.optim.SGD(p, 0.1), run_opts={"device": "cpu"})
-    seen = Seen(brain, {"sample_rate": RATE}, *sets, scan_seconds=draw.choice((0, 20, 20)))
+    """Run the preflight on a training with these sets; returns its report."""
+    brain = Classifier({"model": torch.nn.Linear(1, 4)}, sgd, {"sample_rate": RATE}, run_opts={"device": "cpu"})
+    seconds = draw.choice((0, 20, 20))
     loader = {"batch_size": draw.choice((1, 2, 64)), "shuffle": draw.random() < 0.5}
-    reach_first_step(seen, Ranks(), iter([1]), loader, {"batch_size": 2})
-    return seen, [*seen.failures, *audio.check(seen), *labels.check(seen)]
+    return examine(Given(brain, *sets, iter([1]), loader, {"batch_size": 2}, scan_seconds=seconds), Loaded(), Ranks())
 
 
-def judge(seen, findings, happened):
-    """Check that the findings make a valid report."""
-    for finding in findings:
+def sgd(parameters):
+    """Make an optimizer."""
+    return torch.optim.SGD(parameters, 0.1)
+
+
+def judge(report, happened):
+    """Check that the report is valid."""
+    for finding in report.findings:
         assert isinstance(finding, Finding) and finding.level in LEVELS, f"{finding} has no level"
         texts = (finding.code, finding.what, finding.where, finding.remedy)
         assert all(isinstance(text, str) and text for text in texts), f"{finding} is incomplete"
-    report = Report(findings, seen.said)
     assert json.loads(report.json())["ok"] == report.ok and report.text(), "the report cannot be written"
     report.text().encode()
-    assert happened or report.ok, "an error although nothing is wrong: " + ", ".join(finding.code for finding in findings)
+    assert happened or report.ok, "an error although nothing is wrong: " + ", ".join(
+        finding.code for finding in report.findings
+    )
 
 
 def main():
@@ -257,9 +262,9 @@ def main():
                 )
             try:
                 if sets is not None:
-                    seen, findings = look(sets, draw)
-                    judge(seen, findings, happened)
-                    counts.update(f"findings: {finding.level} {finding.code}" for finding in findings)
+                    report = look(sets, draw)
+                    judge(report, happened)
+                    counts.update(f"findings: {finding.level} {finding.code}" for finding in report.findings)
             except Exception as error:
                 kept = Path(tempfile.gettempdir(), f"failed_{arguments.seed}_{number}")
                 shutil.copytree(folder, kept, symlinks=True, dirs_exist_ok=True, ignore_dangling_symlinks=True)

@@ -2,6 +2,11 @@
 
 import speechbrain as sb
 import torch
+from speechbrain.preflight.attempts import Log
+from speechbrain.preflight.observe import Observed
+from speechbrain.preflight.observe.audio import audio
+from speechbrain.preflight.observe.labels import labels
+from speechbrain.preflight.ranks import Ranks
 from torch.nn import BatchNorm1d, Linear, ReLU, Sequential
 
 OPTIONS = {"device": "cpu", "noprogressbar": True}
@@ -49,3 +54,15 @@ def normed():
 
 def head():
     return Linear(8, 3)
+
+
+def observe(given, **moments):
+    """Observe a run whose first step needs no more than the given records; returns the records and the remarks."""
+    log, seen = Log(Ranks()), Observed(given, **moments)
+    clips, words = audio(given, log), labels(given, seen.loaded, seen.start, seen.step, log)
+    return Observed(given, seen.loaded, seen.start, seen.step, clips, words), log.said
+
+
+def judge(subject, seen):
+    """Run the rules of one subject."""
+    return [finding for rule in subject.RULES for finding in rule(seen)]

@@ -16,11 +16,13 @@ from speechbrain.augment.time_domain import Resample
 from speechbrain.dataio.dataio import read_audio
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.preflight.checks import audio
-from speechbrain.preflight.observe import clips
-from speechbrain.preflight.observe.given import Seen
+from speechbrain.preflight.observe import FirstStep, Given, Start, clips
+from speechbrain.preflight.observe.audio import sources
 from speechbrain.preflight.observe.items import Items
 from torch.utils.data import DataLoader, Subset
 from torchaudio.functional import resample
+
+from brains import judge, observe
 
 RATE = 16000
 
@@ -55,10 +57,15 @@ class Data:
         pipeline = {"func": self.read, "takes": self.takes, "provides": "sig"}
         return DynamicItemDataset(copy.deepcopy(getattr(self, split)), [pipeline], ["id", "sig"])
 
-    def seen(self, **options):
-        brain = SimpleNamespace(modules=torch.nn.ModuleDict())
+    def given(self, **options):
+        brain = SimpleNamespace(modules=torch.nn.ModuleDict(), hparams=SimpleNamespace(**self.hparams))
         sets = {"train_set": self.dataset("train"), "valid_set": self.dataset("valid")}
-        return Seen(brain, self.hparams, **{**sets, "batch": {}, "stepped": self.stepped, "script": self.script, **options})
+        return Given(brain, **{**sets, "script": self.script, **options})
+
+    def seen(self, **options):
+        """Return the findings, and the remarks."""
+        seen, said = observe(self.given(**options), start=Start(batch={}), step=FirstStep(taken=self.stepped))
+        return judge(audio, seen), said
 
 
 @pytest.fixture
@@ -178,7 +185,7 @@ LEVELS = {"audio-silent": "warning", "audio-clipped": "warning", "audio-leak": "
 @pytest.mark.parametrize(("spoil", "code"), BROKEN, ids=[f"{code}-{spoil.__name__}" for spoil, code in BROKEN])
 def test_a_mistake_is_reported(data, spoil, code):
     spoil(data)
-    (finding,) = audio.check(data.seen())
+    (finding,) = data.seen()[0]
     assert finding.code == code
     assert finding.level == LEVELS.get(code, "error")
     assert (data.valid["valid1"] if code == "audio-leak" else data.item)["wav"] in finding.where
@@ -368,7 +375,7 @@ HEALTHY = [
 @pytest.mark.parametrize("change", HEALTHY)
 def test_right_data_has_no_findings(data, change):
     change(data)
-    assert list(audio.check(data.seen())) == []
+    assert data.seen()[0] == []
 
 
 def in_folder(data):
@@ -441,10 +448,10 @@ WAYS = [
 @pytest.mark.parametrize("way", WAYS)
 def test_files_are_found_however_they_are_read(data, way):
     keys = way(data)
-    assert [source.keys for source in audio.sources(Items.of("train", data.dataset("train")))] == [keys]
-    seen = data.seen()
-    assert list(audio.check(seen)) == []
-    assert "12 of 12 headers and 12 whole files" in seen.said[0]
+    assert [source.keys for source in sources(Items.of("train", data.dataset("train")))] == [keys]
+    findings, said = data.seen()
+    assert findings == []
+    assert "12 of 12 headers and 12 whole files" in said[0]
 
 
 @pytest.mark.parametrize(
@@ -459,7 +466,7 @@ def test_files_are_found_however_they_are_read(data, way):
 )
 def test_files_are_found_in_everything_that_fit_takes(data, wrap):
     silent(data)
-    (finding,) = audio.check(data.seen(train_set=wrap(data.dataset("train")), valid_set=None))
+    (finding,) = data.seen(train_set=wrap(data.dataset("train")), valid_set=None)[0]
     assert finding.code == "audio-silent" and finding.where == f"train wav: {data.item['wav']}"
 
 
@@ -473,8 +480,8 @@ class OfTorch(torch.utils.data.Dataset):
 
 @pytest.mark.parametrize("given", [OfTorch(), None, [], [torch.zeros(3)], iter([1])])
 def test_the_report_says_if_files_are_not_known(data, given):
-    seen = data.seen(train_set=given, valid_set=None)
-    assert list(audio.check(seen)) == [] and "was not scanned" in seen.said[0]
+    findings, said = data.seen(train_set=given, valid_set=None)
+    assert findings == [] and "was not scanned" in said[0]
 
 
 def test_the_report_says_if_two_keys_make_a_path(data):
@@ -484,17 +491,17 @@ def test_the_report_says_if_two_keys_make_a_path(data):
         shutil.move(item["wav"], speaker / f"{name}.wav")
         item |= {"wav": name, "speaker": name[-1]}
     data.takes, data.read = ["wav", "speaker"], lambda wav, speaker: read_audio(f"{data.folder}/{speaker}/{wav}.wav")
-    seen = data.seen()
-    assert list(audio.check(seen)) == [] and "was not scanned" in seen.said[0]
+    findings, said = data.seen()
+    assert findings == [] and "was not scanned" in said[0]
 
 
 def test_headers_are_read_even_without_time(data):
     other_rate(data)
     silent(data)
     data.write(data.train["train5"], clip(rate=8000), 8000)
-    seen = data.seen(scan_seconds=0)
-    assert [finding.code for finding in audio.check(seen)] == ["audio-rate"]
-    assert "12 of 12 headers and 0 whole files" in seen.said[0]
+    findings, said = data.seen(scan_seconds=0)
+    assert [finding.code for finding in findings] == ["audio-rate"]
+    assert "12 of 12 headers and 0 whole files" in said[0]
 
 
 def test_a_running_profiler_is_kept(data):
@@ -504,7 +511,7 @@ def test_a_running_profiler_is_kept(data):
     missing(data)
     sys.setprofile(profiler)  # since Python 3.12, cProfile does not use this any more
     try:
-        assert list(audio.check(data.seen())) == []
+        assert data.seen()[0] == []
         assert sys.getprofile() is profiler
     finally:
         sys.setprofile(None)
@@ -512,11 +519,11 @@ def test_a_running_profiler_is_kept(data):
 
 def test_the_pipeline_stays_the_same(data):
     missing(data)
-    seen = data.seen()
-    mapping = dict(seen.train_set.pipeline.output_mapping)
+    train_set = data.dataset("train")
+    mapping = dict(train_set.pipeline.output_mapping)
     opener = open
-    list(audio.check(seen))
-    assert seen.train_set.pipeline.output_mapping == mapping and set(seen.train_set[0]) == {"id", "sig"}
+    data.seen(train_set=train_set)
+    assert train_set.pipeline.output_mapping == mapping and set(train_set[0]) == {"id", "sig"}
     assert open is opener
 
 

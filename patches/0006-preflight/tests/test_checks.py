@@ -7,9 +7,9 @@ import speechbrain as sb
 import torch
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.dataio.encoder import CategoricalEncoder
+from speechbrain.preflight import attempts
 from speechbrain.preflight.__main__ import Takeover
-from speechbrain.preflight.checks import frozen, losses, optimised, pretrained
-from speechbrain.preflight.observe import first_step, weights
+from speechbrain.preflight.checks import frozen, losses, optimised, pretrained, weights
 from speechbrain.processing.features import InputNormalization
 from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.parameter_transfer import Pretrainer
@@ -517,5 +517,5 @@ def test_its_healthy_twin_has_no_findings(tmp_path, start):
 
 
 def test_every_code_has_a_case():
-    codes = {code for module in (losses, first_step, frozen, optimised, pretrained, weights) for code in module.CODES}
+    codes = {code for module in (attempts, frozen, losses, optimised, pretrained, weights) for code in module.CODES}
     assert codes - {"preflight-killed"} == {param.values[1] for param in CASES}

@@ -157,7 +157,7 @@ def test_a_check_that_fails_is_a_remark(monkeypatch):
     assert [f.code for f in report.findings] == ["nothing-trainable"]
     assert [said.partition(" failed")[0] for said in report.said if "was checked" in said] == [
         "Not everything was checked: weights",
-        "Not everything was checked: speechbrain.preflight.checks.losses",
+        "Not everything was checked: speechbrain.preflight.checks.losses.losses",
     ]
 
 

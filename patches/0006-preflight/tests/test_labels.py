@@ -11,13 +11,18 @@ from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.dataio.encoder import CategoricalEncoder
 from speechbrain.dataio.sampler import ReproducibleWeightedRandomSampler
 from speechbrain.nnet.losses import AdditiveAngularMargin, LogSoftmaxWrapper, nll_loss
-from speechbrain.preflight.checks import labels
-from speechbrain.preflight.observe.first_step import reach_first_step
-from speechbrain.preflight.observe.given import Seen
+from speechbrain.preflight.attempts import Log
+from speechbrain.preflight.checks import batches, labels
+from speechbrain.preflight.observe import Given
+from speechbrain.preflight.observe import labels as of_labels
+from speechbrain.preflight.observe.first_step import first_step
 from speechbrain.preflight.observe.items import Items
+from speechbrain.preflight.observe.start import nothing_changes, start
 from speechbrain.preflight.ranks import Ranks
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
+
+from brains import judge, observe
 
 WORDS = ["bed", "cat", "dog", "tree"]
 
@@ -54,9 +59,12 @@ class Run:
 
         brain = Classifier({"model": self.model}, lambda p: torch.optim.SGD(p, 0.1), run_opts={"device": "cpu"})
         valid = self.valid and self.dataset(self.valid)
-        seen = Seen(brain, train_set=self.dataset(self.train), valid_set=valid)
-        reach_first_step(seen, Ranks(), iter([1]), self.loader, {"batch_size": 4})
-        return list(labels.check(seen))
+        given = Given(brain, self.dataset(self.train), valid, iter([1]), self.loader, {"batch_size": 4})
+        log = Log(Ranks())
+        with nothing_changes(log.said) as stepped:
+            before = start(given, log)
+            seen, _ = observe(given, start=before, step=first_step(given, before, stepped, log))
+        return [*judge(batches, seen), *judge(labels, seen)]
 
 
 def more_classes(run):
@@ -176,7 +184,7 @@ def test_a_mistake_is_reported(spoil, code, where):
 
 
 def test_every_code_has_a_case():
-    assert set(labels.CODES) == {code for _, code, _ in BROKEN}
+    assert {*labels.CODES, *batches.CODES} == {code for _, code, _ in BROKEN}
 
 
 def nothing(run):
@@ -345,6 +353,6 @@ def test_the_pipeline_stays_the_same_after_an_exception():
 
 
 def test_the_report_says_how_many_labels_were_checked(monkeypatch):
-    monkeypatch.setattr(labels, "AT_LEAST", 0)
-    seen = Seen(None, train_set=Run().dataset(Run().train), scan_seconds=0)
-    assert list(labels.check(seen)) == [] and seen.said == ["Labels (train label): 1 of 16 items were checked."]
+    monkeypatch.setattr(of_labels, "AT_LEAST", 0)
+    seen, said = observe(Given(None, Run().dataset(Run().train), scan_seconds=0))
+    assert judge(labels, seen) == [] and said[1:] == ["Labels (train label): 1 of 16 items were checked."]

@@ -6,8 +6,9 @@ import subprocess
 import sys
 
 import pytest
+from speechbrain.preflight import attempts
 from speechbrain.preflight.__main__ import main
-from speechbrain.preflight.run import checks
+from speechbrain.preflight.checks import SUBJECTS
 
 SCRIPT = """
 import sys, torch, speechbrain as sb
@@ -159,7 +160,7 @@ def test_the_json_file_contains_the_report(flight, tmp_path):
 def test_codes_lists_every_code(capsys):
     assert main(["--codes"]) == 0
     listed = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines())
-    codes = [code for module in checks() for code in module.CODES]
+    codes = [code for subject in (attempts, *SUBJECTS) for code in subject.CODES]
     assert sorted(listed) == sorted(codes) and len(set(codes)) == len(codes)
     assert all(re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", code) for code in codes) and all(listed.values())
 

@@ -4,7 +4,9 @@ from importlib.metadata import PackageNotFoundError, requires
 
 import pytest
 from speechbrain.preflight.checks import versions
-from speechbrain.preflight.observe.given import Seen
+from speechbrain.preflight.observe import Given, Observed
+
+from brains import judge
 
 RECIPE = """# of the recipe
 transformers>=4.30,<5  # a comment
@@ -33,7 +35,7 @@ def recipe(tmp_path, monkeypatch):
             return found
 
         monkeypatch.setattr(versions, "version", version)
-        return list(versions.check(Seen(None, script=script)))
+        return judge(versions, Observed(Given(None, script=script)))
 
     return findings
 
@@ -90,4 +92,4 @@ def test_speechbrain_asks_for_the_packages_of_these_tests():
 
 
 def test_without_a_script_only_the_requirements_of_speechbrain_count():
-    assert list(versions.check(Seen(None))) == []
+    assert judge(versions, Observed(Given(None))) == []

@@ -3,11 +3,9 @@
 ``python -m speechbrain.preflight train.py hparams/x.yaml`` runs a training
 script up to its first step; :func:`preflight` does the same with a Brain.
 
-Each module of this package that has ``CODES`` (one line of documentation for
-each code) and ``check(seen)`` is a check. ``check`` reads a
-:class:`~speechbrain.preflight.observe.given.Seen`, yields a
-:class:`~speechbrain.preflight.report.Finding` for each mistake, and may append
-remarks to ``seen.said``.
+The modules of ``observe`` look at a run, each at one moment, and return one
+record. The modules of ``checks`` judge these records. ``run`` tells the order
+of events, and ``report`` prints what was found.
 """
 
 from speechbrain.preflight.report import Finding, Report

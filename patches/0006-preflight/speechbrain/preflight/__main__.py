@@ -7,12 +7,13 @@ import sys
 from pathlib import Path
 
 from speechbrain.core import Brain
-from speechbrain.preflight.observe.first_step import failure
-from speechbrain.preflight.observe.given import Seen
+from speechbrain.preflight.attempts import failure
+from speechbrain.preflight.checks import CODES
+from speechbrain.preflight.observe import Given
 from speechbrain.preflight.observe.loads import replaced, watched_loads
 from speechbrain.preflight.ranks import Ranks
 from speechbrain.preflight.report import Report
-from speechbrain.preflight.run import checks, examine
+from speechbrain.preflight.run import examine
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 DESCRIPTION = """
@@ -101,7 +102,7 @@ class Takeover:
                 if skipped:
                     what = f"it raised {type(error).__name__}: {error}"
                     raise Unseen(f"{what}, after the preflight had skipped {skipped} call(s) of fit and evaluate.") from error
-                self.report = Report([failure("script-failed", error, "fix the error that the traceback below shows")])
+                self.report = Report([failure("script-failed", error)])
         finally:
             hook.remove()
         if self.report is None:
@@ -125,11 +126,9 @@ class Takeover:
         if brain.test_only:
             raise Unseen("--test_only trains nothing: remove it.")
         self.ranks = Ranks()
-        hparams = vars(brain.hparams) if hasattr(brain, "hparams") else {}
-        seen = Seen(
-            brain, hparams, train_set, valid_set, script=self.script, scan_seconds=self.scan_seconds, loaded=self.loaded
-        )
-        self.report = examine(seen, self.ranks, epoch_counter, train_loader_kwargs or {}, valid_loader_kwargs or {})
+        options = train_loader_kwargs or {}, valid_loader_kwargs or {}
+        given = Given(brain, train_set, valid_set, epoch_counter, *options, self.script, self.scan_seconds)
+        self.report = examine(given, self.loaded, self.ranks)
         raise Done
 
     def evaluate(self):
@@ -192,7 +191,7 @@ def main(arguments=None):
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="its arguments: the YAML file, then overrides")
     options = parser.parse_args(arguments)
     if options.codes:
-        print("\n".join(f"{code:32}{line}" for module in checks() for code, line in module.CODES.items()))
+        print("\n".join(f"{code:32}{line}" for code, line in CODES.items()))
         return 0
     if options.script is None or not options.script.is_file():
         parser.error("give a training script" if options.script is None else f"there is no file {options.script}")

@@ -7,6 +7,29 @@ from dataclasses import asdict, dataclass, field
 LEVELS = ("error", "warning", "note")
 
 
+def some(texts, shown=3):
+    """List the first few texts, and the number of the others.
+
+    Arguments
+    ---------
+    texts : iterable of str
+        The texts.
+    shown : int
+        How many to list.
+
+    Returns
+    -------
+    str
+
+    Example
+    -------
+    >>> some("abcde")
+    'a, b, c and 2 more'
+    """
+    texts = list(texts)
+    return ", ".join(texts[:shown]) + (f" and {len(texts) - shown} more" if len(texts) > shown else "")
+
+
 @dataclass(frozen=True)
 class Finding:
     """One mistake that a check found.

@@ -1,64 +1,50 @@
 """The preflight of a Brain: take it to its first step, then run all checks."""
 
-import importlib
 import os
-import pkgutil
 from types import SimpleNamespace
 
-import speechbrain.preflight
 import torch
+from speechbrain.preflight.attempts import Log
+from speechbrain.preflight.checks import RULES
 from speechbrain.preflight.isolate import in_child, put_back
-from speechbrain.preflight.observe.first_step import guarded, reach_first_step
-from speechbrain.preflight.observe.given import Seen
+from speechbrain.preflight.observe import Clips, Given, Labels, Observed
+from speechbrain.preflight.observe.audio import audio
+from speechbrain.preflight.observe.first_step import first_step
+from speechbrain.preflight.observe.labels import labels
 from speechbrain.preflight.observe.loads import watched_loads
+from speechbrain.preflight.observe.start import nothing_changes, start
 from speechbrain.preflight.ranks import Ranks
 from speechbrain.preflight.report import Finding, Report
 from speechbrain.utils.parameter_transfer import Pretrainer
 
 
-def checks():
-    """Import the modules of this package that are checks.
-
-    Returns
-    -------
-    list of module
-        The modules with ``CODES`` and ``check``.
-
-    Example
-    -------
-    >>> "nothing-trainable" in {code for module in checks() for code in module.CODES}
-    True
-    """
-    found = pkgutil.walk_packages(speechbrain.preflight.__path__, "speechbrain.preflight.")
-    modules = [importlib.import_module(info.name) for info in found if not info.name.endswith("__")]
-    modules.sort(key=lambda module: module.__name__.rpartition(".")[2])
-    return [module for module in modules if hasattr(module, "CODES")]
-
-
-def examine(seen, ranks, epochs, train_loader_kwargs, valid_loader_kwargs):
-    """Take a Brain to its first step, and run all checks. This changes the Brain.
+def examine(given, loaded, ranks):
+    """Take a Brain to its first step, look at its data, and run all checks. This changes the Brain.
 
     Arguments
     ---------
-    seen : Seen
-        Contains the Brain and its data.
+    given : Given
+        What ``fit`` is given.
+    loaded : Loaded
+        What was loaded from files.
     ranks : Ranks
         The processes of torchrun.
-    epochs : iterable
-        The epoch counter.
-    train_loader_kwargs, valid_loader_kwargs : dict
-        The options of the dataloaders.
 
     Returns
     -------
     Report
         The findings of all processes.
     """
-    reach_first_step(seen, ranks, epochs, train_loader_kwargs, valid_loader_kwargs)
-    findings = []
-    for module in checks():
-        guarded(seen.said, module.__name__, lambda found: findings.extend(found), module.check(seen))
-    return ranks.merge(Report(findings, seen.said))
+    log = Log(ranks)
+    with nothing_changes(log.said) as stepped:
+        before = start(given, log)
+        step = first_step(given, before, stepped, log)
+    clips = log.guarded("audio", audio, given, log) or Clips({})
+    words = log.guarded("labels", labels, given, loaded, before, step, log) or Labels()
+    seen = Observed(given, loaded, before, step, clips, words)
+    for rule in RULES:
+        log.guarded(f"{rule.__module__}.{rule.__name__}", lambda: log.findings.extend(rule(seen)))  # noqa: B023
+    return ranks.merge(Report(log.findings, log.said))
 
 
 def preflight(brain, train_set, valid_set=None, train_loader_kwargs=None, valid_loader_kwargs=None, scan_seconds=20.0):
@@ -86,6 +72,7 @@ def preflight(brain, train_set, valid_set=None, train_loader_kwargs=None, valid_
 
     Example
     -------
+    >>> import speechbrain
     >>> class MyBrain(speechbrain.Brain):
     ...     def compute_forward(self, batch, stage):
     ...         return self.modules.model(batch[0])
@@ -103,12 +90,12 @@ def preflight(brain, train_set, valid_set=None, train_loader_kwargs=None, valid_
         with watched_loads() as loaded:
             for value in hparams.values():
                 if isinstance(value, Pretrainer):
-                    loaded.pretrained += [value.loadables[name] for name in value.is_local]
-            seen = Seen(brain, hparams, train_set, valid_set, scan_seconds=scan_seconds, loaded=loaded)
-            counter = hparams.get("epoch_counter")
+                    loaded.pretrained.extend([value.loadables[name] for name in value.is_local])
             # A generator reads the counter only after a checkpoint was loaded.
-            epochs = (getattr(counter, "current", 0) + 1 for _ in range(1))
-            return examine(seen, Ranks(), epochs, train_loader_kwargs or {}, valid_loader_kwargs or {})
+            epochs = (getattr(hparams.get("epoch_counter"), "current", 0) + 1 for _ in range(1))
+            options = train_loader_kwargs or {}, valid_loader_kwargs or {}
+            given = Given(brain, train_set, valid_set, epochs, *options, scan_seconds=scan_seconds)
+            return examine(given, loaded, Ranks())
 
     alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
     if alone and torch.device(brain.device).type == "cpu" and not torch.cuda.is_initialized() and hasattr(os, "fork"):

@@ -9,13 +9,13 @@ CODES = {
 }
 
 
-def check(seen):
+def moving_statistics(seen):
     """Yield statistics that change although they should not: one finding for each of the Brain's modules."""
-    moving = {}
-    for name, module in seen.modules.named_modules():
-        if name in seen.moved and isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+    modules, moving = seen.given.modules, {}
+    for name, module in modules.named_modules():
+        if name in seen.step.moved and isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             top = name.partition(".")[0]
-            if _frozen(seen, module if module.affine else seen.modules[top]):
+            if _frozen(seen.step, module if module.affine else modules[top]):
                 moving.setdefault(top, []).append(name)
     for top, names in moving.items():
         yield Finding(
@@ -26,8 +26,8 @@ def check(seen):
             f"call self.modules.{top}.eval() in compute_forward: fit() puts every module into training mode",
         )
     loaded = {id(part) for item in seen.loaded.pretrained if isinstance(item, torch.nn.Module) for part in item.modules()}
-    for name, module in seen.modules.named_modules():
-        if name in seen.moved and id(module) in loaded and not isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+    for name, module in modules.named_modules():
+        if name in seen.step.moved and id(module) in loaded and not isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             yield Finding(
                 "warning",
                 "loaded-normaliser-moves",
@@ -37,7 +37,10 @@ def check(seen):
             )
 
 
-def _frozen(seen, module):
+def _frozen(step, module):
     """Whether a module has parameters, all of which were frozen when the step began and still are."""
     parameters = list(module.parameters())
-    return bool(parameters) and all(id(p) in seen.frozen and not p.requires_grad for p in parameters)
+    return bool(parameters) and all(id(p) in step.frozen and not p.requires_grad for p in parameters)
+
+
+RULES = (moving_statistics,)

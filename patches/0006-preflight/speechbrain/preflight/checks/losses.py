@@ -12,11 +12,11 @@ CODES = {
 }
 
 
-def check(seen):
+def losses(seen):
     """Yield what is wrong with the first loss, at most one finding for each code."""
     found = {}
-    spoiled = not all(math.isfinite(weight.norm) for weight in seen.weights)  # which another check reports
-    for call in seen.losses:
+    spoiled = not all(math.isfinite(weight.norm) for weight in seen.start.weights)  # which another check reports
+    for call in seen.step.losses:
         failed = call.value is None
         if call.name in ("cross_entropy", "nll_loss") and not failed and call.input.dim() > 0 and call.input.numel():
             for finding in _look(call, spoiled):
@@ -56,3 +56,6 @@ def _mean(call):
         ignored = call.target == call.options.get("ignore_index")
         return call.value.float() / max(1, call.target.numel() - int(ignored.sum()))
     return torch.mean(call.value.float())
+
+
+RULES = (losses,)

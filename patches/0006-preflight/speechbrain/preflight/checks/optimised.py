@@ -5,8 +5,9 @@ from types import SimpleNamespace
 
 import torch
 from speechbrain.core import Brain
-from speechbrain.preflight.observe.first_step import held
-from speechbrain.preflight.report import Finding
+from speechbrain.preflight.observe.given import held
+from speechbrain.preflight.observe.start import parameters_of
+from speechbrain.preflight.report import Finding, some
 from speechbrain.utils.checkpoints import DEFAULT_SAVE_HOOKS
 
 CODES = {
@@ -19,82 +20,102 @@ CODES = {
     "trainable-without-gradient": "parameters are trainable, but get no gradient in the first step",
 }
 
-
-def check(seen):
-    """Yield what is wrong with the optimizers and with the parameters that they train."""
-    if not seen.started:
-        return
-    names = _names(seen)
-    owned = {id(p): p for o in seen.optimizers.values() for group in o.param_groups for p in group["params"]}
-    trainable = {id(p): p for p in chain(seen.modules.parameters(), owned.values()) if p.requires_grad}
-    brain, hooks = seen.brain, ("fit_batch", "optimizers_step", "on_fit_batch_end")
-    plain = all(getattr(type(brain), hook) is getattr(Brain, hook) for hook in hooks)
-    stepping = (brain.optimizers_dict or brain.opt_class) if plain else seen.optimizers
-    # The Brain trains in a way that the preflight cannot see, for example by counting.
-    own_way = (seen.custom_step and not seen.backwards) or (seen.by_hand and not stepping)
-    if not trainable and not seen.reached:
-        if not own_way:
-            count = sum(1 for _ in seen.modules.parameters())
-            yield Finding(
-                "error",
-                "nothing-trainable",
-                f"all {count} parameters are frozen in the first step" if count else "the modules have no parameters",
-                ", ".join(seen.modules) or "modules",
-                "unfreeze what you want to train before fit(), in on_fit_start or in on_stage_start",
-            )
-        return
-    if not stepping:
-        if plain and not own_way:
-            yield Finding(
-                "error",
-                "no-optimizer",
-                f"{len(trainable)} parameters are trainable, but no optimizer steps",
-                type(brain).__name__,
-                "give the Brain an opt_class, or create optimizers in init_optimizers",
-            )
-    elif seen.backwards:
-        yield from _gradients(seen, names, owned, trainable)
-    yield from _not_saved(seen, names, owned)
+HOOKS = ("fit_batch", "optimizers_step", "on_fit_batch_end")  # with which a Brain takes its own steps
 
 
-def _gradients(seen, names, owned, trainable):
-    """Compare the parameters in the optimizers with those that got a gradient."""
-    if not owned.keys() & seen.reached.keys():
-        depends = f"on {_some(names[key] for key in seen.reached)}" if seen.reached else "on no parameter: it is detached"
+class _Training:
+    """What the optimizers train, and how.
+
+    Its parameters are by id: those in an optimizer, those that are trainable, and those that got a gradient.
+    """
+
+    def __init__(self, seen):
+        brain, step, modules = seen.given.brain, seen.step, seen.given.modules
+        self.names = _names(brain, modules)
+        self.owned = {id(p): p for p in parameters_of(step.optimizers)}
+        self.trainable = {id(p): p for p in chain(modules.parameters(), self.owned.values()) if p.requires_grad}
+        self.reached = step.reached
+        self.plain = all(getattr(type(brain), hook) is getattr(Brain, hook) for hook in HOOKS)
+        self.stepping = (brain.optimizers_dict or brain.opt_class) if self.plain else step.optimizers
+        by_hand = any(backward.by_hand for backward in step.backwards)
+        # The Brain trains in a way that the preflight cannot see, for example by counting.
+        self.own_way = (step.custom and not step.backwards) or (by_hand and not self.stepping)
+        self.trains = seen.start.began and bool(self.trainable or self.reached)
+        self.known = self.trains and self.stepping and bool(step.backwards)
+        self.fits = self.known and bool(self.owned.keys() & self.reached.keys())
+
+
+def nothing_trainable(seen):
+    """Yield a training in which nothing is trainable."""
+    training, modules = _Training(seen), seen.given.modules
+    if seen.start.began and not training.trains and not training.own_way:
+        count = sum(1 for _ in modules.parameters())
+        yield Finding(
+            "error",
+            "nothing-trainable",
+            f"all {count} parameters are frozen in the first step" if count else "the modules have no parameters",
+            ", ".join(modules) or "modules",
+            "unfreeze what you want to train before fit(), in on_fit_start or in on_stage_start",
+        )
+
+
+def no_optimizer(seen):
+    """Yield a training without an optimizer."""
+    training = _Training(seen)
+    if training.trains and not training.stepping and training.plain and not training.own_way:
+        yield Finding(
+            "error",
+            "no-optimizer",
+            f"{len(training.trainable)} parameters are trainable, but no optimizer steps",
+            type(seen.given.brain).__name__,
+            "give the Brain an opt_class, or create optimizers in init_optimizers",
+        )
+
+
+def other_parameters(seen):
+    """Yield parameters that get a gradient and are in no optimizer."""
+    training = _Training(seen)
+    if training.known and not training.fits:
+        named = some(training.names[key] for key in training.reached)
         yield Finding(
             "error",
             "optimizer-misses-loss",
-            f"the optimizers have {len(owned)} parameters, but the loss depends {depends}",
-            ", ".join(seen.optimizers),
+            f"the optimizers have {len(training.owned)} parameters, but the loss depends "
+            + (f"on {named}" if named else "on no parameter: it is detached"),
+            ", ".join(seen.step.optimizers),
             "give the optimizer the parameters that the loss depends on",
         )
-        return
-    for module, missed in _by_module(names, seen.reached.keys() - owned.keys()):
+    missed = training.reached.keys() - training.owned.keys() if training.fits else ()
+    for module, names in _by_module(training.names, missed):
         yield Finding(
             "error",
             "gradient-without-optimizer",
-            f"in no optimizer, although a gradient arrives: {_some(missed)}",
+            f"in no optimizer, although a gradient arrives: {some(names)}",
             module,
             "add it to the Brain's modules, unfreeze it before the optimizer is created, or freeze it",
         )
-    if seen.custom_step or not seen.stepped:
-        return
-    for module, idle in _by_module(names, trainable.keys() - seen.reached.keys()):
-        yield Finding(
-            "note",
-            "trainable-without-gradient",
-            f"trainable, but without a gradient in the first step: {_some(idle)}",
-            module,
-            "freeze it if it should not be trained",
-        )
-    yield from _not_clipped(seen)
 
 
-def _not_clipped(seen):
-    brain = seen.brain
-    if not _clips_first_group_only(brain):
+def without_gradient(seen):
+    """Yield parameters that are trainable, but get no gradient."""
+    training = _Training(seen)
+    if training.fits and seen.step.taken and not seen.step.custom:
+        for module, idle in _by_module(training.names, training.trainable.keys() - training.reached.keys()):
+            yield Finding(
+                "note",
+                "trainable-without-gradient",
+                f"trainable, but without a gradient in the first step: {some(idle)}",
+                module,
+                "freeze it if it should not be trained",
+            )
+
+
+def not_clipped(seen):
+    """Yield parameter groups that the stock release does not clip."""
+    brain = seen.given.brain
+    if not (_Training(seen).fits and seen.step.taken and not seen.step.custom and _clips_first_group_only(brain)):
         return
-    for name, optimizer in seen.optimizers.items():
+    for name, optimizer in seen.step.optimizers.items():
         for number, group in enumerate(optimizer.param_groups[1:], 1):
             gradients = [p.grad.float() / brain.scaler.get_scale() for p in group["params"] if p.grad is not None]
             norm = float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
@@ -117,19 +138,22 @@ def _clips_first_group_only(brain):
     return step is Brain.optimizers_step
 
 
-def _not_saved(seen, names, owned):
-    checkpointer = seen.brain.checkpointer
-    if checkpointer is None or _saves_its_own_way(seen.brain):
+def not_saved(seen):
+    """Yield parameters that are trained, but not saved."""
+    training, checkpointer = _Training(seen), seen.given.brain.checkpointer
+    if not training.trains or checkpointer is None or _saves_its_own_way(seen.given.brain):
         return
     saved = {
         id(p) for item in checkpointer.recoverables.values() if isinstance(item, torch.nn.Module) for p in item.parameters()
     }
-    trained = {key for key, p in owned.items() if p.requires_grad and (key in seen.reached or not seen.backwards)}
-    for module, lost in _by_module(names, trained - saved):
+    trained = {
+        key for key, p in training.owned.items() if p.requires_grad and (key in training.reached or not seen.step.backwards)
+    }
+    for module, lost in _by_module(training.names, trained - saved):
         yield Finding(
             "warning",
             "trained-not-saved",
-            f"trained, but in no recoverable of the checkpointer: {_some(lost)}",
+            f"trained, but in no recoverable of the checkpointer: {some(lost)}",
             module,
             "add it to the checkpointer's recoverables",
         )
@@ -158,11 +182,11 @@ class _Names(dict):
         return "a parameter outside all modules"
 
 
-def _names(seen):
+def _names(brain, modules):
     names = _Names()
-    for holder, module in held(seen.brain, torch.nn.Module).items():
+    for holder, module in held(brain, torch.nn.Module).items():
         names.update((id(p), f"{holder}.{name}") for name, p in module.named_parameters())
-    names.update((id(p), name) for name, p in seen.modules.named_parameters())
+    names.update((id(p), name) for name, p in modules.named_parameters())
     return names
 
 
@@ -174,6 +198,4 @@ def _by_module(names, keys):
     return groups.items()
 
 
-def _some(names):
-    names = list(names)
-    return f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+RULES = (nothing_trainable, no_optimizer, other_parameters, without_gradient, not_clipped, not_saved)

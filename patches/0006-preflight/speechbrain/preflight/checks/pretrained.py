@@ -2,12 +2,11 @@
 
 import filecmp
 import os
-import time
 
 import torch
 from speechbrain.dataio.encoder import CategoricalEncoder
-from speechbrain.preflight.observe.first_step import held
-from speechbrain.preflight.report import Finding
+from speechbrain.preflight.observe.given import held
+from speechbrain.preflight.report import Finding, some
 
 CODES = {
     "pretrained-not-loaded": "load_state_dict got few or none of a module's keys",
@@ -16,13 +15,11 @@ CODES = {
     "label-encoder-stale": "a label encoder was loaded from the file of an earlier run, and lacks labels of the data",
 }
 
-# The share of keys below which a load counts as failed, and how many seconds to spend on comparing labels.
-FEW, SECONDS = 0.1, 1.0
+FEW = 0.1  # the share of keys below which a load counts as failed
 
 
-def check(seen):
-    """Yield what was loaded and does not fit."""
-    yield from _not_loaded(seen)
+def other_model(seen):
+    """Yield files that a Pretrainer used instead of the file that it was asked for."""
     for taken, asked in seen.loaded.copies:
         if not os.path.samefile(taken, asked) and not filecmp.cmp(taken, asked, shallow=False):
             yield Finding(
@@ -32,17 +29,25 @@ def check(seen):
                 str(taken),
                 "delete it, so that it is fetched again",
             )
-    for name, encoder in seen.hparams.items():
+
+
+def encoders(seen):
+    """Yield label encoders that have no labels, or that lack labels of the data."""
+    for name, encoder in seen.given.hparams.items():
         if isinstance(encoder, CategoricalEncoder) and not len(encoder):
             remedy = "fill it from the training data, or load it"
             yield Finding("warning", "label-encoder-empty", "it has no labels", f"hparams.{name}", remedy)
-    yield from _stale(seen)
+    for path, lacking in seen.labels.lacking.items():
+        what = f"it is from an earlier run, and lacks labels: {some(sorted(map(str, lacking)))}"
+        yield Finding("error", "label-encoder-stale", what, path, "delete it, or use another output_folder")
 
 
-def _not_loaded(seen):
-    names = {id(module): name for name, module in seen.modules.named_modules()}
+def not_loaded(seen):
+    """Yield modules for which ``load_state_dict`` got few or none of the keys."""
+    modules = seen.given.modules
+    names = {id(module): name for name, module in modules.named_modules()}
     states = [(reference(), *keys) for reference, *keys in seen.loaded.states if reference() is not None]
-    used = {id(p) for module in [seen.modules, *held(seen.brain, torch.nn.Module).values()] for p in module.parameters()}
+    used = {id(p) for module in [modules, *held(seen.given.brain, torch.nn.Module).values()] for p in module.parameters()}
     shares = {}  # by id of a parameter: the largest share of matching keys among the loads of its modules
     for module, own, given, _ in states:
         share = len(own & given) / max(1, min(len(own), len(given)))
@@ -69,39 +74,4 @@ def _not_loaded(seen):
         )
 
 
-def _stale(seen):
-    for encoder, path, arguments in seen.loaded.encoders:
-        if hasattr(encoder, "unk_label"):
-            continue
-        lacking, end = set(), time.monotonic() + SECONDS
-        for label in _labels(arguments):
-            if label not in encoder.lab2ind:
-                lacking.add(label)
-            if time.monotonic() > end:
-                seen.said.append(f"{path}: there was no time to compare it with all labels of the data.")
-                break
-        if lacking:
-            some = ", ".join(sorted(map(str, lacking))[:3])
-            yield Finding(
-                "error",
-                "label-encoder-stale",
-                f"it is from an earlier run, and lacks labels: {some}" + f" and {len(lacking) - 3} more" * (len(lacking) > 3),
-                str(path),
-                "delete it, or use another output_folder",
-            )
-
-
-def _labels(arguments):
-    """The labels of the data that an encoder would have been built from."""
-    for source in arguments["from_iterables"]:
-        yield from _flat(source, arguments["sequence_input"])
-    key = arguments["output_key"]
-    for dataset in arguments["from_didatasets"]:
-        with dataset.output_keys_as([key]):
-            for number in range(len(dataset)):
-                yield from _flat([dataset[number][key]], arguments["sequence_input"])
-
-
-def _flat(source, sequences):
-    for item in source:
-        yield from item if sequences else [item]
+RULES = (not_loaded, other_model, encoders)

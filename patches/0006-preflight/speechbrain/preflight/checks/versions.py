@@ -16,19 +16,8 @@ CODES = {
 EXTRA = "extra_requirements.txt"
 
 
-def check(seen):
-    """Compare the installed versions with what SpeechBrain and the recipe ask for.
-
-    Arguments
-    ---------
-    seen : speechbrain.preflight.observe.given.Seen
-        The run.
-
-    Yields
-    ------
-    Finding
-        See ``CODES``.
-    """
+def versions(seen):
+    """Compare the installed versions with what SpeechBrain and the recipe ask for."""
     try:
         asked = requires("speechbrain") or []
     except PackageNotFoundError:  # a checkout that was never installed
@@ -39,7 +28,7 @@ def check(seen):
             what = f"{requirement.name} {found} is installed, but SpeechBrain asks for {requirement.specifier}"
             remedy = f'pip install "{requirement.name}{requirement.specifier}"'
             yield Finding("warning", "version-untested", what, requirement.name, remedy)
-    for file in _extra_files(seen.script):
+    for file in _extra_files(seen.given.script):
         for requirement in _parse(file.read_text(encoding="utf-8", errors="replace").splitlines()):
             found = _other_version(requirement)
             wants = f"{requirement.name}{requirement.specifier}"
@@ -81,3 +70,6 @@ def _other_version(requirement):
         return ""
     fits = any(requirement.specifier.contains(one, prereleases=True) for one in (found, base))
     return "" if fits else found
+
+
+RULES = (versions,)

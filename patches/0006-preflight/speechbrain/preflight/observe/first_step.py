@@ -1,35 +1,19 @@
-"""Takes a Brain to its first training step as ``fit`` does, and records what happens."""
+"""Takes the first training step, without changing a weight."""
 
 import inspect
-import re
-import traceback
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from itertools import chain
-from pathlib import Path
-from types import SimpleNamespace
+from typing import Any, NamedTuple
 
-import speechbrain as sb
 import torch
-from speechbrain.core import Brain, Stage
-from speechbrain.dataio.dataloader import LoopedLoader
+from speechbrain.core import Brain
 from speechbrain.preflight.observe import weights
-from speechbrain.preflight.observe.given import LossCall
 from speechbrain.preflight.observe.loads import replaced
+from speechbrain.preflight.observe.start import parameters_of
 from speechbrain.preflight.observe.weights import COUNTS, STATISTICS
-from speechbrain.preflight.report import Finding
-from speechbrain.utils.checkpoints import Checkpointer
-from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
-
-CODES = {
-    "script-failed": "the script raised an exception before it called fit",
-    "preflight-killed": "the preflight's process ended without a result, for example because memory ran out",
-    "dataloader-failed": "make_dataloader raised an exception for the training or validation set",
-    "fit-start-failed": "on_fit_start raised an exception; it wraps modules, creates optimizers and loads a checkpoint",
-    "stage-start-failed": "on_stage_start raised an exception for the first epoch",
-    "first-batch-failed": "the first training batch could not be loaded",
-    "first-step-failed": "the first training step raised an exception, in forward, loss or backward",
-}
 
 LOSSES = {
     getattr(torch.nn.functional, name): name
@@ -37,234 +21,149 @@ LOSSES = {
     if name.endswith(("_loss", "cross_entropy", "cross_entropy_with_logits", "kl_div"))
 }
 
-# A finding names the last line of a traceback that is not in one of these folders.
-LIBRARIES = tuple(str(Path(package.__file__).parent) for package in (torch, sb))
-
 
 class Stopped(BaseException):
     """Leaves fit_batch after the first backward; a BaseException, so that a script's ``except Exception`` cannot catch it."""
 
 
-def guarded(said, name, function, *args):
-    """Call a function that may fail; a failure becomes a remark, not a finding.
+@dataclass
+class LossCall:
+    """A call of one of torch's loss functions.
 
-    Arguments
-    ---------
-    said : list of str
-        The remark is appended to it.
+    Attributes
+    ----------
     name : str
-        The name of the function in the remark.
-    function : callable
-        The function.
-    *args : object
-        Its arguments.
-
-    Returns
-    -------
-    object
-        The return value of the function; None if it failed.
-
-    Example
-    -------
-    >>> said = []
-    >>> guarded(said, "lengths", len, "ab")
-    2
-    >>> guarded(said, "lengths", len, 2)
-    >>> said
-    ["Not everything was checked: lengths failed with TypeError: object of type 'int' has no len()"]
+        The function's name in ``torch.nn.functional``.
+    input, target : torch.Tensor
+        Its first two arguments, detached.
+    options : dict
+        Its other arguments by name, including defaults: ``ignore_index``, ``reduction``.
+    value : torch.Tensor
+        Its return value, detached; None if the call failed.
     """
-    try:
-        return function(*args)
-    except Exception as error:
-        said.append(f"Not everything was checked: {name} failed with {type(error).__name__}: {error}")
+
+    name: str
+    input: Any
+    target: Any
+    options: dict = field(default_factory=dict)
+    value: Any = None
 
 
-def check(seen):
-    """Yield what failed on the way to the first step."""
-    yield from seen.failures
+class Backward(NamedTuple):
+    """A backward pass: whether its loss depends on no parameter, but was made to require a gradient."""
+
+    by_hand: bool
 
 
-def failure(code, error, remedy):
-    """Turn an exception into a finding.
+@dataclass(frozen=True)
+class FirstStep:
+    """What happens in the first step.
+
+    Attributes
+    ----------
+    custom : bool
+        Whether the Brain has its own ``fit_batch``.
+    frozen : set of int
+        The ids of the parameters that were frozen when the step began.
+    optimizers : dict of str to torch.optim.Optimizer
+        All optimizers that the Brain has, or that stepped.
+    taken : bool
+        Whether the step succeeded, as far as the preflight takes it.
+    losses : list of LossCall
+        The calls of loss functions.
+    norm_inputs : dict of str to torch.Size
+        The shape of each BatchNorm's first input, by the module's name.
+    backwards : list of Backward
+        The backward passes.
+    reached : dict of int to torch.nn.Parameter
+        The parameters that got a gradient, by id.
+    identical : dict of str to bool
+        By the name of a layer's weight whose values are all equal, whether all its units got the same gradient.
+    moved : set of str
+        The names of the modules whose running statistics changed.
+    """
+
+    custom: bool = False
+    frozen: frozenset = frozenset()
+    optimizers: dict = field(default_factory=dict)
+    taken: bool = False
+    losses: list = field(default_factory=list)
+    norm_inputs: dict = field(default_factory=dict)
+    backwards: list = field(default_factory=list)
+    reached: dict = field(default_factory=dict)
+    identical: dict = field(default_factory=dict)
+    moved: set = field(default_factory=set)
+
+
+def first_step(given, start, stepped, log):
+    """Take the first step with the Brain's own ``fit_batch``.
 
     Arguments
     ---------
-    code : str
-        The code of the finding.
-    error : BaseException
-        The exception.
-    remedy : str
-        How to fix it.
+    given : Given
+        What ``fit`` is given.
+    start : Start
+        What happened before.
+    stepped : list of torch.optim.Optimizer
+        The optimizers that step; it grows.
+    log : speechbrain.preflight.attempts.Log
+        Gets what fails.
 
     Returns
     -------
-    Finding
-        Its place is the last line of the user's own code; the traceback is added to it.
-
-    Example
-    -------
-    >>> finding = failure("first-batch-failed", ValueError("no such file"), "look")
-    >>> finding.what.splitlines()[0]
-    'ValueError: no such file'
+    FirstStep
     """
-    stack = error.__traceback__
-    while stack and stack.tb_next and _is_ours(stack.tb_frame.f_code.co_filename):
-        stack = stack.tb_next
-    # An exception from a DataLoader worker has its traceback in its message, the last line of which is the original message.
-    said = str(error).strip()
-    frames = [(f.filename, f.lineno, f.name) for f in traceback.extract_tb(stack)]
-    frames += re.findall(r'File "(.+?)", line (\d+), in (\w+)', said)
-    own = [frame for frame in frames if not frame[0].startswith(LIBRARIES)] or frames
-    where = f"{Path(own[-1][0]).name}:{own[-1][1]} in {own[-1][2]}" if own else ""
-    first = said.splitlines()[-1] if said.startswith("Caught ") else f"{type(error).__name__}: {said.split(chr(10))[0]}"
-    return Finding("error", code, f"{first}\n" + "".join(traceback.format_exception(type(error), error, stack)), where, remedy)
+    brain, modules = given.brain, given.modules
+    known = [*modules.parameters(), *parameters_of(start.optimizers)]
+    frozen = frozenset(id(p) for p in known if not p.requires_grad)
+    step = FirstStep(type(brain).fit_batch is not Brain.fit_batch, frozen, {**start.optimizers})
+    if start.ready:
+        before = _statistics(modules)
+        well, _ = log.attempt("first-step-failed", _take, brain, modules, start, step, known, log)
+        after = _statistics(modules)
+        step.moved.update(name for name, values in after.items() if _differ(before.get(name, ()), values))
+        step = replace(step, taken=well and start.batch is not None)
+    for optimizer in stepped:
+        if not any(optimizer is other for other in step.optimizers.values()):
+            step.optimizers[f"{type(optimizer).__name__} {len(step.optimizers) + 1}"] = optimizer
+    return step
 
 
-def _is_ours(file):
-    return Path(__file__).parents[1] in Path(file).parents or "runpy" in file
+def _take(brain, modules, start, step, known, log):
+    """Take the step, and record it."""
+    real_backward = torch.autograd.backward
 
+    def backward(tensors, *args, **kwargs):
+        outputs = [tensors] if isinstance(tensors, torch.Tensor) else list(tensors)
+        leaves = [leaf for output in outputs for leaf in _leaves(output)]
+        parameters = [leaf for leaf in leaves if isinstance(leaf, torch.nn.Parameter)]
+        step.backwards.append(Backward(bool(leaves) and not parameters))
+        if step.custom or any(output.requires_grad for output in outputs):
+            real_backward(tensors, *args, **kwargs)
+        step.reached.update((id(p), p) for p in chain(known, parameters) if p.grad is not None)
+        step.identical.update(log.guarded("gradients", weights.identical_units, start.weights) or {})
+        if not step.custom:
+            raise Stopped
 
-def reach_first_step(seen, ranks, epochs, train_loader_kwargs, valid_loader_kwargs):
-    """Do what ``fit`` does up to and including the first step, without changing a weight.
+    def note_input(name):
+        def note(module, args):
+            if args:
+                step.norm_inputs.setdefault(name, args[0].shape)
 
-    Arguments
-    ---------
-    seen : Seen
-        What happens is recorded in it.
-    ranks : Ranks
-        The processes of torchrun, which proceed only together.
-    epochs : iterable
-        The epoch counter that was passed to ``fit``.
-    train_loader_kwargs, valid_loader_kwargs : dict
-        The options of the dataloaders.
-    """
-    brain = seen.brain
+        return note
 
-    def attempt(code, remedy, function, *args, **kwargs):
-        try:
-            answer, error = function(*args, **kwargs), None
-        except (Exception, SystemExit) as caught:
-            answer, error = None, caught
-            seen.failures.append(failure(code, caught, remedy))
-        return ranks.agree(error is None), answer
-
-    def skipped(*args, **kwargs):
-        seen.said.append("A call of fit() inside fit() was skipped.")
-
+    if start.batch is None:
+        return
     with ExitStack() as stack:
-        stack.enter_context(replaced(Brain, "fit", skipped))
-        for name in ("save_checkpoint", "save_and_keep_only", "delete_checkpoints"):
-            stack.enter_context(replaced(Checkpointer, name, lambda *args, **kwargs: None))
-        stack.enter_context(_idle_optimizers(seen))
-
-        remedy = "fix the dataset or the options of its loader"
-        made, seen.train_loader = attempt(
-            "dataloader-failed", remedy, _loader, brain, seen.train_set, Stage.TRAIN, train_loader_kwargs
-        )
-        if seen.valid_set is not None:
-            _, seen.valid_loader = attempt(
-                "dataloader-failed", remedy, _loader, brain, seen.valid_set, Stage.VALID, valid_loader_kwargs, ckpt_prefix=None
-            )
-        seen.started, _ = attempt("fit-start-failed", "fix the error that the traceback below shows", brain.on_fit_start)
-        seen.optimizers = held(brain, Optimizer)
-        if seen.started:
-            seen.started, _ = attempt(
-                "stage-start-failed", "fix the error that the traceback below shows", _start_stage, seen, epochs
-            )
-        seen.weights = guarded(seen.said, "weights", weights.look, seen.modules) or []
-        if made:
-            drawn, seen.batch = attempt(
-                "first-batch-failed", "fix the item or the data pipeline that the traceback below shows", _first_batch, seen
-            )
-            if drawn and seen.started:  # equal on all processes, so that all make the same attempts
-                well, _ = attempt("first-step-failed", "fix the error that the traceback below shows", _step, seen)
-                seen.stepped = well and seen.batch is not None
-
-
-def _loader(brain, dataset, stage, options, **more):
-    if isinstance(dataset, (torch.utils.data.DataLoader, LoopedLoader)):
-        return dataset
-    return brain.make_dataloader(dataset, stage=stage, **more, **options)
-
-
-def _start_stage(seen, epochs):
-    brain, epoch = seen.brain, next(iter(epochs), None)
-    if epoch is None:
-        seen.said.append("The epoch counter is at its limit, so fit() would not train any further.")
-        epoch = 1
-    brain.on_stage_start(Stage.TRAIN, epoch)
-    brain.modules.train()
-    for parameter in chain(brain.modules.parameters(), _owned(seen.optimizers)):
-        parameter.grad = None
-    brain.zero_grad()
-    brain.nonfinite_count = 0
-    if hasattr(brain.train_sampler, "set_epoch"):
-        brain.train_sampler.set_epoch(epoch)
-
-
-def _first_batch(seen):
-    return next(iter(seen.train_loader), None)
-
-
-def held(brain, kind):
-    """Find the objects of a type among a Brain's attributes and hparams, and in lists and dicts there.
-
-    Arguments
-    ---------
-    brain : speechbrain.Brain
-        The Brain.
-    kind : type
-        The type.
-
-    Returns
-    -------
-    dict of str to object
-        Each object by the first name that it was found under.
-
-    Example
-    -------
-    >>> brain = Brain(hparams={"heads": [torch.nn.Linear(2, 2)]}, run_opts={"device": "cpu"})
-    >>> list(held(brain, torch.nn.Linear))
-    ['heads[0]']
-    """
-    found = {}
-    for name, value in {**vars(getattr(brain, "hparams", SimpleNamespace())), **vars(brain)}.items():
-        inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
-        for key, item in [(name, value), *((f"{name}[{key!r}]", item) for key, item in inner)]:
-            if isinstance(item, kind) and not any(item is other for other in found.values()):
-                found[key] = item
-    return found
-
-
-def _owned(optimizers):
-    return (p for optimizer in optimizers.values() for group in optimizer.param_groups for p in group["params"])
-
-
-@contextmanager
-def _idle_optimizers(seen):
-    """Make every optimizer's step do nothing, by emptying its groups meanwhile, and record which optimizers step."""
-    emptied = {}
-
-    def empty(optimizer, args, kwargs):
-        if not any(optimizer is known for known in seen.optimizers.values()):
-            seen.optimizers[f"{type(optimizer).__name__} {len(seen.optimizers) + 1}"] = optimizer
-        emptied[id(optimizer)] = [(group, group["params"]) for group in optimizer.param_groups]
-        for group in optimizer.param_groups:
-            group["params"] = []
-
-    def fill(optimizer, args, kwargs):
-        for group, parameters in emptied.pop(id(optimizer), ()):
-            group["params"] = parameters
-
-    hooks = register_optimizer_step_pre_hook(empty), register_optimizer_step_post_hook(fill)
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for groups in emptied.values():  # of a step that raised an exception
-            for group, parameters in groups:
-                group["params"] = parameters
+        for name, module in modules.named_modules():
+            if isinstance(module, _BatchNorm) and not isinstance(module, torch.jit.ScriptModule):
+                stack.callback(module.register_forward_pre_hook(note_input(name)).remove)
+        stack.enter_context(replaced(torch.autograd, "backward", backward))
+        stack.enter_context(_alone(brain))
+        stack.enter_context(_Losses(step.losses))
+        brain.step += 1
+        with suppress(Stopped):
+            brain.fit_batch(start.batch)
 
 
 class _Losses(TorchFunctionMode):
@@ -286,53 +185,6 @@ class _Losses(TorchFunctionMode):
         value = func(*args, **(kwargs or {}))
         call.value = value.detach()
         return value
-
-
-def _step(seen):
-    if seen.batch is None:
-        return
-    brain = seen.brain
-    modules = seen.modules
-    known = {id(p): p for p in chain(modules.parameters(), _owned(seen.optimizers))}
-    seen.frozen = {key for key, parameter in known.items() if not parameter.requires_grad}
-    seen.custom_step = type(brain).fit_batch is not Brain.fit_batch
-    before = _statistics(modules)
-    real_backward = torch.autograd.backward
-
-    def backward(tensors, *args, **kwargs):
-        seen.backwards += 1
-        outputs = [tensors] if isinstance(tensors, torch.Tensor) else list(tensors)
-        leaves = [leaf for output in outputs for leaf in _leaves(output)]
-        parameters = [leaf for leaf in leaves if isinstance(leaf, torch.nn.Parameter)]
-        seen.by_hand |= bool(leaves) and not parameters
-        if seen.custom_step or any(output.requires_grad for output in outputs):
-            real_backward(tensors, *args, **kwargs)
-        seen.reached.update((id(p), p) for p in chain(known.values(), parameters) if p.grad is not None)
-        guarded(seen.said, "gradients", weights.look_at_gradients, seen.weights)
-        if not seen.custom_step:
-            raise Stopped
-
-    def note_input(name):
-        def note(module, args):
-            if args:
-                seen.norm_inputs.setdefault(name, args[0].shape)
-
-        return note
-
-    with ExitStack() as stack:
-        for name, module in modules.named_modules():
-            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and not isinstance(module, torch.jit.ScriptModule):
-                stack.callback(module.register_forward_pre_hook(note_input(name)).remove)
-        stack.enter_context(replaced(torch.autograd, "backward", backward))
-        stack.enter_context(_alone(brain))
-        stack.enter_context(_Losses(seen.losses))
-        brain.step += 1
-        with suppress(Stopped):
-            brain.fit_batch(seen.batch)
-    for name, values in _statistics(modules).items():
-        old = before.get(name, ())
-        if len(old) != len(values) or any(a is not b or v != w for (a, v), (b, w) in zip(values, old)):
-            seen.moved.add(name)
 
 
 def _leaves(tensor):
@@ -360,6 +212,10 @@ def _statistics(modules):
         if any(key in own for key in STATISTICS):
             found[name] = [(tensor, 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
     return found
+
+
+def _differ(old, new):
+    return len(old) != len(new) or any(a is not b or v != w for (a, v), (b, w) in zip(new, old))
 
 
 @contextmanager

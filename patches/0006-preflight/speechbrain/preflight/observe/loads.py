@@ -4,13 +4,38 @@ import inspect
 import os
 import weakref
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from speechbrain.dataio.encoder import CategoricalEncoder
-from speechbrain.preflight.observe.given import Loaded
 from speechbrain.utils.fetching import FetchSource
 from speechbrain.utils.parameter_transfer import Pretrainer
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What was loaded from files: by the script before its ``fit``, or on the way to the first step.
+
+    Attributes
+    ----------
+    states : list of tuple
+        The calls of ``load_state_dict``: a weak reference to the module, its
+        keys, the keys of the given state dict, and those of them whose value
+        is a dict.
+    pretrained : list of object
+        The objects that a Pretrainer loaded.
+    copies : list of tuple of pathlib.Path
+        The file that a Pretrainer used, and the file that it was asked for.
+    encoders : list of tuple
+        A label encoder, the file that it was loaded from instead of being built
+        from data, and the arguments that name these data.
+    """
+
+    states: list = field(default_factory=list)
+    pretrained: list = field(default_factory=list)
+    copies: list = field(default_factory=list)
+    encoders: list = field(default_factory=list)
 
 
 @contextmanager
@@ -70,7 +95,7 @@ def watched_loads():
 
     def noting_pretrained(pretrainer, paramfiles):
         load_hooks(pretrainer, paramfiles)
-        loaded.pretrained += [pretrainer.loadables[name] for name in paramfiles]
+        loaded.pretrained.extend([pretrainer.loadables[name] for name in paramfiles])
 
     def noting_copies(pretrainer, default_source=None, *args, **kwargs):
         asked = {name: (default_source, f"{name}.ckpt") for name in pretrainer.loadables}

@@ -1,19 +1,11 @@
-"""Checks that the weights before training are finite, of a usual scale, and not all equal."""
+"""Reads the weights before training."""
 
 import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from speechbrain.preflight.report import Finding
 from torch.nn.modules.conv import _ConvNd
-
-CODES = {
-    "weight-not-finite": "a parameter contains NaN or Inf before the first step",
-    "buffer-not-finite": "a buffer contains NaN, or running statistics contain Inf, before the first step",
-    "weight-scale": "std * sqrt(fan_in) of a Linear, Conv or RNN weight is above 30 or below 1e-3; healthy ones are near 1",
-    "units-identical": "all values of a layer's weight are equal and all its units get the same gradient, so they never differ",
-}
 
 # The attributes in which normalizations (BatchNorm, InputNormalization, GlobalNorm) keep their running statistics, and those in
 # which they count the batches or items behind them.
@@ -25,7 +17,7 @@ LARGEST, SMALLEST = 30.0, 1e-3
 SAMPLE = 1024
 
 
-@dataclass
+@dataclass(frozen=True)
 class Weight:
     """A parameter or buffer before the first step.
 
@@ -41,8 +33,6 @@ class Weight:
         The number of gates whose units the rows of the weight belong to: 4 for an LSTM; 0 if its rows are not units.
     norm : float
         Its norm.
-    identical : bool
-        Whether all its values are equal, and all its units got the same gradient.
     """
 
     name: str
@@ -50,7 +40,6 @@ class Weight:
     fan_in: int = 0
     gates: int = 1
     norm: float = 0.0
-    identical: bool = False
 
     @property
     def constant(self):
@@ -95,20 +84,17 @@ def look(modules):
         if isinstance(module.__dict__.get(key), torch.Tensor)
     ]
     tensors = [*modules.named_parameters(), *modules.named_buffers(), *plain]
-    found = [Weight(name, tensor) for name, tensor in tensors if _readable(tensor)]
-    by_id = {id(weight.tensor): weight for weight in found}
+    tensors = {id(tensor): (name, tensor) for name, tensor in tensors if _readable(tensor)}
+    shapes, norms, by_device = {}, {}, {}
     for module in modules.modules():
         for name, parameter in module._parameters.items():
-            if id(parameter) in by_id and name.startswith("weight"):
-                by_id[id(parameter)].fan_in, by_id[id(parameter)].gates = _shape_of_layer(module, parameter)
-    by_device = {}
-    for weight in found:
-        by_device.setdefault(weight.tensor.device, []).append(weight)
-    for weights in by_device.values():  # so that each device is waited for only once
-        norms = torch.stack([torch.linalg.vector_norm(weight.tensor.detach()).float() for weight in weights])
-        for weight, norm in zip(weights, norms.tolist()):
-            weight.norm = norm
-    return found
+            if id(parameter) in tensors and name.startswith("weight"):
+                shapes[id(parameter)] = _shape_of_layer(module, parameter)
+    for key, (_, tensor) in tensors.items():
+        by_device.setdefault(tensor.device, {})[key] = torch.linalg.vector_norm(tensor.detach()).float()
+    for found in by_device.values():  # so that each device is waited for only once
+        norms.update(zip(found, torch.stack([*found.values()]).tolist()))
+    return [Weight(*tensors[key], *shapes.get(key, (0, 1)), norms[key]) for key in tensors]
 
 
 def _readable(tensor):
@@ -129,14 +115,20 @@ def _shape_of_layer(module, weight):
     return 0, 1
 
 
-def look_at_gradients(found):
-    """Record, after a backward pass, which layers have identical units.
+def identical_units(found):
+    """Find out, after a backward pass, which layers have identical units.
 
     Arguments
     ---------
     found : list of Weight
-        The result of :func:`look`; ``identical`` is set in it.
+        The result of :func:`look`.
+
+    Returns
+    -------
+    dict of str to bool
+        For each layer whose values are all equal: whether all its units got the same gradient.
     """
+    identical = {}
     for weight in found:
         gradient = weight.tensor.grad
         if not weight.fan_in or not weight.gates or gradient is None or gradient.is_sparse or not weight.constant:
@@ -144,40 +136,5 @@ def look_at_gradients(found):
         units = gradient.detach().reshape(weight.gates, -1, gradient[0].numel())
         largest = gradient.abs().max()
         if units.shape[1] > 1 and largest > 0:
-            weight.identical = bool((units - units[:, :1]).abs().max() <= 1e-4 * largest)
-
-
-def check(seen):
-    """Yield what is wrong with the weights."""
-    parameters = {id(parameter) for parameter in seen.modules.parameters()}
-    for weight in seen.weights:
-        if not math.isfinite(weight.norm):
-            yield from _not_finite(weight, id(weight.tensor) in parameters)
-        elif weight.identical:
-            yield Finding(
-                "error",
-                "units-identical",
-                f"all values are {float(weight.tensor.detach().flatten()[0]):g}, and all units get the same gradient",
-                weight.name,
-                "initialize it with random values",
-            )
-        elif weight.fan_in and not weight.constant and not SMALLEST <= weight.scale <= LARGEST:
-            yield Finding(
-                "warning",
-                "weight-scale",
-                f"std * sqrt(fan_in) is {weight.scale:.3g}; healthy layers have 0.03 to 3",
-                weight.name,
-                "check its initialization, or the checkpoint that it comes from",
-            )
-
-
-def _not_finite(weight, is_parameter):
-    values = weight.tensor.detach()
-    nan, inf = int(values.isnan().sum()), int(values.isinf().sum())
-    what = " and ".join(f"{count} {name}" for count, name in ((nan, "NaN"), (inf, "Inf")) if count)
-    if is_parameter and what:
-        remedy = "check its initialization, or the checkpoint that it comes from"
-        yield Finding("error", "weight-not-finite", f"{what} of {values.numel()} values", weight.name, remedy)
-    elif nan or (inf and weight.name.rpartition(".")[2] in STATISTICS):  # Inf is normal in a mask
-        remedy = "recompute it, or load an older checkpoint in which it is finite"
-        yield Finding("error", "buffer-not-finite", f"{what} of {values.numel()} values", weight.name, remedy)
+            identical[weight.name] = bool((units - units[:, :1]).abs().max() <= 1e-4 * largest)
+    return identical

@@ -1,0 +1,57 @@
+"""Checks how items become batches."""
+
+import torch
+from speechbrain.preflight.report import Finding, some
+from torch.utils.data import BatchSampler
+
+CODES = {
+    "no-batch": "a loader yields no batches",
+    "batch-of-one": "the last batch has only one item, from which a BatchNorm gets only one value per channel",
+}
+
+
+def no_batch(seen):
+    """Yield loaders without batches."""
+    for split, loader in (("train", seen.start.train_loader), ("valid", seen.start.valid_loader)):
+        loader = getattr(loader, "loader", loader)
+        try:
+            batches, items = len(loader), len(loader.dataset)
+        except (TypeError, AttributeError, NotImplementedError):  # no loader, or one of unknown length
+            continue
+        if not batches:
+            remedy = "use a smaller batch_size, or remove drop_last"
+            what = f"{items} items are too few for a batch of {loader.batch_size}, and drop_last is set"
+            if not items or not loader.drop_last:
+                what, remedy = f"its sampler yields none of {items} items", "check how the items and the sampler are made"
+            yield Finding("error", "no-batch", what, split, remedy)
+
+
+def batch_of_one(seen):
+    """Yield BatchNorms that the last batch gives one value per channel."""
+    loader = getattr(seen.start.train_loader, "loader", seen.start.train_loader)
+    batches = getattr(loader, "batch_sampler", None)
+    if type(batches) is not BatchSampler or batches.drop_last:
+        return
+    try:
+        items = len(batches.sampler)
+    except (TypeError, NotImplementedError):
+        return
+    if not items or items % batches.batch_size != 1 % batches.batch_size:
+        return
+    modules = dict(seen.given.modules.named_modules())
+    first = min(items, batches.batch_size)
+    alone = [name for name, shape in seen.step.norm_inputs.items() if _values_an_item(modules.get(name), shape, first) == 1]
+    if alone:
+        what = f"of {items} items, the last batch has one: BatchNorm cannot compute a variance, and training will crash there"
+        remedy = "set drop_last: True in train_loader_kwargs, or use another batch_size"
+        yield Finding("error", "batch-of-one", what, some(alone, 4), remedy)
+
+
+def _values_an_item(module, shape, items):
+    """The values per channel and item that a BatchNorm gets in training: 2 if augmentation doubled the batch."""
+    if module is None or isinstance(module, torch.nn.SyncBatchNorm) or not module.training or len(shape) < 2:
+        return None
+    return shape.numel() / shape[1] / items
+
+
+RULES = (no_batch, batch_of_one)

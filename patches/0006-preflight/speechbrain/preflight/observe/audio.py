@@ -1,0 +1,231 @@
+"""Reads the audio files of the items.
+
+To find these files, a few items are evaluated, and the files that they open compared with the values in the manifest. The
+headers of all files are read, then as many whole files as there is time for.
+"""
+
+import math
+import os
+import random
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from speechbrain.preflight.observe.clips import in_parallel, read, read_whole
+from speechbrain.preflight.observe.items import Items, Watch, is_audio
+from speechbrain.utils.distributed import if_main_process
+
+
+class Source(NamedTuple):
+    """Where a manifest names files: the key, the keys inside its value, and what the path has before and after that value."""
+
+    keys: tuple
+    before: str = ""
+    after: str = ""
+
+
+class Use(NamedTuple):
+    """An item that reads a file, and the place of the file in the manifest."""
+
+    items: Items
+    i: int
+    source: Source
+
+    def __str__(self):
+        return f"{self.items.split} {'.'.join(self.source.keys)}"
+
+
+class Made(NamedTuple):
+    """An evaluated item: its tensors by key (None if it failed), the files that it opened, and whether it was resampled."""
+
+    tensors: dict
+    opened: list
+    resampled: bool
+
+
+def audio(given, log):
+    """Read the audio of the training and the validation set.
+
+    Arguments
+    ---------
+    given : Given
+        What ``fit`` is given.
+    log : speechbrain.preflight.attempts.Log
+        Gets a remark about what was read.
+
+    Returns
+    -------
+    Clips
+        Empty in other processes than the main one, or if no file is known.
+    """
+    if not if_main_process():
+        return Clips({})
+    began = time.perf_counter()
+    clips = Clips(_uses(given))
+    if not clips.uses:
+        log.said.append("Audio was not scanned: the preflight saw no item read a file that the manifest names.")
+        return clips
+    clips.read(began + given.scan_seconds)
+    which = ", ".join(sorted({str(use) for uses in clips.uses.values() for use in uses}))
+    log.said.append(
+        f"Audio ({which}): {len(clips.headers)} of {len(clips.uses)} headers and {len(clips.looks)} whole files "
+        f"were read in {time.perf_counter() - began:.1f} s."
+    )
+    return clips
+
+
+def _uses(given):
+    """The items that read each file: a dict of path to list of Use."""
+    uses = defaultdict(list)
+    for items in (Items.of("train", given.train_set), Items.of("valid", given.valid_set)):
+        if items is None or not len(items):
+            continue
+        found = sources(items)
+        for i in range(len(items)) if found else ():
+            static = items.static(i)
+            for source in found:
+                for keys, value in _leaves(static.get(source.keys[0]), source.keys[:1]):
+                    if keys == source.keys and value:
+                        uses[source.before + value + source.after].append(Use(items, i, source))
+    return uses
+
+
+def sources(items):
+    """Find where the manifest names the files that an item reads.
+
+    Arguments
+    ---------
+    items : Items
+        The items; at least one.
+
+    Returns
+    -------
+    list of Source
+        The places of files that some items opened; without any, the places of names of existing audio files.
+    """
+    n = len(items)
+    certain, likely = {}, []
+    for i in dict.fromkeys((n - 1, n // 2, n // 4)):  # not the first ones, which may be cached
+        leaves = list(_leaves(items.static(i)))
+        matched = set()
+        for path in _make(items, i).opened:
+            fits = [Source(keys, *around) for keys, value in leaves for around in _around(value, path)]
+            if fits:
+                matched.add(min(fits, key=lambda source: len(source.before + source.after)))
+        certain.update((source, None) for source in matched if not source.before + source.after)
+        likely.append({source for source in matched if source.before + source.after})
+    found = [*certain, *set.intersection(*likely)]
+    if found:
+        return found
+    taken = items.needed()
+    named = [(keys, value) for keys, value in _leaves(items.static(n - 1)) if keys[0] in taken and is_audio(value)]
+    return list(dict.fromkeys(Source(keys) for keys, value in named if os.path.isfile(value)))
+
+
+def _leaves(value, keys=()):
+    """Yield each text inside a value, and the keys that lead to it; positions in lists are not keys."""
+    if isinstance(value, (str, os.PathLike)):
+        yield keys, os.fspath(value)
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _leaves(inner, (*keys, str(key)))
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from _leaves(inner, keys)
+
+
+def _around(value, path):
+    """Yield what a path has before and after a value, if that is nothing, or a folder and an extension."""
+    if not value:
+        return
+    before, found, after = path.rpartition(value)
+    folder = not before or before.endswith(os.sep)
+    extension = not after or (after.startswith(".") and after[1:].isalnum())
+    if found and folder and extension:
+        yield before, after
+
+
+def _make(items, i):
+    """Evaluate an item, and record what it does: Made."""
+    with Watch() as watch:
+        try:
+            made = items.evaluate(i)
+        except Exception:
+            made = None
+    if made is not None:
+        made = {key: torch.as_tensor(value) for key, value in made.items() if _is_array(value)}
+    return Made(made, watch.opened, watch.resampled)
+
+
+def _is_array(value):
+    return isinstance(value, torch.Tensor) or (isinstance(value, np.ndarray) and value.dtype.kind in "biuf")
+
+
+def _sort(results, good, bad):
+    """Put results into the one dict, and exceptions into the other."""
+    for path, result in results:
+        (bad if isinstance(result, Exception) else good)[path] = result
+
+
+class Clips:
+    """The audio files of a run, and what they contain.
+
+    Arguments
+    ---------
+    uses : dict of str to list of Use
+        The items that read each file.
+
+    Attributes
+    ----------
+    headers, looks : dict of str to Header and Look
+        What was read, by file.
+    errors, damaged : dict of str to Exception
+        Why a header, or the rest of a file, could not be read.
+    """
+
+    def __init__(self, uses):
+        self.uses = uses
+        self.headers = {}
+        self.looks = {}
+        self.errors = {}
+        self.damaged = {}
+
+    def read(self, deadline):
+        """Read all headers, then whole files until the deadline.
+
+        Arguments
+        ---------
+        deadline : float
+            A value of ``time.perf_counter``.
+        """
+        paths = list(self.uses)
+        random.Random(0).shuffle(paths)  # so that the files for which there is time are a random sample
+        both = {}
+        _sort(in_parallel(lambda path, room: read(path, room, deadline), paths, math.inf, "headers"), both, self.errors)
+        self.headers = {path: header for path, (header, _) in both.items()}
+        _sort(((path, look) for path, (_, look) in both.items() if look is not None), self.looks, self.damaged)
+        paths = [path for path, (_, look) in both.items() if look is None]
+        splits = defaultdict(set)
+        for path, header in self.headers.items():
+            splits[header[:3]].update(use.items.split for use in self.uses[path])
+        paths.sort(key=lambda path: len(splits[self.headers[path][:3]]) < 2)  # first, files that may be in both sets
+        work = lambda path, room: read_whole(path, self.headers[path], room)  # noqa: E731
+        _sort(in_parallel(work, paths, deadline, "audio"), self.looks, self.damaged)
+
+    def make(self, path):
+        """Evaluate an item that reads a file.
+
+        Arguments
+        ---------
+        path : str
+            The file.
+
+        Returns
+        -------
+        Made
+        """
+        use = self.uses[path][0]
+        return _make(use.items, use.i)

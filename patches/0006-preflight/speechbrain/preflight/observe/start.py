@@ -1,0 +1,153 @@
+"""Does what ``fit`` does before the first step: loaders, hooks, first batch."""
+
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
+
+import torch
+from speechbrain.core import Brain, Stage
+from speechbrain.dataio.dataloader import LoopedLoader
+from speechbrain.preflight.observe import weights
+from speechbrain.preflight.observe.given import held
+from speechbrain.preflight.observe.loads import replaced
+from speechbrain.utils.checkpoints import Checkpointer
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+
+@dataclass(frozen=True)
+class Start:
+    """The Brain and its first batch before the first step.
+
+    Attributes
+    ----------
+    train_loader, valid_loader : DataLoader
+        The dataloaders; None if ``make_dataloader`` failed or there is no such set.
+    batch : object
+        The first training batch as the loader yielded it; None without one.
+    began : bool
+        Whether ``on_fit_start`` and ``on_stage_start`` succeeded.
+    ready : bool
+        Whether everything that a step needs succeeded.
+    optimizers : dict of str to torch.optim.Optimizer
+        The optimizers that the Brain has after ``on_fit_start``.
+    weights : list of speechbrain.preflight.observe.weights.Weight
+        The weights before the first step.
+    """
+
+    train_loader: Any = None
+    valid_loader: Any = None
+    batch: Any = None
+    began: bool = False
+    ready: bool = False
+    optimizers: dict = field(default_factory=dict)
+    weights: list = field(default_factory=list)
+
+
+def start(given, log):
+    """Do what ``fit`` does before the first step.
+
+    Arguments
+    ---------
+    given : Given
+        What ``fit`` is given.
+    log : speechbrain.preflight.attempts.Log
+        Gets what fails.
+
+    Returns
+    -------
+    Start
+    """
+    brain, train_loader, valid_loader, batch, ready = given.brain, None, None, None, False
+    made, train_loader = log.attempt("dataloader-failed", _loader, brain, given.train_set, Stage.TRAIN, given.train_options)
+    if given.valid_set is not None:
+        options = {**given.valid_options, "ckpt_prefix": None}
+        _, valid_loader = log.attempt("dataloader-failed", _loader, brain, given.valid_set, Stage.VALID, options)
+    began, _ = log.attempt("fit-start-failed", brain.on_fit_start)
+    optimizers = held(brain, Optimizer)
+    if began:
+        began, _ = log.attempt("stage-start-failed", _start_stage, given, optimizers, log)
+    found = log.guarded("weights", weights.look, given.modules) or []
+    if made:
+        drawn, batch = log.attempt("first-batch-failed", lambda: next(iter(train_loader), None))
+        ready = drawn and began  # equal on all processes, so that all make the same attempts
+    return Start(train_loader, valid_loader, batch, began, ready, optimizers, found)
+
+
+def _loader(brain, dataset, stage, options):
+    if isinstance(dataset, (torch.utils.data.DataLoader, LoopedLoader)):
+        return dataset
+    return brain.make_dataloader(dataset, stage=stage, **options)
+
+
+def _start_stage(given, optimizers, log):
+    brain, epoch = given.brain, next(iter(given.epochs), None)
+    if epoch is None:
+        log.said.append("The epoch counter is at its limit, so fit() would not train any further.")
+        epoch = 1
+    brain.on_stage_start(Stage.TRAIN, epoch)
+    brain.modules.train()
+    for parameter in chain(brain.modules.parameters(), parameters_of(optimizers)):
+        parameter.grad = None
+    brain.zero_grad()
+    brain.nonfinite_count = 0
+    if hasattr(brain.train_sampler, "set_epoch"):
+        brain.train_sampler.set_epoch(epoch)
+
+
+def parameters_of(optimizers):
+    """Yield the parameters of optimizers.
+
+    Arguments
+    ---------
+    optimizers : dict of str to torch.optim.Optimizer
+        The optimizers.
+
+    Yields
+    ------
+    torch.nn.Parameter
+    """
+    return (p for optimizer in optimizers.values() for group in optimizer.param_groups for p in group["params"])
+
+
+@contextmanager
+def nothing_changes(said):
+    """Keep ``fit``, checkpointers and optimizers from doing anything while this context lasts.
+
+    Arguments
+    ---------
+    said : list of str
+        Gets a remark if ``fit`` was called.
+
+    Yields
+    ------
+    list of torch.optim.Optimizer
+        The optimizers that were asked to step so far; it grows.
+    """
+    emptied, stepped = {}, []
+
+    def empty(optimizer, args, kwargs):
+        stepped.append(optimizer)
+        emptied[id(optimizer)] = [(group, group["params"]) for group in optimizer.param_groups]
+        for group in optimizer.param_groups:
+            group["params"] = []
+
+    def fill(optimizer, args, kwargs):
+        for group, parameters in emptied.pop(id(optimizer), ()):
+            group["params"] = parameters
+
+    def skipped(*args, **kwargs):
+        said.append("A call of fit() inside fit() was skipped.")
+
+    with ExitStack() as stack:
+        stack.enter_context(replaced(Brain, "fit", skipped))
+        for name in ("save_checkpoint", "save_and_keep_only", "delete_checkpoints"):
+            stack.enter_context(replaced(Checkpointer, name, lambda *args, **kwargs: None))
+        for register, hook in ((register_optimizer_step_pre_hook, empty), (register_optimizer_step_post_hook, fill)):
+            stack.callback(register(hook).remove)
+        try:
+            yield stepped
+        finally:
+            for groups in emptied.values():  # of a step that raised an exception
+                for group, parameters in groups:
+                    group["params"] = parameters
