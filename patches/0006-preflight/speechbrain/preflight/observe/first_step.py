@@ -28,7 +28,7 @@ class Stopped(BaseException):
 
 @dataclass
 class LossCall:
-    """A call of one of torch's loss functions.
+    """A call of one of torch's loss functions, whose value is part of what is minimized.
 
     Attributes
     ----------
@@ -40,6 +40,8 @@ class LossCall:
         Its other arguments by name, including defaults: ``ignore_index``, ``reduction``.
     value : torch.Tensor
         Its return value, detached; None if the call failed.
+    nodes : set of torch.autograd.graph.Node
+        What the call adds to the graph.
     """
 
     name: str
@@ -47,12 +49,19 @@ class LossCall:
     target: Any
     options: dict = field(default_factory=dict)
     value: Any = None
+    nodes: set = field(default_factory=set)
 
 
 class Backward(NamedTuple):
-    """A backward pass: whether its loss depends on no parameter, but was made to require a gradient."""
+    """A backward pass.
 
+    The value of the loss, whether the loss depends on no parameter, but was made to require a gradient, and the nodes of its
+    graph.
+    """
+
+    value: float
     by_hand: bool
+    nodes: set
 
 
 @dataclass(frozen=True)
@@ -70,7 +79,7 @@ class FirstStep:
     taken : bool
         Whether the step succeeded, as far as the preflight takes it.
     losses : list of LossCall
-        The calls of loss functions.
+        The calls of loss functions that count: that are in the graph of a backward pass, or made the step fail.
     norm_inputs : dict of str to torch.Size
         The shape of each BatchNorm's first input, by the module's name.
     backwards : list of Backward
@@ -122,7 +131,7 @@ def first_step(given, start, stepped, log):
         well, _ = log.attempt("first-step-failed", _take, brain, modules, start, step, known, log)
         after = _statistics(modules)
         step.moved.update(name for name, values in after.items() if _differ(before.get(name, ()), values))
-        step = replace(step, taken=well and start.batch is not None)
+        step = replace(step, taken=well and start.batch is not None, losses=_counted(step))
     for optimizer in stepped:
         if not any(optimizer is other for other in step.optimizers.values()):
             step.optimizers[f"{type(optimizer).__name__} {len(step.optimizers) + 1}"] = optimizer
@@ -135,9 +144,11 @@ def _take(brain, modules, start, step, known, log):
 
     def backward(tensors, *args, **kwargs):
         outputs = [tensors] if isinstance(tensors, torch.Tensor) else list(tensors)
-        leaves = [leaf for output in outputs for leaf in _leaves(output)]
+        nodes = _graph(outputs)
+        leaves = [*_leaves(outputs, nodes)]
         parameters = [leaf for leaf in leaves if isinstance(leaf, torch.nn.Parameter)]
-        step.backwards.append(Backward(bool(leaves) and not parameters))
+        value = float(sum(output.detach().double().sum() for output in outputs))
+        step.backwards.append(Backward(value, bool(leaves) and not parameters, nodes))
         if step.custom or any(output.requires_grad for output in outputs):
             real_backward(tensors, *args, **kwargs)
         step.reached.update((id(p), p) for p in chain(known, parameters) if p.grad is not None)
@@ -183,24 +194,36 @@ class _Losses(TorchFunctionMode):
         call = LossCall(LOSSES[func], *given[:2], dict(zip(names[2:], given[2:])))
         self.calls.append(call)  # before the call, which fails for a label that is not a class
         value = func(*args, **(kwargs or {}))
+        # Several nodes, because a change of the value in place may take the last one out of the graph.
+        arguments = [item.grad_fn for item in bound.arguments.values() if isinstance(item, torch.Tensor)]
         call.value = value.detach()
+        call.nodes = {node for node in _graph([value], arguments) if not hasattr(node, "variable")}
         return value
 
 
-def _leaves(tensor):
-    """The leaves of a tensor's graph that require a gradient."""
-    if tensor.requires_grad and tensor.is_leaf:
-        yield tensor
-    todo, known = [tensor.grad_fn], set()
+def _counted(step):
+    """The calls of losses that count: others are metrics."""
+    nodes = set().union(*(backward.nodes for backward in step.backwards))
+    failed = [call for call in step.losses[-1:] if call.value is None and not step.backwards]
+    return [call for call in step.losses if call.nodes & nodes] or failed
+
+
+def _graph(tensors, without=()):
+    """The nodes of the graph of tensors, up to some others."""
+    todo, known = [tensor.grad_fn for tensor in tensors], set()
     while todo:
         node = todo.pop()
-        if node is None or node in known:
-            continue
-        known.add(node)
-        leaf = getattr(node, "variable", None)
-        if isinstance(leaf, torch.Tensor):
-            yield leaf
-        todo += [parent for parent, _ in node.next_functions]
+        if node is not None and node not in known and node not in without:
+            known.add(node)
+            todo += [parent for parent, _ in node.next_functions]
+    return known
+
+
+def _leaves(tensors, nodes):
+    """The leaves of a graph that require a gradient."""
+    yield from (tensor for tensor in tensors if tensor.requires_grad and tensor.is_leaf)
+    variables = (getattr(node, "variable", None) for node in nodes)
+    yield from (leaf for leaf in variables if isinstance(leaf, torch.Tensor))
 
 
 def _statistics(modules):
