@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import soundfile
+import torch
 from speechbrain.dataio.dataio import read_audio
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.preflight.attempts import Log
@@ -48,7 +49,7 @@ def scan(paths):
     items = {path: {"wav": path} for path in paths}
     pipeline = [{"func": read_audio, "takes": "wav", "provides": "sig"}]
     valid, train = (DynamicItemDataset(part, pipeline, ["sig"]) for part in split(items))
-    brain = SimpleNamespace(modules=None, hparams=SimpleNamespace(sample_rate=16000))
+    brain = SimpleNamespace(modules=torch.nn.ModuleDict(), hparams=SimpleNamespace(sample_rate=16000))
     given = Given(brain, train, valid, scan_seconds=math.inf)
     seen = Observed(given, clips=audio(given, Log(Ranks())))
     return [finding for rule in RULES for finding in rule(seen)]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from speechbrain.augment.time_domain import Resample
+from speechbrain.augment.time_domain import AddNoise, Resample
 from speechbrain.dataio.dataio import read_audio
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.preflight.checks import audio
@@ -94,6 +94,25 @@ def cut(extension):
 
 def empty(data):
     data.write(data.item, clip(0, 0))
+
+
+def noises(number, spoil=None):
+    """Add noises, one of which is spoiled, for an augmentation."""
+
+    def noises(data):
+        lines = ["ID,duration,wav,wav_format,wav_opts"]
+        for i in range(6):
+            data.train["train1"], before = {"wav": str(data.folder / f"noise{i}.wav")}, data.train["train1"]
+            data.write(data.item, clip(i + 50))
+            if i == number and spoil:
+                spoil(data)
+                data.noise = data.item["wav"]
+            lines.append(f"noise{i},0.5,{data.item['wav']},wav,")
+            data.train["train1"] = before
+        (data.folder / "noise.csv").write_text("\n".join(lines) + "\n")
+        data.hparams["add_noise"] = AddNoise(csv_file=str(data.folder / "noise.csv"))
+
+    return noises
 
 
 def not_finite(data):
@@ -341,8 +360,15 @@ def ids_and_numbers_beyond_all_bounds(data):
         item |= {"id": ["train"], "length": 10**400}
 
 
+def noises_of_another_rate(data):
+    write, data.write = data.write, lambda item, samples: write(item, (20 * samples).clip(-1, 1), 8000)
+    noises(None)(data)
+
+
 HEALTHY = [
     nothing,
+    noises(None),
+    noises_of_another_rate,
     an_item_that_is_none,
     ids_and_numbers_beyond_all_bounds,
     read_if_there,
@@ -370,6 +396,16 @@ HEALTHY = [
     one_noise_for_all,
     some_longer_some_shorter,
 ]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "code"),
+    [(missing, "audio-missing"), (unreadable, "audio-unreadable"), (empty, "audio-empty"), (not_finite, "audio-not-finite")],
+)
+def test_a_mistake_in_a_noise_is_reported(data, spoil, code):
+    noises(3, spoil)(data)
+    (finding,) = data.seen()[0]
+    assert (finding.code, finding.level, finding.where) == (code, "error", f"add_noise wav_data: {data.noise}")
 
 
 @pytest.mark.parametrize("change", HEALTHY)

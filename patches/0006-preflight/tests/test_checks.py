@@ -5,6 +5,8 @@ import math
 import pytest
 import speechbrain as sb
 import torch
+from speechbrain.augment.augmenter import Augmenter
+from speechbrain.augment.time_domain import AddNoise
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.dataio.encoder import CategoricalEncoder
 from speechbrain.preflight import attempts
@@ -243,6 +245,23 @@ def constant_hidden_layer(folder, broken):
     Classifier(modules).start()
 
 
+@case("units-identical", "error", "body.0.weight")
+def nothing_but_zeros(folder, broken):
+    modules = {"body": torch.nn.Sequential(Linear(4, 8), torch.nn.ReLU()), "head": head()}
+    modules["head"].requires_grad_(not broken)  # so that one layer is reported
+    for layer in (modules["body"][0], modules["head"]) if broken else (modules["head"],):
+        torch.nn.init.zeros_(layer.weight)
+    Classifier(modules).start()
+
+
+@case("weight-scale", "warning", "head.weight")
+def norm_that_overflows(folder, broken):
+    one = Linear(4, 3)
+    if broken:
+        torch.nn.init.normal_(one.weight, std=1e38)
+    Classifier({"head": one}).start()
+
+
 # The first loss
 
 
@@ -263,6 +282,64 @@ def nothing_but_ignored_targets(folder, broken):
             return F.cross_entropy(predictions, targets)
 
     Brain({"head": Linear(4, 3)}).start()
+
+
+def multiplied(factor):
+    def start(folder, broken):
+        class Brain(Classifier):
+            def compute_objectives(self, predictions, batch, stage):
+                return predictions.square().mean() * (factor if broken else 1)
+
+        Brain({"head": Linear(4, 3)}).start()
+
+    start.__name__ = f"loss times {factor}"
+    return start
+
+
+for factor in (0.0, math.inf, math.nan):
+    case("first-loss", "warning", "Brain")(multiplied(factor))
+
+
+@case("batch-not-finite", "error", "train 0: 2, 5")
+def items_with_nan(folder, broken):
+    class Brain(Classifier):
+        def compute_objectives(self, predictions, batch, stage):
+            return predictions[~predictions.isnan()].mean() if not broken else predictions.mean()
+
+    items = data()
+    items.tensors[0][[2, 5], 1] = math.nan
+    Brain({"head": Linear(4, 3)}).fit(range(1, 2), items, train_loader_kwargs=LOADER)
+
+
+class Log(torch.nn.Module):
+    def forward(self, x):
+        return x.log()
+
+
+@case("output-not-finite", "error", "body.1")
+def logarithm_of_negative_values(folder, broken):
+    Classifier({"body": torch.nn.Sequential(Linear(4, 8), Log() if broken else torch.nn.ReLU()), "head": head()}).start()
+
+
+@case("output-not-finite", "error", "head")
+def nan_between_modules(folder, broken):
+    class Brain(Classifier):
+        def compute_forward(self, batch, stage):
+            x = self.modules.body(batch[0])
+            return self.modules.head(x / (x.sum() * 0) if broken else x)
+
+    Brain({"body": body(), "head": head()}).start()
+
+
+@case("output-not-finite", "error", "augmented")
+def augmentation_that_makes_nan(folder, broken):
+    class Brain(Classifier):
+        def compute_forward(self, batch, stage):
+            return self.modules.head(self.hparams.augment(batch[0][:, None].repeat(1, 50, 1), torch.ones(8))[0][:8, 0])
+
+    augmented = AddNoise(noise_funct=lambda x: x / 0) if broken else AddNoise()
+    augment = Augmenter(augmentations=[augmented], min_augmentations=1)
+    Brain({"head": Linear(4, 3)}, hparams={"augment": augment, "augmented": augmented}).start()
 
 
 def given_to(loss, wrong, right):

@@ -151,13 +151,13 @@ def test_a_check_that_fails_is_a_remark(monkeypatch):
     from speechbrain.preflight.checks import losses
     from speechbrain.preflight.observe import weights
 
-    for module, name in ((losses, "_look"), (weights, "look")):
+    for module, name in ((losses, "_spoiled"), (weights, "look")):
         monkeypatch.setattr(module, name, lambda *args: 1 / 0)
     report = preflight(Classifier({"head": Linear(4, 3).requires_grad_(False)}), data())
     assert [f.code for f in report.findings] == ["nothing-trainable"]
     assert [said.partition(" failed")[0] for said in report.said if "was checked" in said] == [
         "Not everything was checked: weights",
-        "Not everything was checked: speechbrain.preflight.checks.losses.losses",
+        "Not everything was checked: speechbrain.preflight.checks.losses.value",
     ]
 
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import torch
 from speechbrain.preflight.attempts import Log
 from speechbrain.preflight.checks import RULES
+from speechbrain.preflight.explained import without_explained
 from speechbrain.preflight.isolate import in_child, put_back
 from speechbrain.preflight.observe import Clips, Given, Labels, Observed
 from speechbrain.preflight.observe.audio import audio
@@ -44,7 +45,8 @@ def examine(given, loaded, ranks):
     seen = Observed(given, loaded, before, step, clips, words)
     for rule in RULES:
         log.guarded(f"{rule.__module__}.{rule.__name__}", lambda: log.findings.extend(rule(seen)))  # noqa: B023
-    return ranks.merge(Report(log.findings, log.said))
+    report = ranks.merge(Report(log.findings, log.said))
+    return Report(without_explained(report.findings), report.said)
 
 
 def preflight(brain, train_set, valid_set=None, train_loader_kwargs=None, valid_loader_kwargs=None, scan_seconds=20.0):

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 
 import soundfile
-import torch
+from speechbrain.preflight.observe.given import parts
 from speechbrain.preflight.report import Finding, some
 
 CODES = {
@@ -101,7 +101,7 @@ def samples(seen):
     looks = {path: look for path, look in clips.looks.items() if look.frames}
     wild = [path for path, look in looks.items() if not math.isfinite(look.low + look.high)]
     silent = [path for path, look in looks.items() if look.low == look.high]
-    clipped = [path for path, look in looks.items() if look.clipped >= CLIPPED]
+    clipped = [path for path in clips.of_sets(looks) if looks[path].clipped >= CLIPPED]
     yield from _report(clips, "error", "audio-not-finite", "with NaN or infinite samples", wild, DROP, is_made_wild)
     remedy = "remove their items if they should contain sound"
     yield from _report(clips, "warning", "audio-silent", "that contain only silence", silent, remedy)
@@ -112,7 +112,8 @@ def samples(seen):
 def rate(seen):
     """Yield clips of another rate than expected whose items show that they were not resampled."""
     clips, expected = seen.clips, expected_rate(seen.given)
-    wrong = [path for path, header in clips.headers.items() if expected and header.rate != expected and header.frames]
+    headers = {path: clips.headers[path] for path in clips.of_sets(clips.headers)}
+    wrong = [path for path, header in headers.items() if expected and header.rate != expected and header.frames]
     rates = sorted({clips.headers[path].rate for path in wrong})
     if not wrong or _resamples_later(seen.given, rates):
         return
@@ -143,21 +144,14 @@ def expected_rate(given):
     if "sample_rate" in given.hparams:
         rates = [given.hparams["sample_rate"]]
     else:
-        rates = [getattr(module, "sample_rate", None) for module in _modules(given)]
+        rates = [getattr(module, "sample_rate", None) for _, module in parts(given.brain)]
     rates = {rate for rate in rates if isinstance(rate, (int, float)) and rate > 0}
     return rates.pop() if len(rates) == 1 else None
 
 
-def _modules(given):
-    """Yield all modules of the Brain and of the hparams."""
-    for module in (getattr(given.brain, "modules", None), *given.hparams.values()):
-        if isinstance(module, torch.nn.Module):
-            yield from module.modules()
-
-
 def _resamples_later(given, rates):
     """Whether a module resamples from one of these rates, or the script mentions resampling."""
-    if any(getattr(module, "orig_freq", None) in rates for module in _modules(given)):
+    if any(getattr(module, "orig_freq", None) in rates for _, module in parts(given.brain)):
         return True
     try:
         source = inspect.getsource(inspect.getmodule(type(given.brain)))
@@ -204,8 +198,8 @@ def leaks(seen):
     """Yield clips that are in both the training and the validation set, by name or by content."""
     clips = seen.clips
     named, sounding = defaultdict(dict), defaultdict(dict)
-    for path, uses in clips.uses.items():
-        look = clips.looks.get(path)
+    for path in clips.of_sets(clips.uses):
+        uses, look = clips.uses[path], clips.looks.get(path)
         for split in {use.items.split for use in uses}:
             named[os.path.abspath(path)][split] = path
             if look is not None and look.low < look.high:
@@ -259,7 +253,8 @@ def durations(seen):
     """Yield clips whose duration is far from the median, also compared with the spread of the durations."""
     clips = seen.clips
     logs = defaultdict(dict)
-    for path, header in clips.headers.items():
+    for path in clips.of_sets(clips.headers):
+        header = clips.headers[path]
         frames = clips.looks[path].frames if path in clips.looks else 0 if header.subtype == MP3 else header.frames
         if frames and len(clips.uses[path]) == 1:  # a file of several items is a recording with many segments
             logs[clips.uses[path][0].source.keys][path] = math.log(frames / header.rate)

@@ -12,18 +12,24 @@ CODES = {
 
 def no_batch(seen):
     """Yield loaders without batches."""
-    for split, loader in (("train", seen.start.train_loader), ("valid", seen.start.valid_loader)):
+    given, start = seen.given, seen.start
+    sets = ("train", given.train_set, start.train_loader), ("valid", given.valid_set, start.valid_loader)
+    for split, dataset, loader in sets:
         loader = getattr(loader, "loader", loader)
         try:
-            batches, items = len(loader), len(loader.dataset)
+            items = len(getattr(loader, "dataset", dataset))
+            batches = items and len(loader)  # for a set without items, a loader may not even be made
         except (TypeError, AttributeError, NotImplementedError):  # no loader, or one of unknown length
             continue
-        if not batches:
-            remedy = "use a smaller batch_size, or remove drop_last"
+        if batches:
+            continue
+        what, remedy = f"its sampler yields none of {items} items", "check how the items and the sampler are made"
+        if not items:
+            what, remedy = "the set has no items", "check its manifest, and how the set is filtered"
+        elif loader.drop_last:
             what = f"{items} items are too few for a batch of {loader.batch_size}, and drop_last is set"
-            if not items or not loader.drop_last:
-                what, remedy = f"its sampler yields none of {items} items", "check how the items and the sampler are made"
-            yield Finding("error", "no-batch", what, split, remedy)
+            remedy = "use a smaller batch_size, or remove drop_last"
+        yield Finding("error", "no-batch", what, split, remedy)
 
 
 def batch_of_one(seen):

@@ -1,35 +1,56 @@
-"""Checks the first loss of a classifier: its input, and its value."""
+"""Checks the first loss: its input, its value, and where NaN comes from."""
 
 import math
 
 import torch
-from speechbrain.preflight.report import Finding
+from speechbrain.preflight.report import Finding, some
 
 CODES = {
     "nll-without-log-softmax": "nll_loss gets values that are not log-probabilities, so it can fall without limit",
     "cross-entropy-on-probabilities": "cross_entropy gets probabilities, and applies a second softmax to them",
-    "first-loss": "the first cross_entropy or nll_loss is negative, not finite, or above ln(number of classes) + 20",
+    "batch-not-finite": "the first loss is NaN or infinite, and the first batch contains such values as it was loaded",
+    "output-not-finite": "the first loss is NaN, although the weights and the first batch are finite",
+    "first-loss": "the first loss is 0, NaN or infinite; a classifier's is negative, or above ln(number of classes) + 20",
 }
 
+HUGE = 1e30  # the norm of a weight that makes outputs overflow
+REMEDY = "check the scale of the classifier's inputs and weights, the targets, and the masks"
 
-def losses(seen):
-    """Yield what is wrong with the first loss, at most one finding for each code."""
+
+def origin(seen):
+    """Yield where a loss that is NaN comes from."""
+    values = [backward.value for backward in seen.step.backwards]
+    if all(map(math.isfinite, values)) or _spoiled(seen):
+        return
+    for key, items in seen.start.spoiled.items():
+        what = f"NaN or infinite values in {len(items)} items of the first batch, as loaded"
+        yield Finding("error", "batch-not-finite", what, f"train {key}: {some(items)}", "fix these items, or the data pipeline")
+    if seen.step.origin is None or seen.start.spoiled:
+        return
+    name, within, augments = seen.step.origin
+    where = "in this module" if within else "before this module, which gets NaN"
+    what = f"the first loss is NaN: NaN appears first {where}; the first batch is finite as loaded"
+    remedy = "look there for a logarithm, root or division of 0, for values that overflow, and for masks that leave nothing"
+    if augments:
+        remedy = "check the options of this augmentation, and the files that it reads"
+    yield Finding("error", "output-not-finite", what, name, remedy)
+
+
+def scores(seen):
+    """Yield losses of a classifier that get something else than they need."""
     found = {}
-    spoiled = not all(math.isfinite(weight.norm) for weight in seen.start.weights)  # which another check reports
-    for call in seen.step.losses:
-        failed = call.value is None
-        if call.name in ("cross_entropy", "nll_loss") and not failed and call.input.dim() > 0 and call.input.numel():
-            for finding in _look(call, spoiled):
-                found.setdefault(finding.code, finding)
+    for call in _of_classes(seen):
+        for finding in _look(call):
+            found.setdefault(finding.code, finding)
     yield from found.values()
 
 
-def _look(call, spoiled):
-    scores = call.input.float()
+def _look(call):
+    scores = _scores(call)
     classes = 1 if scores.dim() > 1 else 0
-    if not scores.isfinite().all():
-        scores = scores.nan_to_num(neginf=-math.inf)  # a mask may set the log-probability of a class to -inf
-    where = f"{call.name}, input {' x '.join(map(str, call.input.shape))}"
+    where = _where(call)
+    if scores.isnan().any():
+        return
     if call.name == "nll_loss" and (scores.logsumexp(classes).abs() > 0.1).float().mean() > 0.5:
         what = f"the classes' probabilities sum to {scores.logsumexp(classes).exp().median():.3g}, not to 1"
         yield Finding("error", "nll-without-log-softmax", what, where, "apply a log_softmax, or use cross_entropy")
@@ -38,17 +59,46 @@ def _look(call, spoiled):
     if call.name == "cross_entropy" and probabilities:
         what = "its inputs are probabilities: they are not negative and sum to 1"
         yield Finding("error", "cross-entropy-on-probabilities", what, where, "remove the softmax before it")
+
+
+def value(seen):
+    """Yield a first loss that is impossible, or far from guessing."""
+    if _spoiled(seen):
         return
-    value = float(_mean(call))
-    usual = math.log(scores.shape[classes])
-    if not (0 <= value <= usual + 20 or (spoiled and not math.isfinite(value))):
-        yield Finding(
-            "warning",
-            "first-loss",
-            f"it is {value:.4g}; guessing among {scores.shape[classes]} classes gives {usual:.3g}",
-            where,
-            "check the scale of the classifier's inputs and weights, the targets, and the masks",
-        )
+    backwards, where = seen.step.backwards, type(seen.given.brain).__name__
+    for call in _of_classes(seen):
+        first, usual = float(_mean(call)), math.log(_scores(call).shape[1 if call.input.dim() > 1 else 0])
+        known = seen.step.origin or seen.start.spoiled or any(_look(call))
+        if not 0 <= first <= usual + 20 and not known:
+            what = f"it is {first:.4g}; guessing among {round(math.exp(usual))} classes gives {usual:.3g}"
+            yield Finding("warning", "first-loss", what, _where(call), REMEDY)
+            return
+    wild = [backward.value for backward in backwards if not math.isfinite(backward.value)]
+    if wild and not seen.step.origin and not seen.start.spoiled:
+        yield Finding("warning", "first-loss", f"it is {wild[0]}, although no module returns NaN", where, REMEDY)
+    if backwards and all(backward.flat and not backward.by_hand for backward in backwards):
+        yield Finding("warning", "first-loss", "it is exactly 0, and so are all gradients: nothing is learned", where, REMEDY)
+
+
+def _spoiled(seen):
+    """Whether weights are not finite, or close to it, which another check reports."""
+    return any(not weight.norm < HUGE for weight in seen.start.weights)
+
+
+def _of_classes(seen):
+    """The calls of losses that compare scores of classes with labels."""
+    calls = (call for call in seen.step.losses if call.name in ("cross_entropy", "nll_loss") and call.value is not None)
+    return [call for call in calls if call.input.dim() > 0 and call.input.numel()]
+
+
+def _scores(call):
+    """The scores; a mask may set the log-probability of a class to -inf."""
+    scores = call.input.float()
+    return scores if scores.isnan().any() else scores.nan_to_num(neginf=-math.inf)
+
+
+def _where(call):
+    return f"{call.name}, input {' x '.join(map(str, call.input.shape))}"
 
 
 def _mean(call):
@@ -58,4 +108,4 @@ def _mean(call):
     return torch.mean(call.value.float())
 
 
-RULES = (losses,)
+RULES = (origin, scores, value)

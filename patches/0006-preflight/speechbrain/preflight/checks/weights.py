@@ -19,7 +19,7 @@ def weights(seen):
     for weight in seen.start.weights:
         if not math.isfinite(weight.norm):
             yield from _not_finite(weight, id(weight.tensor) in parameters)
-        elif seen.step.identical.get(weight.name):
+        elif seen.step.identical.get(weight.name) and not any(backward.flat for backward in seen.step.backwards):
             yield Finding(
                 "error",
                 "units-identical",

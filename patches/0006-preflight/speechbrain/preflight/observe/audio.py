@@ -1,4 +1,4 @@
-"""Reads the audio files of the items.
+"""Reads the audio files of the items, and those of augmentations.
 
 To find these files, a few items are evaluated, and the files that they open compared with the values in the manifest. The
 headers of all files are read, then as many whole files as there is time for.
@@ -14,7 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from speechbrain.augment.time_domain import AddNoise, AddReverb
+from speechbrain.dataio.legacy import ExtendedCSVDataset
 from speechbrain.preflight.observe.clips import in_parallel, read, read_whole
+from speechbrain.preflight.observe.given import parts
 from speechbrain.preflight.observe.items import Items, Watch, is_audio
 from speechbrain.utils.distributed import if_main_process
 
@@ -47,7 +50,7 @@ class Made(NamedTuple):
 
 
 def audio(given, log):
-    """Read the audio of the training and the validation set.
+    """Read the audio of the training and the validation set, and of augmentations.
 
     Arguments
     ---------
@@ -64,7 +67,7 @@ def audio(given, log):
     if not if_main_process():
         return Clips({})
     began = time.perf_counter()
-    clips = Clips(_uses(given))
+    clips = Clips(_uses(given, log))
     if not clips.uses:
         log.said.append("Audio was not scanned: the preflight saw no item read a file that the manifest names.")
         return clips
@@ -77,10 +80,11 @@ def audio(given, log):
     return clips
 
 
-def _uses(given):
+def _uses(given, log):
     """The items that read each file: a dict of path to list of Use."""
     uses = defaultdict(list)
-    for items in (Items.of("train", given.train_set), Items.of("valid", given.valid_set)):
+    of_sets = [Items.of("train", given.train_set), Items.of("valid", given.valid_set)]
+    for items in (*of_sets, *(log.guarded("augmentations", lambda: [*_of_augmentations(given)]) or ())):
         if items is None or not len(items):
             continue
         found = sources(items)
@@ -91,6 +95,15 @@ def _uses(given):
                     if keys == source.keys and value:
                         uses[source.before + value + source.after].append(Use(items, i, source))
     return uses
+
+
+def _of_augmentations(given):
+    """The noises and impulse responses that augmentations read: the items of their CSV files."""
+    for name, module in parts(given.brain):
+        if isinstance(module, (AddNoise, AddReverb)) and module.csv_file is not None:
+            # As the module does.
+            keys, more = getattr(module, "csv_keys", None), getattr(module, "replacements", {})
+            yield Items(name, ExtendedCSVDataset(module.csv_file, output_keys=keys, replacements=more))
 
 
 def sources(items):
@@ -214,6 +227,20 @@ class Clips:
         paths.sort(key=lambda path: len(splits[self.headers[path][:3]]) < 2)  # first, files that may be in both sets
         work = lambda path, room: read_whole(path, self.headers[path], room)  # noqa: E731
         _sort(in_parallel(work, paths, deadline, "audio"), self.looks, self.damaged)
+
+    def of_sets(self, paths):
+        """Choose files of the training and the validation set.
+
+        Arguments
+        ---------
+        paths : iterable of str
+            Files, which augmentations may read, too.
+
+        Returns
+        -------
+        list of str
+        """
+        return [path for path in paths if self.uses[path][0].items.split in ("train", "valid")]
 
     def make(self, path):
         """Evaluate an item that reads a file.

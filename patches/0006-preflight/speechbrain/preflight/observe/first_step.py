@@ -1,6 +1,7 @@
 """Takes the first training step, without changing a weight."""
 
 import inspect
+import math
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -10,6 +11,7 @@ import torch
 from speechbrain.core import Brain
 from speechbrain.preflight.observe import weights
 from speechbrain.preflight.observe.loads import replaced
+from speechbrain.preflight.observe.not_finite import Origin, first_nan, watched_modules
 from speechbrain.preflight.observe.start import parameters_of
 from speechbrain.preflight.observe.weights import COUNTS, STATISTICS
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -55,11 +57,12 @@ class LossCall:
 class Backward(NamedTuple):
     """A backward pass.
 
-    The value of the loss, whether the loss depends on no parameter, but was made to require a gradient, and the nodes of its
-    graph.
+    The value of the loss, whether all gradients are zero after it, whether the loss depends on no parameter, but was made to
+    require a gradient, and the nodes of its graph.
     """
 
     value: float
+    flat: bool
     by_hand: bool
     nodes: set
 
@@ -90,6 +93,8 @@ class FirstStep:
         By the name of a layer's weight whose values are all equal, whether all its units got the same gradient.
     moved : set of str
         The names of the modules whose running statistics changed.
+    origin : Origin
+        If the loss is NaN, where NaN appears first; None if no module gets or returns NaN.
     """
 
     custom: bool = False
@@ -102,6 +107,7 @@ class FirstStep:
     reached: dict = field(default_factory=dict)
     identical: dict = field(default_factory=dict)
     moved: set = field(default_factory=set)
+    origin: Origin | None = None
 
 
 def first_step(given, start, stepped, log):
@@ -128,10 +134,10 @@ def first_step(given, start, stepped, log):
     step = FirstStep(type(brain).fit_batch is not Brain.fit_batch, frozen, {**start.optimizers})
     if start.ready:
         before = _statistics(modules)
-        well, _ = log.attempt("first-step-failed", _take, brain, modules, start, step, known, log)
+        well, origin = log.attempt("first-step-failed", _take, brain, modules, start, step, known, log)
         after = _statistics(modules)
         step.moved.update(name for name, values in after.items() if _differ(before.get(name, ()), values))
-        step = replace(step, taken=well and start.batch is not None, losses=_counted(step))
+        step = replace(step, taken=well and start.batch is not None, losses=_counted(step), origin=origin)
     for optimizer in stepped:
         if not any(optimizer is other for other in step.optimizers.values()):
             step.optimizers[f"{type(optimizer).__name__} {len(step.optimizers) + 1}"] = optimizer
@@ -139,7 +145,7 @@ def first_step(given, start, stepped, log):
 
 
 def _take(brain, modules, start, step, known, log):
-    """Take the step, and record it."""
+    """Take the step, and record it; returns the Origin of a NaN."""
     real_backward = torch.autograd.backward
 
     def backward(tensors, *args, **kwargs):
@@ -147,11 +153,12 @@ def _take(brain, modules, start, step, known, log):
         nodes = _graph(outputs)
         leaves = [*_leaves(outputs, nodes)]
         parameters = [leaf for leaf in leaves if isinstance(leaf, torch.nn.Parameter)]
-        value = float(sum(output.detach().double().sum() for output in outputs))
-        step.backwards.append(Backward(value, bool(leaves) and not parameters, nodes))
         if step.custom or any(output.requires_grad for output in outputs):
             real_backward(tensors, *args, **kwargs)
         step.reached.update((id(p), p) for p in chain(known, parameters) if p.grad is not None)
+        value = float(sum(output.detach().double().sum() for output in outputs))
+        flat = value == 0 and not any(p.grad.any() for p in step.reached.values() if p.grad is not None)
+        step.backwards.append(Backward(value, flat, bool(leaves) and not parameters, nodes))
         step.identical.update(log.guarded("gradients", weights.identical_units, start.weights) or {})
         if not step.custom:
             raise Stopped
@@ -171,10 +178,12 @@ def _take(brain, modules, start, step, known, log):
                 stack.callback(module.register_forward_pre_hook(note_input(name)).remove)
         stack.enter_context(replaced(torch.autograd, "backward", backward))
         stack.enter_context(_alone(brain))
-        stack.enter_context(_Losses(step.losses))
         brain.step += 1
-        with suppress(Stopped):
+        calls = stack.enter_context(watched_modules(brain))
+        with _Losses(step.losses), suppress(Stopped):
             brain.fit_batch(start.batch)
+        if any(math.isnan(backward.value) for backward in step.backwards):
+            return log.guarded("NaN", first_nan, brain, calls)
 
 
 class _Losses(TorchFunctionMode):

@@ -83,3 +83,37 @@ def held(brain, kind):
             if isinstance(item, kind) and not any(item is other for other in found.values()):
                 found[key] = item
     return found
+
+
+def parts(brain):
+    """Find all modules, also those of augmentations, of a Brain, of its hparams and of lists and dicts there.
+
+    Arguments
+    ---------
+    brain : speechbrain.Brain
+        The Brain.
+
+    Yields
+    ------
+    str
+        The name of the module.
+    torch.nn.Module
+        The module.
+
+    Example
+    -------
+    >>> from speechbrain.core import Brain
+    >>> brain = Brain({"head": torch.nn.Linear(2, 2)}, run_opts={"device": "cpu"})
+    >>> [name for name, _ in parts(brain)]
+    ['head']
+    """
+    tops = [("", brain.modules), *held(brain, torch.nn.Module).items()]
+    known = {id(brain.modules)}
+    while tops:
+        holder, top = tops.pop(0)
+        for name, module in top.named_modules():
+            if id(module) not in known:
+                known.add(id(module))
+                yield ".".join(filter(None, (holder, name))), module
+                inner = getattr(module, "augmentations", None)  # of an Augmenter
+                tops += inner.items() if isinstance(inner, dict) else []

@@ -11,6 +11,7 @@ from speechbrain.dataio.dataloader import LoopedLoader
 from speechbrain.preflight.observe import weights
 from speechbrain.preflight.observe.given import held
 from speechbrain.preflight.observe.loads import replaced
+from speechbrain.preflight.observe.not_finite import spoiled_items
 from speechbrain.utils.checkpoints import Checkpointer
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
@@ -25,6 +26,8 @@ class Start:
         The dataloaders; None if ``make_dataloader`` failed or there is no such set.
     batch : object
         The first training batch as the loader yielded it; None without one.
+    spoiled : dict of str to list of str
+        By key of the batch, the ids of the items that are not finite.
     began : bool
         Whether ``on_fit_start`` and ``on_stage_start`` succeeded.
     ready : bool
@@ -38,6 +41,7 @@ class Start:
     train_loader: Any = None
     valid_loader: Any = None
     batch: Any = None
+    spoiled: dict = field(default_factory=dict)
     began: bool = False
     ready: bool = False
     optimizers: dict = field(default_factory=dict)
@@ -71,7 +75,8 @@ def start(given, log):
     if made:
         drawn, batch = log.attempt("first-batch-failed", lambda: next(iter(train_loader), None))
         ready = drawn and began  # equal on all processes, so that all make the same attempts
-    return Start(train_loader, valid_loader, batch, began, ready, optimizers, found)
+    spoiled = log.guarded("batch", spoiled_items, batch) or {}
+    return Start(train_loader, valid_loader, batch, spoiled, began, ready, optimizers, found)
 
 
 def _loader(brain, dataset, stage, options):

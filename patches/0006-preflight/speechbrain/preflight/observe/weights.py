@@ -56,7 +56,7 @@ class Weight:
         rough = self.norm / math.sqrt(len(values)) * root
         if rough <= LARGEST and sample.std(correction=0) * root >= SMALLEST:
             return rough
-        return float(values.float().std(correction=0)) * root
+        return float(values.double().std(correction=0)) * root
 
 
 def look(modules):
@@ -94,6 +94,9 @@ def look(modules):
         by_device.setdefault(tensor.device, {})[key] = torch.linalg.vector_norm(tensor.detach()).float()
     for found in by_device.values():  # so that each device is waited for only once
         norms.update(zip(found, torch.stack([*found.values()]).tolist()))
+    for key, (_, tensor) in tensors.items():
+        if not math.isfinite(norms[key]):  # which may be an overflow
+            norms[key] = float(torch.linalg.vector_norm(tensor.detach().cpu().double()))
     return [Weight(*tensors[key], *shapes.get(key, (0, 1)), norms[key]) for key in tensors]
 
 
@@ -126,15 +129,18 @@ def identical_units(found):
     Returns
     -------
     dict of str to bool
-        For each layer whose values are all equal: whether all its units got the same gradient.
+        For each layer whose values are all equal: whether all its units got the same gradient. A gradient of 0 counts only
+        if all layers get it, because a layer of zeros after this one may change, and then this one gets another gradient.
     """
+    layers = [weight for weight in found if weight.fan_in and weight.tensor.grad is not None]
+    layers = [weight for weight in layers if not weight.tensor.grad.is_sparse]
+    stuck = not any(weight.tensor.grad.any() for weight in layers)
     identical = {}
-    for weight in found:
-        gradient = weight.tensor.grad
-        if not weight.fan_in or not weight.gates or gradient is None or gradient.is_sparse or not weight.constant:
-            continue
-        units = gradient.detach().reshape(weight.gates, -1, gradient[0].numel())
-        largest = gradient.abs().max()
-        if units.shape[1] > 1 and largest > 0:
-            identical[weight.name] = bool((units - units[:, :1]).abs().max() <= 1e-4 * largest)
+    for weight in layers:
+        if weight.gates and weight.constant:
+            gradient = weight.tensor.grad.detach()
+            units = gradient.reshape(weight.gates, -1, gradient[0].numel())
+            largest = gradient.abs().max()
+            if units.shape[1] > 1 and (largest > 0 or stuck):
+                identical[weight.name] = bool((units - units[:, :1]).abs().max() <= 1e-4 * largest)
     return identical

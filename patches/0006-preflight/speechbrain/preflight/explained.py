@@ -1,0 +1,68 @@
+"""Leaves out findings that another finding explains."""
+
+import os
+import re
+
+from speechbrain.preflight.observe.items import ENCODER, is_audio
+
+
+def _names_a_file(finding, cause):
+    """Whether an exception's message names an audio file: one that does not exist if others do not exist."""
+    paths = [path for path in re.findall(r"[^'\"<>|]+?\.\w{2,4}\b", finding.what.partition("\n")[0]) if is_audio(path)]
+    paths = [found for path in paths for found in (path, path.rpartition(" ")[2])]
+    return bool(paths) and (cause.code != "audio-missing" or not any(map(os.path.exists, paths)))
+
+
+def _encodes(finding, cause):
+    return f"{ENCODER.replace('.', os.sep)}.py" in finding.what
+
+
+def _same_part(finding, cause):
+    return cause.where.startswith(f"{finding.where} ")
+
+
+def _same_set(finding, cause):
+    return finding.where.split()[:1] == cause.where.split()[:1]
+
+
+# The code of a finding, the codes of its causes, and when these explain it.
+EXPLAINED = (
+    ("first-batch-failed", ("audio-missing", "audio-unreadable", "audio-truncated"), _names_a_file),
+    ("first-batch-failed", ("label-encoder-stale", "label-encoder-empty", "label-unknown"), _encodes),
+    ("label-unknown", ("label-encoder-stale", "label-encoder-empty"), lambda finding, cause: True),
+    ("first-step-failed", ("label-outside",), lambda finding, cause: "out of bounds" in finding.what),
+    ("dataloader-failed", ("no-batch",), lambda finding, cause: "num_samples" in finding.what),
+    ("output-not-finite", ("audio-empty", "audio-not-finite"), _same_part),
+    ("batch-not-finite", ("audio-not-finite",), _same_set),
+)
+
+
+def without_explained(findings):
+    """Leave out findings that another one explains.
+
+    Arguments
+    ---------
+    findings : list of Finding
+        The findings.
+
+    Returns
+    -------
+    list of Finding
+        Those that remain.
+
+    Example
+    -------
+    >>> from speechbrain.preflight.report import Finding
+    >>> cause, follower = Finding("error", "label-encoder-stale", "it is old"), Finding("error", "label-unknown", "no label")
+    >>> [finding.code for finding in without_explained([follower, cause])]
+    ['label-encoder-stale']
+    """
+    return [
+        finding
+        for finding in findings
+        if not any(
+            finding.code == code and cause.code in causes and explains(finding, cause)
+            for code, causes, explains in EXPLAINED
+            for cause in findings
+        )
+    ]

@@ -1,0 +1,134 @@
+"""Finds out where a loss that is NaN comes from: from the batch, or from which module."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack, contextmanager
+from typing import NamedTuple
+
+import torch
+from speechbrain.preflight.observe.given import parts
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+
+
+class Origin(NamedTuple):
+    """Where NaN appears first: the module's name, whether it has it in its output or in its input, and whether it augments."""
+
+    module: str
+    within: bool
+    augments: bool
+
+
+def tensors(value):
+    """Yield the tensors of floating-point values inside a value.
+
+    Arguments
+    ---------
+    value : object
+        A tensor, or a batch, list, tuple or dict with tensors.
+
+    Yields
+    ------
+    tuple of str
+        The keys that lead to the tensor.
+    torch.Tensor
+        The tensor.
+
+    Example
+    -------
+    >>> [keys for keys, _ in tensors({"sig": (torch.ones(2), 3)})]
+    [('sig', '0')]
+    """
+    if isinstance(value, torch.Tensor):
+        if value.is_floating_point() and not value.is_sparse:
+            yield (), value
+        return
+    if not isinstance(value, (Mapping, list, tuple)) or hasattr(value, "_fields"):
+        value = getattr(value, "__dict__", None) or getattr(value, "_asdict", dict)()
+    pairs = value.items() if isinstance(value, Mapping) else enumerate(value)
+    for key, inner in pairs:
+        if isinstance(inner, (torch.Tensor, Mapping, list, tuple)):
+            yield from (((str(key), *keys), tensor) for keys, tensor in tensors(inner))
+
+
+def spoiled_items(batch):
+    """Find the items of a batch that are not finite.
+
+    Arguments
+    ---------
+    batch : object
+        The batch as the loader yielded it.
+
+    Returns
+    -------
+    dict of str to list of str
+        By key, the ids of the items, or their numbers.
+    """
+    found, ids = {}, getattr(batch, "id", None)
+    for keys, tensor in tensors(batch):
+        bad = (~tensor.isfinite()).nonzero()[:, :1].unique().tolist() if not tensor.isfinite().all() else ()
+        if bad:
+            names = ids if isinstance(ids, list) and len(ids) == len(tensor) else range(len(tensor))
+            found[keys[0] if keys else "batch"] = [str(names[i]) for i in bad]
+    return found
+
+
+@contextmanager
+def watched_modules(brain):
+    """Record which modules get or return NaN while this context lasts, without waiting for the device.
+
+    Arguments
+    ---------
+    brain : speechbrain.Brain
+        The Brain. If it has compiled modules, nothing is recorded: they would be compiled differently.
+
+    Yields
+    ------
+    list of tuple
+        For each call of a module: the module that would be to blame, or None if
+        the Brain is, the module that gets it, or None, and whether it is NaN. It grows.
+    """
+    seen, inside = [], []
+
+    def before(module, arguments):
+        seen.append((inside[-1] if inside else None, module, _has_nan(arguments)))
+        inside.append(module)
+
+    def after(module, arguments, output):
+        inside.pop()
+        seen.append((module, None, _has_nan(output)))
+
+    with ExitStack() as stack:
+        if not any(hasattr(module, "_orig_mod") for module in brain.modules.modules()):
+            stack.callback(register_module_forward_pre_hook(before).remove)
+            stack.callback(register_module_forward_hook(after).remove)
+        yield seen
+
+
+def first_nan(brain, seen):
+    """Find where NaN appears first.
+
+    Arguments
+    ---------
+    brain : speechbrain.Brain
+        The Brain.
+    seen : list of tuple
+        What :func:`watched_modules` recorded.
+
+    Returns
+    -------
+    Origin
+        None if no module gets or returns NaN.
+    """
+    for module, follower, flags in seen:
+        if any(map(bool, flags)):
+            augments = type(module).__module__.startswith("speechbrain.augment")
+            return Origin(_name(brain, follower if module is None else module), module is not None, augments)
+    return None
+
+
+def _has_nan(value):
+    return [tensor.detach().isnan().any() for _, tensor in tensors([value])]
+
+
+def _name(brain, module):
+    names = [name for name, part in parts(brain) if part is module]
+    return names[0] if names else type(module).__name__
