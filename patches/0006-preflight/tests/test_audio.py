@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import scipy.signal
 import soundfile
 import torch
 from speechbrain.augment.time_domain import AddNoise, Resample
@@ -18,7 +19,7 @@ from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.preflight.checks import audio
 from speechbrain.preflight.observe import FirstStep, Given, Start, clips
 from speechbrain.preflight.observe.audio import sources
-from speechbrain.preflight.observe.items import Items
+from speechbrain.preflight.observe.items import Items, Watch
 from torch.utils.data import DataLoader, Subset
 from torchaudio.functional import resample
 
@@ -37,6 +38,7 @@ class Data:
     def __init__(self, folder):
         self.folder, self.script = folder, folder / "train.py"
         self.read, self.takes, self.hparams, self.stepped = read_audio, ["wav"], {"sample_rate": RATE}, True
+        self.resampled, self.error = [], ""  # what happens in the first step
         self.train, self.valid = ({f"{split}{i}": {} for i in range(n)} for split, n in (("train", 8), ("valid", 4)))
         for seed, (name, item) in enumerate([*self.train.items(), *self.valid.items()]):
             item["wav"] = str(folder / f"{name}.wav")
@@ -62,9 +64,13 @@ class Data:
         sets = {"train_set": self.dataset("train"), "valid_set": self.dataset("valid")}
         return Given(brain, **{**sets, "script": self.script, **options})
 
+    @property
+    def step(self):
+        return FirstStep(taken=self.stepped, resampled=self.resampled, error=self.error)
+
     def seen(self, **options):
         """Return the findings, and the remarks."""
-        seen, said = observe(self.given(**options), start=Start(batch={}), step=FirstStep(taken=self.stepped))
+        seen, said = observe(self.given(**options), start=Start(batch={}), step=self.step)
         return judge(audio, seen), said
 
 
@@ -131,6 +137,27 @@ def other_rate_everywhere(data):
         data.write(item, clip(seed, 0.5 + seed / 100, 44100), 44100)
 
 
+def other_rate_in_a_script_that_resamples_something_else(data):
+    other_rate(data)
+    data.script.write_text("# no resampling")
+    data.resampled = [RATE]  # as SpeedPerturb does
+
+
+def other_rate_and_a_crop(data):
+    other_rate(data)
+    data.read = lambda wav: read_audio(wav)[100:3000]
+
+
+def other_rate_and_a_part_of_the_file(data):
+    other_rate(data)
+    data.read = lambda wav: torch.from_numpy(soundfile.read(wav, 3000, 100)[0])
+
+
+def other_rate_resampled_to_itself(data):
+    other_rate(data)
+    data.read = lambda wav: resample(read_audio(wav), RATE, RATE)
+
+
 class Features(torch.nn.Module):
     def __init__(self, rate):
         super().__init__()
@@ -148,7 +175,7 @@ def stereo_everywhere(data):
 
 def stereo_for_a_model_that_fails(data):
     stereo_everywhere(data)
-    data.stepped = False
+    data.stepped, data.error = False, "RuntimeError: expected input[4, 2, 8000] to have 1 channels, but got 2 channels instead"
 
 
 def silent(data):
@@ -189,6 +216,10 @@ BROKEN = [
     (not_finite, "audio-not-finite"),
     (other_rate, "audio-rate"),
     (other_rate_everywhere, "audio-rate"),
+    (other_rate_in_a_script_that_resamples_something_else, "audio-rate"),
+    (other_rate_and_a_crop, "audio-rate"),
+    (other_rate_and_a_part_of_the_file, "audio-rate"),
+    (other_rate_resampled_to_itself, "audio-rate"),
     (stereo, "audio-channels"),
     (stereo_for_a_model_that_fails, "audio-channels"),
     (silent, "audio-silent"),
@@ -264,12 +295,40 @@ def resampled_and_cut(data):
 
 def resampled_by_a_module(data):
     other_rate(data)
-    data.hparams["resample"] = Resample(8000, RATE)
+    with Watch() as watch:
+        Resample(8000, RATE)(torch.zeros(1, 8000))
+    data.resampled = watch.resampled
 
 
 def resampled_by_the_script(data):
     other_rate(data)
-    data.script.write_text("feats = self.hparams.compute_features(resample(wavs))")
+    with Watch() as watch:
+        scipy.signal.resample(np.zeros(100), 200)
+    data.resampled = watch.resampled
+
+
+def decimated(data):
+    other_rate_everywhere(data)
+    data.hparams["sample_rate"] = 22050
+    data.read = lambda wav: read_audio(wav)[::2]
+
+
+def stereo_in_the_validation_set(data):
+    for seed, item in enumerate(data.valid.values()):
+        data.write(item, np.stack([clip(seed), clip(seed + 9)], -1))
+
+
+def stereo_everywhere_for_a_model_that_fails_otherwise(data):
+    stereo_everywhere(data)
+    data.stepped, data.error = False, "KeyError: 'lr'"
+
+
+def stereo_mixtures_of_mono_sources(data):
+    for seed, item in enumerate(data.items):
+        item["source"] = item["wav"]
+        item["wav"] = item["wav"].replace(".wav", "_mix.wav")
+        data.write(item, np.stack([clip(seed, 0.5 + seed / 100)] * 2, -1))
+    data.takes, data.read = ["wav", "source"], lambda wav, source: read_audio(wav) + read_audio(source)[:, None]
 
 
 def features_of_another_rate(data):
@@ -381,6 +440,10 @@ HEALTHY = [
     resampled_and_cut,
     resampled_by_a_module,
     resampled_by_the_script,
+    decimated,
+    stereo_in_the_validation_set,
+    stereo_everywhere_for_a_model_that_fails_otherwise,
+    stereo_mixtures_of_mono_sources,
     features_of_another_rate,
     no_rate_expected,
     mixed_down,

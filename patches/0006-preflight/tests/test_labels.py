@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +18,7 @@ from speechbrain.preflight.observe import Given
 from speechbrain.preflight.observe import labels as of_labels
 from speechbrain.preflight.observe.first_step import first_step
 from speechbrain.preflight.observe.items import Items
+from speechbrain.preflight.observe.loads import Loaded, watched_loads
 from speechbrain.preflight.observe.start import nothing_changes, start
 from speechbrain.preflight.ranks import Ranks
 from torch.nn.functional import cross_entropy
@@ -47,7 +49,7 @@ class Run:
         items = [self.label, self.sound, *self.items]
         return self.wrap(DynamicItemDataset(copy.deepcopy(split), items, self.keys))
 
-    def findings(self):
+    def findings(self, loaded=None):
         run = self
 
         class Classifier(Brain):
@@ -63,7 +65,7 @@ class Run:
         log = Log(Ranks())
         with nothing_changes(log.said) as stepped:
             before = start(given, log)
-            seen, _ = observe(given, start=before, step=first_step(given, before, stepped, log))
+            seen, _ = observe(given, loaded=loaded or Loaded(), start=before, step=first_step(given, before, stepped, log))
         return [*judge(batches, seen), *judge(labels, seen)]
 
 
@@ -95,6 +97,10 @@ def more_classes_in_valid(run):
 
 def a_class_is_ignored(run):
     run.loss = lambda scores, batch: cross_entropy(scores, batch.label.data[:, 0], ignore_index=0)
+
+
+def a_class_is_not_numbered(run):
+    run.label["func"] = lambda word: torch.tensor([-100 if word == "cat" else WORDS.index(word)])
 
 
 def only_in_valid(run):
@@ -146,6 +152,11 @@ def one_left_over(run):
     run.model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
 
 
+def one_by_one(run):
+    one_left_over(run)
+    run.loader["batch_size"] = 1
+
+
 def only_one(run):
     one_left_over(run)
     run.train = {"t0": run.train["t0"]}
@@ -158,6 +169,7 @@ BROKEN = [
     (from_one_with_log_probabilities, "label-outside", "train label: tree"),
     (more_classes_in_valid, "label-outside", "valid label: wow"),
     (a_class_is_ignored, "label-ignored", "train label: bed"),
+    (a_class_is_not_numbered, "label-ignored", "train label: cat"),
     (only_in_valid, "label-only-in-valid", "valid label: cat"),
     (only_in_valid_with_margin, "label-only-in-valid", "valid label: cat"),
     (encoder_of_other_words, "label-unknown", "train label"),
@@ -169,8 +181,9 @@ BROKEN = [
     (no_item, "no-batch", "valid"),
     (one_left_over, "batch-of-one", "model.1"),
     (only_one, "batch-of-one", "model.1"),
+    (one_by_one, "batch-of-one", "model.1"),
 ]
-LEVELS = {"label-ignored": "warning", "label-only-in-valid": "warning", "labels-sorted": "warning"}
+LEVELS = {"label-only-in-valid": "warning", "labels-sorted": "warning"}
 
 
 @pytest.mark.parametrize(("spoil", "code", "where"), BROKEN, ids=[spoil.__name__ for spoil, *_ in BROKEN])
@@ -181,6 +194,43 @@ def test_a_mistake_is_reported(spoil, code, where):
     assert {finding.code for finding in findings} == {code}
     assert findings[0].level == LEVELS.get(code, "error") and findings[0].where.startswith(where)
     assert findings[0].what and findings[0].remedy
+
+
+def from_a_file(run, folder):
+    encoder_of_fewer_words(run)
+    run.encoder.save(folder / "labels.txt")
+    run.encoder.load(folder / "labels.txt")
+
+
+def new_in_valid(run, folder):
+    run.valid["v0"]["word"] = "wow"
+
+
+def a_new_letter(run, folder):
+    letters = CategoricalEncoder()
+    letters.update_from_iterable("".join(WORDS), sequence_input=False)
+    run.items.append({"func": letters.encode_sequence_torch, "takes": ["word"], "provides": "letters"})
+    run.keys.append("letters")
+    run.train["t3"]["word"] = "tree!"
+    run.encoder.add_unk()
+    run.encoder.update_from_iterable(["tree!"])
+    run.model = torch.nn.Linear(3, 6)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "where", "remedy"),
+    [
+        (from_a_file, "train label: t3, t7, t11, t15", "in .*labels.txt, from which"),
+        (new_in_valid, "valid label: v0", "split the data so that"),
+        (a_new_letter, "train letters: t3", "correct these items"),
+    ],
+)
+def test_the_remedy_for_an_unknown_label(tmp_path, spoil, where, remedy):
+    run = Run()
+    with watched_loads() as loaded:
+        spoil(run, tmp_path)
+        found = [f for f in run.findings(loaded) if f.code == "label-unknown"]
+    assert found[0].where == where and re.search(remedy, found[0].remedy)
 
 
 def test_every_code_has_a_case():
@@ -198,7 +248,9 @@ def padded_with_the_ignored(run):
 
 
 def some_are_not_labelled(run):
-    run.label["func"] = lambda word: torch.tensor([-1 if word == "cat" else WORDS.index(word)])
+    numbers = {"bed": 0, "cat": -1, "dog": 1, "tree": 2}  # each output of the model has a label
+    run.label["func"] = lambda word: torch.tensor([numbers[word]])
+    run.model = torch.nn.Linear(3, 3)
     run.loss = lambda scores, batch: cross_entropy(scores, batch.label.data[:, 0], ignore_index=-1)
 
 

@@ -4,13 +4,14 @@ Before an error is reported, the file is tried in the data pipeline, which may b
 """
 
 import contextlib
-import inspect
 import math
 import os
+import re
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping
 
+import numpy as np
 import soundfile
 from speechbrain.preflight.observe.given import parts
 from speechbrain.preflight.report import Finding, some
@@ -33,6 +34,8 @@ MP3 = "MPEG_LAYER_III"
 TRIES = 4  # items that are tried in the pipeline before an error is reported
 SLACK = 0.1  # seconds that may be missing in a file
 CLIPPED = 0.001  # share of clipped samples from which a clip is reported
+RUN = 64  # samples in a row that show that a tensor was read from a file
+OF_SHAPE = re.compile("shape|size|dimension|channel|unpack", re.IGNORECASE)  # what exceptions about shapes say
 FAR = 20  # times the usual duration, or the usual duration divided by this
 AGAIN = "copy or convert them again, or remove their items"
 DROP = "remove their items, or fix the program that made the files"
@@ -114,18 +117,33 @@ def rate(seen):
     clips, expected = seen.clips, expected_rate(seen.given)
     headers = {path: clips.headers[path] for path in clips.of_sets(clips.headers)}
     wrong = [path for path, header in headers.items() if expected and header.rate != expected and header.frames]
-    rates = sorted({clips.headers[path].rate for path in wrong})
-    if not wrong or _resamples_later(seen.given, rates):
+    rates = sorted({headers[path].rate for path in wrong})
+    if not wrong or not seen.step.taken or not {None, *rates}.isdisjoint(seen.step.resampled):
         return
 
-    def as_long(path):
-        made = clips.make(path)
-        frames = clips.headers[path].frames
-        return made.tensors and not made.resampled and any(frames in tensor.shape for tensor in made.tensors.values())
+    def as_read(path):
+        made, header = clips.make(path), headers[path]
+        if not made.tensors or not {None, header.rate}.isdisjoint(made.resampled):
+            return False
+        return any(header.frames in tensor.shape or _is_part(tensor, made.read) for tensor in made.tensors.values())
 
     what = f"with {', '.join(f'{rate} Hz' for rate in rates)} instead of the expected {expected} Hz"
     remedy = "resample in the audio pipeline (torchaudio.functional.resample), or convert the files"
-    yield from _report(clips, "error", "audio-rate", what, wrong, remedy, as_long)
+    yield from _report(clips, "error", "audio-rate", what, wrong, remedy, as_read)
+
+
+def _is_part(tensor, read):
+    """Whether a tensor begins with samples as they were read from a file."""
+    start = tensor.flatten()[:RUN].float().cpu().numpy()
+    if tensor.dim() != 1 or len(start) < RUN or not start.std():
+        return False
+    for samples in read:
+        rows = np.atleast_2d(np.asarray(samples, np.float32))
+        for row in rows if rows.shape[0] < rows.shape[1] else rows.T:
+            found = np.flatnonzero(row[: len(row) - RUN + 1] == start[0])
+            if any((row[i : i + RUN] == start).all() for i in found):
+                return True
+    return False
 
 
 def expected_rate(given):
@@ -149,41 +167,28 @@ def expected_rate(given):
     return rates.pop() if len(rates) == 1 else None
 
 
-def _resamples_later(given, rates):
-    """Whether a module resamples from one of these rates, or the script mentions resampling."""
-    if any(getattr(module, "orig_freq", None) in rates for _, module in parts(given.brain)):
-        return True
-    try:
-        source = inspect.getsource(inspect.getmodule(type(given.brain)))
-    except (OSError, TypeError):
-        source = ""
-    if given.script is not None and os.path.isfile(given.script):
-        with open(given.script, encoding="utf-8", errors="replace") as file:
-            source += file.read()
-    return "resampl" in source.lower()
-
-
 def channels(seen):
-    """Yield clips with several channels whose items differ in shape from the others."""
-    clips = seen.clips
-    several = [path for path, header in clips.headers.items() if header.channels > 1 and header.frames]
+    """Yield clips with several channels whose items differ in shape from others of their set, or make the first step fail."""
+    clips, step = seen.clips, seen.step
+    headers = {path: clips.headers[path] for path in clips.of_sets(clips.headers) if clips.headers[path].frames}
+    several = [path for path, header in headers.items() if header.channels > 1]
     ones = defaultdict(list)
-    for path, header in clips.headers.items():
-        if header.channels == 1 and header.frames:
-            ones[clips.uses[path][0].source.keys].append(path)
+    for path, header in headers.items():
+        if header.channels == 1:
+            ones[str(clips.uses[path][0])].append(path)
 
     def shapes(path):
         tensors = clips.make(path).tensors
         return tensors and {key: tensor.dim() for key, tensor in tensors.items()}
 
     def differs(path):
-        other = ones[clips.uses[path][0].source.keys]
+        other = ones[str(clips.uses[path][0])]
         if other:
             mine, its = shapes(path), shapes(other[0])
             return mine and its and mine != its
         # If all have several, a model that cannot take them fails in the first step.
-        failed = seen.start.batch is not None and not seen.step.taken
-        return failed and clips.headers[path].channels in _last_sizes(clips.make(path))
+        failed = seen.start.batch is not None and not step.taken and OF_SHAPE.search(step.error)
+        return failed and headers[path].channels in _last_sizes(clips.make(path))
 
     what, remedy = "with several channels that the pipeline does not mix down", MONO
     yield from _report(clips, "error", "audio-channels", what, several, remedy, differs)

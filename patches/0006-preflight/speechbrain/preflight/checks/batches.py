@@ -50,6 +50,11 @@ def batch_of_one(seen):
     if alone:
         what = f"of {items} items, the last batch has one: BatchNorm cannot compute a variance, and training will crash there"
         remedy = "set drop_last: True in train_loader_kwargs, or use another batch_size"
+        if batches.batch_size == 1:
+            what = "each batch has one item: BatchNorm cannot compute a variance, and training crashes in the first step"
+            remedy = "use a larger batch_size"
+        elif items == 1:
+            remedy = "use more items"
         yield Finding("error", "batch-of-one", what, some(alone, 4), remedy)
 
 

@@ -16,13 +16,13 @@ CODES = {
 }
 
 SHOWN = 4  # labels or names in a message
-REBUILD = "delete the file that the encoder was loaded from, so that it is built from this data, or use labels it knows"
 SORTED = 0.1  # items are sorted if the class changes less often than this share of the changes in a random order
 
 
 def unknown(seen):
     """Yield labels that a label encoder does not know."""
     for column in seen.labels.columns.values():
+        which = [i for i, value in enumerate(column.values) if isinstance(value, Unknown)]
         labels = Counter(str(value.label) for value in column.values if isinstance(value, Unknown))
         what = None
         if labels:
@@ -34,7 +34,18 @@ def unknown(seen):
                 if all_unknown and len({column.say(i) for i in range(len(column.items))}) > 1:
                     what = f"the label encoder knows none of the labels, and encodes all items as {encoder.unk_label!r}"
         if what:
-            yield Finding("error", "label-unknown", what, column.where, REBUILD)
+            where = f"{column.where}: {some((str(column.items.static(i)['id']) for i in which), SHOWN)}".rstrip(": ")
+            yield Finding("error", "label-unknown", what, where, _remedy(seen, column))
+
+
+def _remedy(seen, column):
+    """How to fix labels that a label encoder does not know."""
+    for encoder, path in seen.loaded.files:
+        if any(encoder is used for used in column.encoders):
+            return f"use only labels that are in {path}, from which the encoder was loaded, or build it from this data"
+    if column.items.split == "valid":
+        return "split the data so that the training set has these labels too, or remove these items"
+    return "build the label encoder from the training set, or correct these items"
 
 
 def outside(seen):
@@ -53,11 +64,15 @@ def _outside(column, target):
         what = f"the classifier has outputs 0 to {last}, but labels are {labels}: {len(found)} of {len(column.items)} items"
         remedy = "give the classifier as many outputs as there are labels, and number the labels from 0"
         yield Finding("error", "label-outside", what, f"{column.where}: {some(map(column.say, found), SHOWN)}", remedy)
-    ignored = [i for i, value in enumerate(column.values) if value == target.ignored and 0 <= target.ignored <= last]
-    if ignored:
+    ignored = [i for i, value in enumerate(column.values) if value == target.ignored]
+    rest = {column.say(i) for i, value in enumerate(column.values) if value != target.ignored}
+    classes = dict.fromkeys(column.say(i) for i in ignored if column.say(i) not in rest)
+    # If each output has a label, the others may be ignored because they are unlabelled.
+    unused = target.classes > len({value for value in column.values if value != target.ignored})
+    if classes and unused and column.complete and column.items.split == "train":
         what = f"the loss ignores label {target.ignored}, but it is a class: {len(ignored)} of {len(column.items)} items"
         remedy = "set another ignore_index (torch's default is -100), or number the labels differently"
-        yield Finding("warning", "label-ignored", what, f"{column.where}: {column.say(ignored[0])}", remedy)
+        yield Finding("error", "label-ignored", what, f"{column.where}: {some(classes, SHOWN)}", remedy)
 
 
 def only_in_valid(seen):

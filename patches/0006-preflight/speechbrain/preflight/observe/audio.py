@@ -42,11 +42,12 @@ class Use(NamedTuple):
 
 
 class Made(NamedTuple):
-    """An evaluated item: its tensors by key (None if it failed), the files that it opened, and whether it was resampled."""
+    """An evaluated item: its tensors by key (None if it failed), and what :class:`Watch` recorded."""
 
     tensors: dict
     opened: list
-    resampled: bool
+    read: list
+    resampled: list
 
 
 def audio(given, log):
@@ -170,7 +171,7 @@ def _make(items, i):
             made = None
     if made is not None:
         made = {key: torch.as_tensor(value) for key, value in made.items() if _is_array(value)}
-    return Made(made, watch.opened, watch.resampled)
+    return Made(made, watch.opened, watch.read, watch.resampled)
 
 
 def _is_array(value):

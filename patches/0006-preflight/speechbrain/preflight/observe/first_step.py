@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from speechbrain.core import Brain
 from speechbrain.preflight.observe import weights
+from speechbrain.preflight.observe.items import Watch
 from speechbrain.preflight.observe.loads import replaced
 from speechbrain.preflight.observe.not_finite import Origin, first_nan, watched_modules
 from speechbrain.preflight.observe.start import parameters_of
@@ -93,6 +94,10 @@ class FirstStep:
         By the name of a layer's weight whose values are all equal, whether all its units got the same gradient.
     moved : set of str
         The names of the modules whose running statistics changed.
+    resampled : list of int
+        The rates from which something was resampled; None for an unknown rate.
+    error : str
+        What it raised.
     origin : Origin
         If the loss is NaN, where NaN appears first; None if no module gets or returns NaN.
     """
@@ -107,6 +112,8 @@ class FirstStep:
     reached: dict = field(default_factory=dict)
     identical: dict = field(default_factory=dict)
     moved: set = field(default_factory=set)
+    resampled: list = field(default_factory=list)
+    error: str = ""
     origin: Origin | None = None
 
 
@@ -137,7 +144,9 @@ def first_step(given, start, stepped, log):
         well, origin = log.attempt("first-step-failed", _take, brain, modules, start, step, known, log)
         after = _statistics(modules)
         step.moved.update(name for name, values in after.items() if _differ(before.get(name, ()), values))
-        step = replace(step, taken=well and start.batch is not None, losses=_counted(step), origin=origin)
+        error = "".join(finding.what for finding in log.findings if finding.code == "first-step-failed")
+        taken, losses = well and start.batch is not None, _counted(step)
+        step = replace(step, taken=taken, losses=losses, origin=origin, error=error)
     for optimizer in stepped:
         if not any(optimizer is other for other in step.optimizers.values()):
             step.optimizers[f"{type(optimizer).__name__} {len(step.optimizers) + 1}"] = optimizer
@@ -180,8 +189,9 @@ def _take(brain, modules, start, step, known, log):
         stack.enter_context(_alone(brain))
         brain.step += 1
         calls = stack.enter_context(watched_modules(brain))
-        with _Losses(step.losses), suppress(Stopped):
+        with Watch() as watch, _Losses(step.losses), suppress(Stopped):
             brain.fit_batch(start.batch)
+        step.resampled.extend(watch.resampled)
         if any(math.isnan(backward.value) for backward in step.backwards):
             return log.guarded("NaN", first_nan, brain, calls)
 

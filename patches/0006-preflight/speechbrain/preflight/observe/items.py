@@ -14,6 +14,10 @@ from torch.utils.data import DataLoader, Subset
 AUDIO = frozenset(".aif .aiff .au .caf .flac .mp3 .oga .ogg .opus .sph .w64 .wav".split())
 # Packages whose functions take paths of audio files. Some open them in C code, where only the arguments can be seen.
 READERS = frozenset("audioread av librosa miniaudio pydub scipy soundfile torchaudio torchcodec wave".split())
+# Functions that return samples at the rate of the file.
+PLAIN = {("soundfile", "read"), ("torchaudio", "load"), ("torchaudio._torchcodec", "load_with_torchcodec")}
+# Names that resampling functions have for the rates from which and to which they resample.
+RATES_BEFORE, RATES_AFTER = ("orig_freq", "orig_sr"), ("new_freq", "target_sr")
 ENCODER = "speechbrain.dataio.encoder"
 
 
@@ -38,14 +42,16 @@ def is_audio(value):
 
 
 class Watch:
-    """A context that records opened audio files, resampling, and the label encoders in use.
+    """A context that records opened and read audio files, resampling, and the label encoders in use.
 
     Attributes
     ----------
     opened : list of str
         The audio files, in the order in which the code first opened or tried to open them.
-    resampled : bool
-        Whether a function with "resampl" in its name was called.
+    read : list of numpy.ndarray or torch.Tensor
+        What soundfile and torchaudio read from files, at the rate of the file.
+    resampled : list of int
+        The rates from which functions with "resampl" in their names resampled; None for an unknown rate.
     encoders : list of speechbrain.dataio.encoder.CategoricalEncoder
         The label encoders that encoded a label.
 
@@ -58,12 +64,13 @@ class Watch:
     ...     except soundfile.LibsndfileError:
     ...         pass
     >>> watch.opened, watch.resampled
-    (['absent.wav'], False)
+    (['absent.wav'], [])
     """
 
     def __init__(self):
         self.opened = []
-        self.resampled = False
+        self.read = []
+        self.resampled = []
         self.encoders = []
 
     def __enter__(self):
@@ -89,26 +96,58 @@ class Watch:
         if isinstance(path, str) and path not in self.opened:
             self.opened.append(path)
 
-    def _called(self, frame, event, _):
-        if event != "call":
-            return
-        code, module = frame.f_code, frame.f_globals.get("__name__") or ""
-        if "resampl" in code.co_name.lower():
-            self.resampled = True
-        if module == ENCODER and code.co_name.startswith("encode_"):
-            encoder = frame.f_locals.get("self")
-            if not any(encoder is known for known in self.encoders):
-                self.encoders.append(encoder)
-        if module == "soundfile" and code.co_name == "__init__":  # it opens files of any name, and takes open files
+    def _called(self, frame, event, result):
+        note = KINDS.get(frame.f_code, self)
+        if note is self:
+            note = KINDS[frame.f_code] = _kind(frame)
+        if note is not None:
+            note(self, frame, event, result)
+
+    def _note_read(self, frame, event, result):
+        if event == "return" and result is not None:
+            self.read.append(result[0] if isinstance(result, tuple) else result)
+
+    def _note_encoder(self, frame, event, _):
+        encoder = frame.f_locals.get("self")
+        if not any(encoder is known for known in self.encoders):
+            self.encoders.append(encoder)
+
+    def _note_file(self, frame, event, _):
+        if event == "call":  # soundfile opens files of any name, and takes open files
             file = frame.f_locals.get("file")
-            if not isinstance(file, os.PathLike):
-                file = getattr(file, "name", file)
-            self._note(file)
-        elif module.partition(".")[0] in READERS:
-            for name in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]:
-                value = frame.f_locals.get(name)
-                if is_audio(value):
-                    self._note(value)
+            self._note(file if isinstance(file, os.PathLike) else getattr(file, "name", file))
+
+    def _note_arguments(self, frame, event, result):
+        code = frame.f_code
+        for name in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount] if event == "call" else ():
+            if is_audio(frame.f_locals.get(name)):
+                self._note(frame.f_locals[name])
+        if (frame.f_globals.get("__name__"), code.co_name) in PLAIN:
+            self._note_read(frame, event, result)
+
+    def _note_resampling(self, frame, event, _):
+        """Note from which rate a function resamples, unless that is the rate to which it resamples."""
+        names = frame.f_locals
+        old, new = (next((names[n] for n in rates if n in names), None) for rates in (RATES_BEFORE, RATES_AFTER))
+        if event == "call" and (old != new or old is None):
+            self.resampled.append(old)
+
+
+KINDS = {}  # by code object: the method of Watch that notes its calls, or None
+
+
+def _kind(frame):
+    """The method of Watch that notes calls of a function."""
+    name, module = frame.f_code.co_name, frame.f_globals.get("__name__") or ""
+    if "resampl" in name.lower():
+        return Watch._note_resampling
+    if module == ENCODER and name.startswith("encode_"):
+        return Watch._note_encoder
+    if module == "soundfile" and name == "__init__":
+        return Watch._note_file
+    if module.partition(".")[0] in READERS:
+        return Watch._note_arguments
+    return None
 
 
 class Items:

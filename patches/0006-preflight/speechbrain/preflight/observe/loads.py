@@ -30,12 +30,15 @@ class Loaded:
     encoders : list of tuple
         A label encoder, the file that it was loaded from instead of being built
         from data, and the arguments that name these data.
+    files : list of tuple
+        A label encoder, and the file that the script loaded it from, whatever the data.
     """
 
     states: list = field(default_factory=list)
     pretrained: list = field(default_factory=list)
     copies: list = field(default_factory=list)
     encoders: list = field(default_factory=list)
+    files: list = field(default_factory=list)
 
 
 @contextmanager
@@ -86,6 +89,7 @@ def watched_loads():
     loaded = Loaded()
     load_state_dict, load_hooks = torch.nn.Module.load_state_dict, Pretrainer._call_load_hooks
     collect_files, load_or_create = Pretrainer.collect_files, CategoricalEncoder.load_or_create
+    load = CategoricalEncoder.load
 
     def noting_states(module, state_dict, *args, **kwargs):
         answer = load_state_dict(module, state_dict, *args, **kwargs)
@@ -112,9 +116,16 @@ def watched_loads():
         arguments = inspect.signature(load_or_create).bind(encoder, *args, **kwargs)
         arguments.apply_defaults()
         existed = os.path.exists(arguments.arguments["path"])
+        before = [*loaded.files]
         load_or_create(encoder, *args, **kwargs)
+        loaded.files[:] = before  # it also loads what it has just created
         if existed:
             loaded.encoders.append((encoder, Path(arguments.arguments["path"]), arguments.arguments))
+
+    def noting_files(encoder, path, *args, **kwargs):
+        answer = load(encoder, path, *args, **kwargs)
+        loaded.files.append((encoder, path))
+        return answer
 
     with ExitStack() as stack:
         for owner, name, noting in (
@@ -122,6 +133,7 @@ def watched_loads():
             (Pretrainer, "_call_load_hooks", noting_pretrained),
             (Pretrainer, "collect_files", noting_copies),
             (CategoricalEncoder, "load_or_create", noting_encoders),
+            (CategoricalEncoder, "load", noting_files),
         ):
             stack.enter_context(replaced(owner, name, noting))
         yield loaded
