@@ -518,7 +518,7 @@ for method, code in (("on_fit_start", "fit-start"), ("on_stage_start", "stage-st
     case(f"{code}-failed", "error", method)(faulty(method))
 
 
-@case("dataloader-failed", "error", "__init__")
+@case("dataloader-failed", "error", "no_such_option")
 def no_such_option(folder, broken):
     options = {**LOADER, **({"batch_sise": 8} if broken else {})}
     Classifier({"head": Linear(4, 3)}).fit(range(1, 2), data(), data(), train_loader_kwargs=options, valid_loader_kwargs=LOADER)
@@ -546,6 +546,18 @@ def unreadable_item(folder, broken):
 def script_that_raises(folder, broken):
     assert not broken, "a sentence"
     Classifier({"head": Linear(4, 3)}).start()
+
+
+@case("no-backward", "note", "Brain")
+def step_without_backward(folder, broken):
+    class Brain(Classifier):
+        def fit_batch(self, batch):
+            loss = self.compute_objectives(self.compute_forward(batch, None), batch, None)
+            if not broken:
+                loss.backward()
+            return loss.detach()
+
+    Brain({"head": Linear(4, 3)}).start()
 
 
 def preflight(start, folder, broken):

@@ -1,17 +1,23 @@
 """The command line: what it runs of a script, what it skips, and its exit status."""
 
+import argparse
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
-from speechbrain.preflight import attempts
+from speechbrain.preflight import attempts, outside
 from speechbrain.preflight.__main__ import main
 from speechbrain.preflight.checks import SUBJECTS
+from speechbrain.preflight.report import Finding, Report
 
 SCRIPT = """
-import sys, torch, speechbrain as sb
+import json, sys, torch, speechbrain as sb
+from hyperpyyaml import load_hyperpyyaml
 from speechbrain.utils.checkpoints import Checkpointer
 from torch.nn import Linear
 
@@ -51,6 +57,14 @@ class Own(Brain):
 
 make(Own).fit(range(1, 2), data, **loader)
 """
+SHIFTED = "make().fit(range(1, 2), data, data, {'batch_size': 8}, {'batch_size': 8})"
+COUNTING = """
+class Counting(Brain):
+    def fit_batch(self, batch):
+        return torch.zeros(())
+
+make(Counting).fit(range(1, 2), data, **loader)
+"""
 NESTED = """
 class Nested(Brain):
     def on_stage_start(self, stage, epoch=None):
@@ -85,6 +99,7 @@ def flight(tmp_path, monkeypatch, capsys):
         (tmp_path / "train.py").write_text(SCRIPT + body)
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", ["preflight"])
+        monkeypatch.setattr(sys, "stdout", sys.stdout)  # a script may replace it
         monkeypatch.setattr(sys, "path", ["", *sys.path])
         try:
             status = main([*options, "train.py", *arguments])
@@ -100,10 +115,23 @@ def flight(tmp_path, monkeypatch, capsys):
     "body, options, status, said",
     [
         (FIT, [], 0, r"^Found: nothing\."),
-        (FROZEN, [], 1, r"^error +nothing-trainable +all 2 parameters are[^$]+^Found: 1 error\."),
-        (NOT_SAVED, [], 0, r"^warning +trained-not-saved[^$]+^Found: 1 warning\."),
-        (NOT_SAVED, ["--strict"], 1, r"^warning +trained-not-saved"),
-        ("raise OSError('no such corpus')", [], 1, r"script-failed: OSError: no such corpus\n    Traceback"),
+        (FROZEN, [], 1, r"^error\[nothing-trainable\]: all 2 parameters are[^$]+^Found: 1 error\."),
+        (NOT_SAVED, [], 0, r"^warning\[trained-not-saved\]: [^$]+^Found: 1 warning\."),
+        (NOT_SAVED, ["--strict"], 1, r"^warning\[trained-not-saved\]: "),
+        (
+            "raise OSError('no such corpus')",
+            [],
+            1,
+            r"^error\[script-failed\]: OSError: no such corpus\n  where: train.py:\d+ in <module>\n  fix: .+\n    Traceback",
+        ),
+        ("import pytest\npytest.importorskip('no_such_package')", [], 1, r"^error\[script-failed\]: Skipped: could not import"),
+        ("json.loads('{')", [], 1, r"JSONDecodeError: [^$]+where: train.py:\d+ in <module>[^$]+ 3 lines of libraries"),
+        ("json.loads('{')", ["--traceback"], 1, r"where: train.py:\d+ in <module>[^$]+raw_decode"),
+        ("raise ValueError('\\x1b[31mred\\x1b[0m:\\n  and more')", [], 1, r"ValueError: red: and more\n"),
+        ("load_hyperpyyaml(open('x.yaml'))", [], 1, r"error\[script-failed\]: [^$]+where: x.yaml:2\n"),
+        (SHIFTED, [], 1, r"error\[fit-arguments-shifted\]: fit's fourth argument is progressbar, but it is {'batch_size': 8}"),
+        (COUNTING, [], 0, r"note\[no-backward\]: "),
+        (f"import io\nsys.stdout = io.StringIO()\n{FROZEN}", [], 1, r"^error\[nothing-trainable\]: "),
         (f"{FROZEN}\n{FIT}", ["--fit", "2"], 0, r"^Found: nothing\."),
         (f"make().evaluate(data)\n{FIT}", [], 0, r"^Found: nothing\."),
         (
@@ -120,6 +148,7 @@ def flight(tmp_path, monkeypatch, capsys):
 )
 def test_report_and_exit_status(flight, tmp_path, body, options, status, said):
     (tmp_path / "beside.py").touch()
+    (tmp_path / "x.yaml").write_text("lr: 1\nmodel: !new:torch.nn.Linear\n    no_such_argument: 3\n")
     answer, out, err = flight(body, *options, arguments=["x.yaml", "--lr", "1"])
     assert answer == status, out + err
     assert re.search(said, out, re.MULTILINE), out
@@ -155,6 +184,58 @@ def test_the_json_file_contains_the_report(flight, tmp_path):
     assert set(report) == {"ok", "findings", "said"} and report["ok"] is False
     (finding,) = report["findings"]
     assert list(finding) == ["level", "code", "what", "where", "remedy"] and finding["code"] == "nothing-trainable"
+
+
+def test_a_folder_for_json_has_to_exist(flight):
+    status, out, err = flight(FROZEN, "--json", "no/report.json")
+    assert status == 2 and "there is no folder" in err and not out
+
+
+@pytest.mark.parametrize(
+    "end, status, said",
+    [
+        (lambda: os._exit(3), 1, r"^error\[script-failed\]: the script ended the process .+: status 3, as os._exit does"),
+        (lambda: os.kill(os.getpid(), signal.SIGSEGV), 1, r"signal 11, SIGSEGV"),
+        (lambda: os.kill(os.getpid(), signal.SIGINT) or signal.pause(), 130, "^$"),
+        (lambda: 1 / 0, 2, "^$"),
+    ],
+    ids=["os._exit", "segfault", "Ctrl-C", "own mistake"],
+)
+def test_a_script_that_ends_the_process_is_reported(tmp_path, capfd, end, status, said):
+    """The child is forked from pytest, so it must not return."""
+    options = argparse.Namespace(script="train.py", json=tmp_path / "report.json")
+    pid = os.getpid()
+    try:
+        answer = outside.supervised(end, options)
+    finally:
+        if os.getpid() != pid:
+            os._exit(answer if "answer" in locals() else 130)
+    out = capfd.readouterr().out
+    assert answer == status and re.search(said, out) and options.json.exists() is (status == 1), out
+
+
+@pytest.mark.parametrize("device", ["/dev/full", "a closed pipe", "a closed file"])
+def test_a_report_that_cannot_be_printed_is_not_lost(tmp_path, monkeypatch, capfd, device):
+    if device == "/dev/full":
+        stream = open(device, "w")
+    else:
+        reader, writer = os.pipe()
+        os.close(reader)
+        stream = os.fdopen(writer, "w")
+    if device == "a closed file":
+        stream.close()
+    options, report = argparse.Namespace(json=tmp_path / "report.json"), Report([Finding("error", "a-b", "what")])
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    assert outside.write(report, options, stream)
+    assert "error[a-b]: what" in capfd.readouterr().err and options.json.exists()
+
+
+def test_a_line_says_what_takes_long(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(outside, "WAITS", (0.1,))
+    with outside.progress():
+        time.sleep(0.3)
+    said = r"^preflight: 0 s, in test_a_line_says_what_takes_long, .*test_runner.py:\d+$"
+    assert re.search(said, capfd.readouterr().err, re.MULTILINE)
 
 
 def test_codes_lists_every_code(capsys):
@@ -229,8 +310,8 @@ def torchrun(folder, script, *command):
 @pytest.mark.parametrize(
     "fault, said",
     [
-        ("step", r"error +first-step-failed[^$]+\(rank 1\)"),
-        ("start", r"error +fit-start-failed[^$]+These are the findings of rank 1 only"),
+        ("step", r"error\[first-step-failed\][^$]+\(rank 1\)"),
+        ("start", r"These are the findings of rank 1 only[^$]+error\[fit-start-failed\]"),
     ],
 )
 @pytest.mark.torchrun

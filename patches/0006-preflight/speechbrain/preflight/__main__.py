@@ -1,16 +1,17 @@
 """The command line of the preflight."""
 
 import argparse
+import os
 import runpy
-import shutil
 import sys
 from pathlib import Path
 
 from speechbrain.core import Brain
-from speechbrain.preflight.attempts import failure
+from speechbrain.preflight.attempts import Log, failure
 from speechbrain.preflight.checks import CODES
 from speechbrain.preflight.observe import Given
 from speechbrain.preflight.observe.loads import replaced, watched_loads
+from speechbrain.preflight.outside import progress, supervised, write
 from speechbrain.preflight.ranks import Ranks
 from speechbrain.preflight.report import Report
 from speechbrain.preflight.run import examine
@@ -96,7 +97,11 @@ class Takeover:
         except SystemExit as end:
             if self.report is None:
                 raise Unseen(f"it called sys.exit({end.code!r}) before Brain.fit.") from None
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            if isinstance(error, Unseen):
+                raise
             if self.report is None:
                 skipped = self.calls + self.evaluations
                 if skipped:
@@ -127,7 +132,7 @@ class Takeover:
             raise Unseen("--test_only trains nothing: remove it.")
         self.ranks = Ranks()
         options = train_loader_kwargs or {}, valid_loader_kwargs or {}
-        given = Given(brain, train_set, valid_set, epoch_counter, *options, self.script, self.scan_seconds)
+        given = Given(brain, train_set, valid_set, epoch_counter, *options, progressbar, self.script, self.scan_seconds)
         self.report = examine(given, self.loaded, self.ranks)
         raise Done
 
@@ -186,6 +191,7 @@ def main(arguments=None):
     )
     parser.add_argument("--strict", action="store_true", help="exit with 1 for warnings, too")
     parser.add_argument("--fit", type=int, default=1, metavar="N", help="check the script's N-th call of fit (default: 1)")
+    parser.add_argument("--traceback", action="store_true", help="show whole tracebacks, with the lines of libraries")
     parser.add_argument("--codes", action="store_true", help="list the codes of all findings, and exit")
     parser.add_argument("script", nargs="?", type=Path, help="the training script")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="its arguments: the YAML file, then overrides")
@@ -197,22 +203,43 @@ def main(arguments=None):
         parser.error("give a training script" if options.script is None else f"there is no file {options.script}")
     if options.fit < 1 or options.scan_seconds < 0:
         parser.error("--fit must be at least 1, and --scan-seconds must not be negative")
+    options.json = options.json and options.json.absolute()  # the script may change the folder
+    if options.json and not options.json.parent.is_dir():
+        parser.error(f"there is no folder {options.json.parent} for the report")
+    if arguments is None and hasattr(os, "fork"):
+        return supervised(lambda: examined(options), options)
+    return examined(options)
+
+
+def examined(options):
+    """Run the script of the command line, and write the report.
+
+    Arguments
+    ---------
+    options : argparse.Namespace
+        The options of the command line.
+
+    Returns
+    -------
+    int
+        The exit status.
+    """
+    out, Log.whole_tracebacks = sys.stdout, options.traceback
     sys.argv = [str(options.script), *options.arguments]
     sys.path[: not getattr(sys.flags, "safe_path", False)] = [str(options.script.resolve().parent)]
-    takeover = Takeover(options.script, options.fit, options.scan_seconds)
+    takeover, written = Takeover(options.script, options.fit, options.scan_seconds), True
     try:
-        report = takeover.run(lambda: runpy.run_path(str(options.script), run_name="__main__"))
+        with progress():
+            report = takeover.run(lambda: runpy.run_path(str(options.script), run_name="__main__"))
     except Unseen as reason:
         print(f"{options.script}: nothing to check: {reason}", file=sys.stderr)
         return 2
     if takeover.ranks is None or takeover.ranks.speaks:
-        print(report.text(max(80, shutil.get_terminal_size((120, 0)).columns)))
-        if options.json:
-            options.json.write_text(report.json() + "\n", encoding="utf-8")
+        written = write(report, options, out)
     if takeover.ranks is not None:
         takeover.ranks.agree(True)  # wait for the others: torchrun ends all processes as soon as one exits with 1
     wrong = ("error", "warning") if options.strict else ("error",)
-    return int(any(finding.level in wrong for finding in report.findings))
+    return int(any(finding.level in wrong for finding in report.findings)) if written else 2
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """What may fail on the way to the first step, and what becomes of a failure: a finding or a remark."""
 
+import os
 import re
+import sys
+import sysconfig
 import traceback
 from pathlib import Path
 
 import speechbrain as sb
-import torch
 from speechbrain.preflight.report import Finding
 
 CODES = {
@@ -24,9 +26,9 @@ REMEDIES = {
 }
 REMEDY = "fix the error that the traceback below shows"
 
-# A finding names the last line of a traceback that is not in one of these folders.
-LIBRARIES = tuple(str(Path(package.__file__).parent) for package in (torch, sb))
-HERE = Path(__file__).parent
+LIBRARIES = tuple({sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), str(Path(sb.__file__).parent)})
+HERE = os.path.join(os.path.dirname(__file__), "")
+COLOUR = r"\x1b\[[0-9;]*[A-Za-z]"
 
 
 class Log:
@@ -36,6 +38,11 @@ class Log:
     ---------
     ranks : speechbrain.preflight.ranks.Ranks
         The processes of torchrun, which proceed only together.
+
+    Attributes
+    ----------
+    whole_tracebacks : bool
+        Whether tracebacks show the lines of libraries.
 
     Example
     -------
@@ -47,6 +54,8 @@ class Log:
     >>> [finding.code for finding in log.findings], log.said
     (['first-batch-failed'], ["Not everything was checked: lengths failed with TypeError: object of type 'int' has no len()"])
     """
+
+    whole_tracebacks = False
 
     def __init__(self, ranks):
         self.ranks = ranks
@@ -74,7 +83,9 @@ class Log:
         """
         try:
             answer, error = function(*args, **kwargs), None
-        except (Exception, SystemExit) as caught:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as caught:  # also SystemExit, and what pytest raises to skip
             answer, error = None, caught
             self.findings.append(failure(code, caught))
         return self.ranks.agree(error is None), answer
@@ -115,7 +126,7 @@ def failure(code, error):
     Returns
     -------
     Finding
-        Its place is the last line of the user's own code; the traceback is added to it.
+        Its place is a line of the YAML file or the last line of the user's own code; the traceback is added to it.
 
     Example
     -------
@@ -123,19 +134,112 @@ def failure(code, error):
     >>> finding.what.splitlines()[0]
     'ValueError: no such file'
     """
-    stack = error.__traceback__
-    while stack and stack.tb_next and _is_ours(stack.tb_frame.f_code.co_filename):
-        stack = stack.tb_next
     # An exception from a DataLoader worker has its traceback in its message, the last line of which is the original message.
-    said = str(error).strip()
-    frames = [(f.filename, f.lineno, f.name) for f in traceback.extract_tb(stack)]
-    frames += re.findall(r'File "(.+?)", line (\d+), in (\w+)', said)
-    own = [frame for frame in frames if not frame[0].startswith(LIBRARIES)] or frames
-    where = f"{Path(own[-1][0]).name}:{own[-1][1]} in {own[-1][2]}" if own else ""
-    first = said.splitlines()[-1] if said.startswith("Caught ") else f"{type(error).__name__}: {said.split(chr(10))[0]}"
-    what = f"{first}\n" + "".join(traceback.format_exception(type(error), error, stack))
-    return Finding("error", code, what, where, REMEDIES.get(code, REMEDY))
+    several = len(error.args) > 1 and all(isinstance(argument, str) for argument in error.args)
+    said = re.sub(COLOUR, "", ": ".join(error.args) if several else str(error)).strip()
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((HERE, "<frozen runpy>"))]
+    inner = re.findall(r'File "(.+?)", line (\d+), in (\S+)', said) if said.startswith("Caught ") else []
+    own = [(f.filename, f.lineno, f.name) for f in frames] + inner
+    own = [f"{shown(file)}:{line} in {name}" for file, line, name in own if is_own(file)]
+    where = yaml_line(error) or (own[-1] if own else _caller(error))
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    kind = type(error).__name__
+    if said.startswith("Caught "):
+        first = lines[-1]
+    elif not lines:
+        first = f"{kind} in `{frames[-1].line}`" if frames and frames[-1].line else kind
+    else:  # a first line such as "Error(s) in loading state_dict:" says little without the next one
+        first = f"{kind}: {' '.join(lines[: 2 if lines[0].endswith(':') else 1])}"
+    return Finding("error", code, f"{first}\n{_traceback(error, frames)}", where, REMEDIES.get(code, REMEDY))
 
 
-def _is_ours(file):
-    return HERE in Path(file).parents or "runpy" in file
+def _caller(error):
+    """The line of the user's code that called what failed."""
+    frame = error.__traceback__ and error.__traceback__.tb_frame
+    while frame and not is_own(frame.f_code.co_filename):
+        frame = frame.f_back
+    return f"{shown(frame.f_code.co_filename)}:{frame.f_lineno} in {frame.f_code.co_name}" if frame else ""
+
+
+def _traceback(error, frames):
+    """The traceback; without the lines of libraries, unless ``--traceback`` asks for all."""
+    kept = [frame for frame in frames if is_own(frame.filename)] if not Log.whole_tracebacks else frames
+    left_out = f"  (without {len(frames) - len(kept)} lines of libraries; --traceback shows them)\n"
+    lines = ["Traceback (most recent call last):\n", *traceback.format_list(kept), left_out * (len(kept) < len(frames))]
+    return re.sub(COLOUR, "", "".join(lines + traceback.format_exception_only(type(error), error)))
+
+
+def is_own(file):
+    """Return whether a file is the user's: it is not of Python, of a package, or of the preflight.
+
+    Arguments
+    ---------
+    file : str
+        The path of a source file.
+
+    Returns
+    -------
+    bool
+
+    Example
+    -------
+    >>> is_own("/home/me/train.py"), is_own(traceback.__file__), is_own("<frozen runpy>")
+    (True, False, False)
+    """
+    return not file.startswith(("<", *LIBRARIES)) and "site-packages" not in Path(file).parts
+
+
+def shown(file):
+    """Return a path as a person would write it: relative, if it is below the current folder.
+
+    Arguments
+    ---------
+    file : str
+        The path.
+
+    Returns
+    -------
+    str
+
+    Example
+    -------
+    >>> shown(os.path.abspath("train.py"))
+    'train.py'
+    """
+    here = os.path.join(os.getcwd(), "")
+    return file.removeprefix(here)
+
+
+def yaml_line(error):
+    """Find the line of a YAML file that an exception of HyperPyYAML is about.
+
+    Arguments
+    ---------
+    error : BaseException
+        The exception.
+
+    Returns
+    -------
+    str
+        The file and the line; "" if it is not about one.
+    """
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    loading = [frame.f_locals for frame in frames if frame.f_globals.get("__name__", "").startswith("hyperpyyaml")]
+    opened = [getattr(value, "name", None) for frame in frames for value in [*frame.f_locals.values()]]
+    names = [name for name in (*opened, *sys.argv[1:]) if isinstance(name, str) and name.endswith((".yaml", ".yml"))]
+    file = next(filter(os.path.isfile, names), None)
+    if not loading or file is None:
+        return ""
+    mark = getattr(error, "problem_mark", None)
+    if mark is not None:
+        return f"{shown(file)}:{mark.line + 1}"
+    wanted = [str(names["callable_string"]) for names in loading if "callable_string" in names]
+    wanted += [str(names["node"].value) for names in loading if isinstance(getattr(names.get("node"), "value", None), str)]
+    wanted += re.findall(r"<[^<>]+>", str(error))
+    with open(file, encoding="utf-8", errors="replace") as text:
+        lines = text.read().splitlines()
+    for one in reversed(wanted):
+        found = [number for number, line in enumerate(lines, 1) if one and one in line.partition("#")[0]]
+        if len(found) == 1:
+            return f"{shown(file)}:{found[0]}"
+    return shown(file)

@@ -1,14 +1,15 @@
-"""The findings of a preflight, as a table and as JSON."""
+"""The findings of a preflight, as text and as JSON."""
 
 import json
 import textwrap
 from dataclasses import asdict, dataclass, field
 
 LEVELS = ("error", "warning", "note")
+COLOURS = {"error": "\033[1;31m", "warning": "\033[1;33m", "note": "\033[1;36m"}
 
 
 def some(texts, shown=3):
-    """List the first few texts, and the number of the others.
+    """List the first few texts, each once, and the number of the others.
 
     Arguments
     ---------
@@ -23,10 +24,10 @@ def some(texts, shown=3):
 
     Example
     -------
-    >>> some("abcde")
+    >>> some("abbcde")
     'a, b, c and 2 more'
     """
-    texts = list(texts)
+    texts = list(dict.fromkeys(texts))
     return ", ".join(texts[:shown]) + (f" and {len(texts) - shown} more" if len(texts) > shown else "")
 
 
@@ -43,7 +44,7 @@ class Finding:
         The stable name of this kind of finding: lower-case words with dashes.
     what : str
         What was found, in one sentence; further lines, such as those of a
-        traceback, are shown below the table.
+        traceback, are shown below the others.
     where : str
         The parameter, file or setting.
     remedy : str
@@ -73,11 +74,16 @@ class Report:
     >>> report = Report([Finding("note", "a-b", "see", "there", "do"), Finding("error", "c-d", "look", "here", "fix")])
     >>> report.ok
     False
-    >>> print(report.table(60))
-    level  code  what               where         remedy
-    -----  ----  -----------------  ------------  ---------------
-    error  c-d   look               here          fix
-    note   a-b   see                there         do
+    >>> print(report.text())
+    note[a-b]: see
+      where: there
+      fix:   do
+    <BLANKLINE>
+    error[c-d]: look
+      where: here
+      fix:   fix
+    <BLANKLINE>
+    Found: 1 error, 1 note.
     """
 
     findings: list = field(default_factory=list)
@@ -91,52 +97,21 @@ class Report:
         """bool: Whether there are no errors among the findings."""
         return not any(finding.level == "error" for finding in self.findings)
 
-    def table(self, width=120):
-        """Lay out the findings as a table, errors first.
+    def text(self, colour=False):
+        """Write out everything: the remarks, a block for each finding, errors last, and the counts.
 
         Arguments
         ---------
-        width : int
-            The maximal number of characters in a line.
-
-        Returns
-        -------
-        str
-            The table, with only the first line of each finding.
-        """
-        rows = [(f.level, f.code, f.what.split("\n")[0], f.where, f.remedy) for f in self.findings]
-        head = ("level", "code", "what", "where", "remedy")
-        level, code = (max(len(row[column]) for row in [head, *rows]) for column in (0, 1))
-        left = max(width - level - code - 8, 30)
-        widths = (level, code, left * 4 // 10, left * 3 // 10, left * 35 // 100)
-        lines = []
-        for row in (head, tuple("-" * size for size in widths), *rows):
-            cells = [textwrap.wrap(cell, size, break_on_hyphens=False) or [""] for cell, size in zip(row, widths)]
-            for number in range(max(map(len, cells))):
-                line = "  ".join((cell[number] if number < len(cell) else "").ljust(s) for cell, s in zip(cells, widths))
-                lines.append(line.rstrip())
-        return "\n".join(lines)
-
-    def text(self, width=120):
-        """Write out everything: the table, further lines such as tracebacks, the remarks, and the counts.
-
-        Arguments
-        ---------
-        width : int
-            The maximal number of characters in a line of the table.
+        colour : bool
+            Whether to use the colours of a terminal.
 
         Returns
         -------
         str
             The text.
         """
-        parts = [self.table(width)] if self.findings else []
-        for finding in self.findings:
-            first, _, more = finding.what.partition("\n")
-            if more:
-                parts.append(f"{finding.code}: {first}\n{textwrap.indent(more.rstrip(), '    ')}")
-        if self.said:
-            parts.append("\n".join(self.said))
+        parts = ["\n".join(self.said)] if self.said else []
+        parts += [_block(finding, colour) for finding in reversed(self.findings)]
         counts = [(sum(finding.level == level for finding in self.findings), level) for level in LEVELS]
         parts.append("Found: " + (", ".join(f"{n} {level}{'s' * (n > 1)}" for n, level in counts if n) or "nothing") + ".")
         # A file name that is not valid UTF-8 contains characters that cannot be printed.
@@ -152,3 +127,12 @@ class Report:
             ``code``, ``what``, ``where``, ``remedy``) and ``said``.
         """
         return json.dumps({"ok": self.ok, "findings": [asdict(f) for f in self.findings], "said": self.said}, indent=1)
+
+
+def _block(finding, colour):
+    """A finding as text: its first line, its place, its remedy, and further lines, such as those of a traceback."""
+    first, _, more = finding.what.partition("\n")
+    head = f"{finding.level}[{finding.code}]"
+    lines = [f"{COLOURS[finding.level]}{head}\033[0m: {first}" if colour else f"{head}: {first}"]
+    lines += [f"  {name} {text}" for name, text in (("where:", finding.where), ("fix:  ", finding.remedy)) if text]
+    return "\n".join(lines + ([textwrap.indent(more.rstrip(), "    ")] if more else []))

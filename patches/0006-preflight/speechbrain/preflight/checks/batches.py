@@ -5,9 +5,18 @@ from speechbrain.preflight.report import Finding, some
 from torch.utils.data import BatchSampler
 
 CODES = {
+    "fit-arguments-shifted": "fit gets options of the dataloaders by position, as its progressbar",
     "no-batch": "a loader yields no batches",
     "batch-of-one": "the last batch has only one item, from which a BatchNorm gets only one value per channel",
 }
+
+
+def shifted(seen):
+    """Yield options of the dataloaders that were passed by position."""
+    if isinstance(seen.given.progressbar, dict):
+        what = f"fit's fourth argument is progressbar, but it is {seen.given.progressbar}: these options are lost"
+        remedy = "pass train_loader_kwargs= and valid_loader_kwargs= by name"
+        yield Finding("error", "fit-arguments-shifted", what, type(seen.given.brain).__name__, remedy)
 
 
 def no_batch(seen):
@@ -65,4 +74,4 @@ def _values_an_item(module, shape, items):
     return shape.numel() / shape[1] / items
 
 
-RULES = (no_batch, batch_of_one)
+RULES = (shifted, no_batch, batch_of_one)

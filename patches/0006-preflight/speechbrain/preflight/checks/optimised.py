@@ -11,6 +11,7 @@ from speechbrain.preflight.report import Finding, some
 from speechbrain.utils.checkpoints import DEFAULT_SAVE_HOOKS
 
 CODES = {
+    "no-backward": "the Brain's own fit_batch takes no backward pass in the first step",
     "nothing-trainable": "no parameter is trainable in the first step",
     "no-optimizer": "there are trainable parameters, but no optimizer",
     "optimizer-misses-loss": "the loss depends on no parameter that is in an optimizer",
@@ -57,6 +58,14 @@ def nothing_trainable(seen):
             ", ".join(modules) or "modules",
             "unfreeze what you want to train before fit(), in on_fit_start or in on_stage_start",
         )
+
+
+def no_backward(seen):
+    """Yield a step of the Brain's own that trains in a way that the preflight cannot see."""
+    if seen.step.custom and seen.step.taken and not seen.step.backwards:
+        name = type(seen.given.brain).__name__
+        what = "its own fit_batch takes no backward pass in the first step, so what it trains cannot be checked"
+        yield Finding("note", "no-backward", what, name, "check that it calls loss.backward(), if it should")
 
 
 def no_optimizer(seen):
@@ -198,4 +207,4 @@ def _by_module(names, keys):
     return groups.items()
 
 
-RULES = (nothing_trainable, no_optimizer, other_parameters, without_gradient, not_clipped, not_saved)
+RULES = (nothing_trainable, no_backward, no_optimizer, other_parameters, without_gradient, not_clipped, not_saved)

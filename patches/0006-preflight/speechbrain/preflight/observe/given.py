@@ -23,6 +23,8 @@ class Given:
         The epoch counter.
     train_options, valid_options : dict
         The options of the dataloaders.
+    progressbar : object
+        The argument of this name, which is a bool or None.
     script : pathlib.Path
         The training script; None if ``preflight()`` was called as a function.
     scan_seconds : float
@@ -35,6 +37,7 @@ class Given:
     epochs: Iterable = (1,)
     train_options: dict = field(default_factory=dict)
     valid_options: dict = field(default_factory=dict)
+    progressbar: Any = None
     script: Path | None = None
     scan_seconds: float = 20.0
 

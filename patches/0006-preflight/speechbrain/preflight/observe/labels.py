@@ -107,12 +107,15 @@ def labels(given, loaded, start, step, log):
         if items is None or items.pipeline is None or not len(items):
             continue
         for outer, key in items.pipeline.output_mapping.items():
-            column = evaluate(items, key, deadline, outer in targets)
+            column = log.guarded(f"{split} {key}", evaluate, items, key, deadline, outer in targets)
             if column is not None:
                 columns[split, outer] = column
                 if len(column.values) < len(items):
                     log.said.append(f"Labels ({column.where}): {len(column.values)} of {len(items)} items were checked.")
-    lacking = {str(path): _lacking(encoder, path, arguments, log) for encoder, path, arguments in loaded.encoders}
+    lacking = {
+        str(path): log.guarded(str(path), _lacking, encoder, path, arguments, log)
+        for encoder, path, arguments in loaded.encoders
+    }
     return Labels(targets, columns, {path: found for path, found in lacking.items() if found})
 
 
@@ -136,6 +139,8 @@ def _labels(arguments):
     for dataset in arguments["from_didatasets"]:
         with dataset.output_keys_as([key]):
             for number in range(len(dataset)):
+                for item in dataset.pipeline.dynamic_items:
+                    item.reset()  # after an exception, a generator would continue where it stopped
                 yield from _flat([dataset[number][key]], arguments["sequence_input"])
 
 

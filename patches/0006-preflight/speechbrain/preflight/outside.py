@@ -1,0 +1,129 @@
+"""What the command line does around a script: supervises it, says what it is doing, and writes the report."""
+
+import contextlib
+import faulthandler
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+
+from speechbrain.preflight.attempts import is_own, shown
+from speechbrain.preflight.report import Finding, Report
+
+WAITS = (10, 20, 30, 60)  # seconds between lines that say what a script is doing; the last one repeats
+
+
+def supervised(function, options):
+    """Run a function in a forked process, and report if a script ends it.
+
+    Arguments
+    ---------
+    function : callable
+        Returns the exit status; takes no arguments.
+    options : argparse.Namespace
+        The options of the command line.
+
+    Returns
+    -------
+    int
+        The exit status.
+    """
+    reader, writer = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        with contextlib.suppress(Exception):
+            faulthandler.enable()
+        try:
+            status = function()
+        except Exception:  # a mistake of the preflight itself
+            traceback.print_exc()
+            status = 2
+        with contextlib.suppress(OSError):
+            os.write(writer, bytes([status]))
+        return status
+    os.close(writer)
+    handlers = {
+        signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),  # the child gets it as well
+        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda number, frame: os.kill(child, number)),
+    }
+    try:
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    os.set_blocking(reader, False)  # processes of the script may keep it open
+    with contextlib.suppress(BlockingIOError):
+        if answer := os.read(reader, 1):
+            return answer[0]
+    if status in (130, -signal.SIGINT, -signal.SIGTERM):
+        return 130
+    how = f"signal {-status}, {signal.Signals(-status).name}" if status < 0 else f"status {status}, as os._exit does"
+    what = f"the script ended the process before the report was ready: {how}"
+    remedy = "look at what was printed last, and at how much memory it takes"
+    report = Report([Finding("error", "script-failed", what, str(options.script), remedy)])
+    return 1 if write(report, options, sys.stdout) else 2
+
+
+def write(report, options, out):
+    """Write the report.
+
+    Arguments
+    ---------
+    report : Report
+        The report.
+    options : argparse.Namespace
+        The options of the command line.
+    out : file
+        Where to print it, even if a script has replaced ``sys.stdout``; if this fails, it is printed to the standard error.
+
+    Returns
+    -------
+    bool
+        Whether it could be written.
+    """
+    written = True
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()  # so that the report comes last
+    try:
+        colour = out.isatty() and "NO_COLOR" not in os.environ
+        print(report.text(colour), file=out, flush=True)
+    except (OSError, ValueError) as error:  # a closed pipe, a full disk, or a stream that the script has closed
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, else Python fails again when it ends
+        try:
+            print(report.text(), f"(standard output: {error})", sep="\n", file=sys.stderr, flush=True)
+        except (OSError, ValueError):
+            written = False
+    if options.json:
+        try:
+            options.json.write_text(report.json() + "\n", encoding="utf-8")
+        except OSError as error:
+            print(f"the report could not be written to {options.json}: {error}", file=sys.stderr)
+            written = False
+    return written
+
+
+@contextlib.contextmanager
+def progress():
+    """Say now and then, while this context lasts, what the main thread is doing; on the standard error."""
+    over, main, began = threading.Event(), threading.main_thread().ident, time.monotonic()
+
+    def tell():
+        waits = iter(WAITS)
+        while not over.wait(next(waits, WAITS[-1])):
+            stack = traceback.extract_stack(sys._current_frames().get(main))
+            own = [frame for frame in stack if is_own(frame.filename)]
+            where = f" in {own[-1].name}, {shown(own[-1].filename)}:{own[-1].lineno}" if own else ""
+            with contextlib.suppress(OSError, ValueError):
+                print(f"preflight: {time.monotonic() - began:.0f} s,{where}", file=sys.stderr, flush=True)
+
+    threading.Thread(target=tell, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
