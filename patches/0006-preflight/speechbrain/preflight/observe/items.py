@@ -97,9 +97,10 @@ class Watch:
             self.opened.append(path)
 
     def _called(self, frame, event, result):
-        note = KINDS.get(frame.f_code, self)
-        if note is self:
-            note = KINDS[frame.f_code] = _kind(frame)
+        code = frame.f_code
+        if id(code) not in KINDS:
+            KINDS[id(code)] = code, _kind(frame)
+        note = KINDS[id(code)][1]
         if note is not None:
             note(self, frame, event, result)
 
@@ -133,7 +134,7 @@ class Watch:
             self.resampled.append(old)
 
 
-KINDS = {}  # by code object: the method of Watch that notes its calls, or None
+KINDS = {}  # by id of a code object: the object, which thus stays, and the method of Watch that notes its calls, or None
 
 
 def _kind(frame):

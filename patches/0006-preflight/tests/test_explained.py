@@ -1,0 +1,37 @@
+"""A finding is left out if another one explains it, and only then."""
+
+import pytest
+from speechbrain.preflight.explained import EXPLAINED, without_explained
+from speechbrain.preflight.report import Finding
+
+ABSENT = "LibsndfileError: Error opening '/no/such/clip 1.wav': System error."
+UNKNOWN = "KeyError: 'Cannot encode unknown label cat.'"
+# What is found, its cause, and whether the cause explains it: the code, what, and where of each.
+TABLE = [
+    (("first-batch-failed", ABSENT, "train.py:1"), ("audio-missing", "1 of 9", "train wav: /no/such/clip 1.wav"), True),
+    (("first-batch-failed", f"OSError: {__file__}.wav", ""), ("audio-unreadable", "1 of 9", "train wav: a.wav"), True),
+    (("first-batch-failed", "KeyError: 'speaker'", "train.py:1"), ("audio-missing", "1 of 9", "train wav: a.wav"), False),
+    (("first-batch-failed", UNKNOWN, "train.py:1"), ("label-encoder-stale", "it lacks cat", "label_encoder.txt"), True),
+    (("first-batch-failed", "KeyError: 'cat'", "train.py:1"), ("label-encoder-stale", "it lacks dog", "encoder.txt"), False),
+    (("label-unknown", "cat", "train label: t1"), ("label-encoder-stale", "it lacks cat", "label_encoder.txt"), True),
+    (("label-unknown", "cat", "train label: t1"), ("label-only-in-valid", "1 of 4", "valid label"), False),
+    (("first-step-failed", "IndexError: Target 4 is out of bounds.", "a"), ("label-outside", "4", "train label: cat"), True),
+    (("first-step-failed", "RuntimeError: shapes", "a"), ("label-outside", "4", "train label: cat"), False),
+    (("dataloader-failed", "ValueError: num_samples should be positive", ""), ("no-batch", "no items", "train"), True),
+    (("dataloader-failed", "TypeError: batch_sise", ""), ("no-batch", "no items", "valid"), False),
+    (("output-not-finite", "NaN", "add_noise"), ("audio-empty", "1 of 9", "add_noise wav_data: a.wav"), True),
+    (("output-not-finite", "NaN", "encoder.conv"), ("audio-empty", "1 of 9", "add_noise wav_data: a.wav"), False),
+    (("batch-not-finite", "NaN", "train sig: t1"), ("audio-not-finite", "1 of 9", "train wav: a.wav"), True),
+    (("batch-not-finite", "NaN", "train sig: t1"), ("audio-not-finite", "1 of 9", "valid wav: a.wav"), False),
+]
+
+
+@pytest.mark.parametrize(("one", "other", "explained"), TABLE, ids=[f"{a[0]} {b[0]} {yes}" for a, b, yes in TABLE])
+def test_what_another_finding_explains_is_left_out(one, other, explained):
+    finding, cause = (Finding("error", *texts) for texts in (one, other))
+    assert without_explained([finding, cause]) == [cause] if explained else [finding, cause]
+    assert without_explained([finding]) == [finding]
+
+
+def test_every_pair_has_a_case():
+    assert {code for code, _, _ in EXPLAINED} == {one[0] for one, _, explained in TABLE if explained}
