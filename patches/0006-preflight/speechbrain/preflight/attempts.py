@@ -27,6 +27,7 @@ REMEDIES = {
 REMEDY = "fix the error that the traceback below shows"
 
 LIBRARIES = tuple({sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), str(Path(sb.__file__).parent)})
+PACKAGES = {"site-packages", "dist-packages"}
 HERE = os.path.join(os.path.dirname(__file__), "")
 COLOUR = r"\x1b\[[0-9;]*[A-Za-z]"
 
@@ -186,7 +187,7 @@ def is_own(file):
     >>> is_own("/home/me/train.py"), is_own(traceback.__file__), is_own("<frozen runpy>")
     (True, False, False)
     """
-    return not file.startswith(("<", *LIBRARIES)) and "site-packages" not in Path(file).parts
+    return not file.startswith(("<", *LIBRARIES)) and PACKAGES.isdisjoint(Path(file).parts)
 
 
 def shown(file):

@@ -1,7 +1,8 @@
 """Finds out where a loss that is NaN comes from: from the batch, or from which module."""
 
+import math
 from collections.abc import Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import NamedTuple
 
 import torch
@@ -84,17 +85,17 @@ def watched_modules(brain):
     ------
     list of tuple
         For each call of a module: the module that would be to blame, or None if
-        the Brain is, the module that gets it, or None, and whether it is NaN. It grows.
+        the Brain is, the module that gets it, or None, and the sums of its tensors. It grows.
     """
     seen, inside = [], []
 
     def before(module, arguments):
-        seen.append((inside[-1] if inside else None, module, _has_nan(arguments)))
+        seen.append((inside[-1] if inside else None, module, _sums(arguments)))
         inside.append(module)
 
     def after(module, arguments, output):
         inside.pop()
-        seen.append((module, None, _has_nan(output)))
+        seen.append((module, None, _sums(output)))
 
     with ExitStack() as stack:
         if not any(hasattr(module, "_orig_mod") for module in brain.modules.modules()):
@@ -118,15 +119,18 @@ def first_nan(brain, seen):
     Origin
         None if no module gets or returns NaN.
     """
-    for module, follower, flags in seen:
-        if any(map(bool, flags)):
+    for module, follower, sums in seen:
+        if any(math.isnan(float(one)) for one in sums):
             augments = type(module).__module__.startswith("speechbrain.augment")
             return Origin(_name(brain, follower if module is None else module), module is not None, augments)
     return None
 
 
-def _has_nan(value):
-    return [tensor.detach().isnan().any() for _, tensor in tensors([value])]
+def _sums(value):
+    """The sums of all tensors: one is NaN if the tensor has NaN."""
+    with suppress(Exception):  # of an unusual type, which must not stop the module
+        return [tensor.detach().sum() for _, tensor in tensors([value])]  # faster than to look for NaN
+    return []
 
 
 def _name(brain, module):
