@@ -544,6 +544,14 @@ WAYS = [
 ]
 
 
+def test_a_folder_is_written_once(data):
+    for item in data.items[:4]:
+        os.remove(item["wav"])
+    (finding,) = data.seen()[0]
+    assert finding.where.count(str(data.folder)) == 1 and finding.where.endswith(".wav and 1 more")
+    assert finding.where.startswith(f"train wav: {data.folder}/train")
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_files_are_found_however_they_are_read(data, way):
     keys = way(data)

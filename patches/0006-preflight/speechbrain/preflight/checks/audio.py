@@ -49,8 +49,9 @@ def _report(clips, level, code, what, paths, remedy, confirm=None):
         sure = [path for path in tried if confirm(path)]
         paths = paths if len(sure) == len(tried) else sure
     if paths:
-        folder = os.path.join(os.path.dirname(paths[0]), "")  # which is written once
-        where = f"{clips.uses[paths[0]][0]}: {some([paths[0], *(path.removeprefix(folder) for path in paths[1:])])}"
+        first, folder = paths[0], os.path.dirname(paths[0])  # which is written once
+        others = (os.path.basename(path) if os.path.dirname(path) == folder else path for path in paths[1:])
+        where = f"{clips.uses[first][0]}: {some([first, *others])}"
         yield Finding(level, code, f"files {what}: {len(paths)} of {len(clips.uses)}", where, remedy)
 
 
