@@ -128,6 +128,7 @@ def flight(tmp_path, monkeypatch, capsys):
         ("json.loads('{')", [], 1, r"JSONDecodeError: [^$]+where: train.py:\d+ in <module>[^$]+ 3 lines of libraries"),
         ("json.loads('{')", ["--traceback"], 1, r"where: train.py:\d+ in <module>[^$]+raw_decode"),
         ("raise ValueError('\\x1b[31mred\\x1b[0m:\\n  and more')", [], 1, r"ValueError: red: and more\n"),
+        ("x = = 1", [], 1, r"^error\[script-failed\]: SyntaxError: [^$]+where: .*train.py:\d+\n"),
         ("load_hyperpyyaml(open('x.yaml'))", [], 1, r"error\[script-failed\]: [^$]+where: x.yaml:2\n"),
         (SHIFTED, [], 1, r"error\[fit-arguments-shifted\]: fit's fourth argument is progressbar, but it is {'batch_size': 8}"),
         (COUNTING, [], 0, r"note\[no-backward\]: "),

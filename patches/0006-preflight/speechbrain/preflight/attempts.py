@@ -142,6 +142,8 @@ def failure(code, error):
     inner = re.findall(r'File "(.+?)", line (\d+), in (\S+)', said) if said.startswith("Caught ") else []
     own = [(f.filename, f.lineno, f.name) for f in frames] + inner
     own = [f"{shown(file)}:{line} in {name}" for file, line, name in own if is_own(file)]
+    if isinstance(error, SyntaxError) and error.filename and is_own(error.filename):
+        own.append(f"{shown(error.filename)}:{error.lineno}")
     where = yaml_line(error) or (own[-1] if own else _caller(error))
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     kind = type(error).__name__
