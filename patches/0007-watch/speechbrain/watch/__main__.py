@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 
 import speechbrain.watch
-from speechbrain.watch.flags import find_goal, flags
-from speechbrain.watch.log import Log, runs, stamp, tail
-from speechbrain.watch.report import plot, summary, table
+from speechbrain.watch.log import CHUNK, Divider, Log, Stamps, chunks, tail
+from speechbrain.watch.report import Picture, Printer, summary
+from speechbrain.watch.run import Watch, find_goal
 from speechbrain.watch.text import clean
 
 
@@ -52,50 +52,123 @@ def arguments(given):
     return options
 
 
-def watch(options, wait):
-    """Print the report once, or as the log grows; returns the exit status."""
-    terminal = sys.stdout.isatty()
-    colour = terminal and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
-    width = shutil.get_terminal_size().columns if terminal else None
-    log, printed, read_before = Log(), set(), False
-    if options.follow and not options.log.exists():
-        print(f"Waiting for {options.log}", flush=True)
-    try:
-        for data in tail(options.log):
-            if data is None:
-                print("\nThe log was replaced.")
-                log, printed = Log(), set()
-                continue
-            new = log.feed(data)
-            if not read_before:
-                stamp(new, options.log.with_name("log.txt"))
-            elif len(new) == 1:  # several that arrive together were not written together
-                new[0].time = ("arrival", time.monotonic())
-            if new:
-                found = runs(log.entries)
-                goal = find_goal(found, options.best)
-                for identity, line in table(found, goal, colour, width, options.follow):
-                    if identity not in printed:
-                        print(line, flush=True)
-                    printed.add(identity)
-                if options.plot:
-                    plot(options.plot, found, goal)
-            if not options.follow:
-                break
-            read_before = True
-            wait(options.every)
-    except KeyboardInterrupt:
-        print()
-    found = runs(log.entries)
-    goal = find_goal(found, options.best)
-    if not log.entries and log.unread:
-        line, text = log.unread[0]
-        refuse(f"{options.log} is not a log of FileTrainLogger: line {line} is {clean(text[:80])!r}")
-    if options.best and not goal and not options.follow:
-        keys = ", ".join(dict.fromkeys(clean(key) for run in found for key in run.numeric_keys()))
-        refuse(f"{options.log} has no {options.best}; it has {keys or 'no epoch yet'}")
-    print("", *summary(log, found, goal), sep="\n")
-    return int(any(flag.level == "error" for run in found for flag in flags(run, goal)))
+class Session:
+    """Reads, judges and prints one log."""
+
+    def __init__(self, options):
+        self.path, self.options = options.log, options
+        self._begin()
+
+    def _begin(self):
+        options, terminal = self.options, sys.stdout.isatty()
+        colour = terminal and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+        width = shutil.get_terminal_size().columns if terminal else None
+        self.log, self.watch, self.picture = Log(), Watch(), Picture()
+        self.printer = Printer(lambda line: print(line, flush=options.follow), colour, width, options.follow)
+
+    @property
+    def goal(self):
+        """What decides which epoch is best, or None."""
+        return find_goal(self.watch.runs, self.options.best)
+
+    @property
+    def status(self):
+        """The exit status."""
+        return int(any(flag.level == "error" for run in self.watch.runs for flag in run.flags))
+
+    def read(self):
+        """Judge the whole log, then read it again to print it, so that it need not fit into memory."""
+        size = os.stat(self.path).st_size
+        for run, row, _ in every(self.watch, self._entries(self.log, size)):
+            self.printer.learn(run, row)
+            self._remember(run, row)
+        self.check()
+        runs, goal, flags = self.watch.runs, self.goal, {}
+        for run in runs:
+            for flag in run.found:
+                flags.setdefault((run.n, flag.line), []).append(flag)
+        for number, row in every(Divider(), self._entries(Log(), size)):
+            self.printer.row(runs[number], row, flags.get((number, row.line), []), goal, len(runs) > 1)
+        self.printer.flush()
+        self._draw()
+
+    def follow(self, wait):
+        """Print the log as it grows, until Ctrl-C."""
+        stamps = self._stamps()  # for the lines that were there before this command
+        try:
+            if not self.path.exists():
+                print(f"Waiting for {self.path}", flush=True)
+            for data in tail(self.path):
+                if data is None:
+                    print("\nThe log was replaced.")
+                    self._begin()
+                    continue
+                self._extend(self.log.feed(data), stamps)
+                if len(data) < CHUNK:
+                    stamps = None
+                    wait(self.options.every)
+        except KeyboardInterrupt:
+            print()
+        for judged in self.watch.rest():
+            self._print(*judged)
+        self.check()
+
+    def _entries(self, log, size):
+        stamps = self._stamps()
+        for data in chunks(self.path, size):
+            for entry in log.feed(data):
+                yield entry if log.stamped else stamps.give(entry)
+
+    def _stamps(self):
+        return Stamps(self.path.with_name("log.txt"))
+
+    def _extend(self, entries, stamps):
+        if stamps and not self.log.stamped:
+            entries = [stamps.give(entry) for entry in entries]
+        elif len(entries) == 1 and not self.log.stamped:  # several that arrive together were not written together
+            entries[0].time = ("arrival", time.monotonic())
+        for entry in entries:
+            for judged in self.watch.feed(entry):
+                self._print(*judged)
+        if entries:
+            if self.watch.divider.held:
+                self.printer.early(self.watch.divider.held)
+            self._draw()
+
+    def _print(self, run, row, said):
+        self._remember(run, row)
+        self.printer.row(run, row, said, self.goal)
+
+    def _remember(self, run, row):
+        if self.options.plot and not row.is_test:
+            self.picture.add(run, row)
+
+    def _draw(self):
+        if self.options.plot:
+            self.picture.draw(self.options.plot, self.watch.runs, self.goal)
+
+    def check(self):
+        """Refuse a file that is not a log, or that does not have the value to choose the best epoch by."""
+        log, other = self.log, self.path.with_name("train_log.txt")
+        if not log.started and (log.first_unread or log.unfinished):
+            line, text = log.first_unread or (1, log.half)
+            if text.startswith("version https://git-lfs"):
+                refuse(f"{self.path} is a pointer of git-LFS, not the log itself: run `git lfs pull`")
+            refuse(f"{self.path} is not a log of FileTrainLogger: line {line} is {clean(text[:80])!r}")
+        if not log.started and not self.options.follow:
+            if not log.stamped:
+                refuse(f"{self.path} is empty, or has only zero bytes")
+            refuse(f"{self.path} has no line of FileTrainLogger" + (f"; give {other}" if other.is_file() else ""))
+        if self.options.best and not self.goal and not self.options.follow:
+            keys = ", ".join(dict.fromkeys(clean(key) for run in self.watch.runs for key in run.numeric_keys()))
+            refuse(f"{self.path} has no {self.options.best}; it has {keys or 'no epoch yet'}")
+
+
+def every(reader, entries):
+    """Yield what a Watch or a Divider returns for all entries."""
+    for entry in entries:
+        yield from reader.feed(entry)
+    yield from reader.rest()
 
 
 def main(given=None, wait=time.sleep):
@@ -113,16 +186,21 @@ def main(given=None, wait=time.sleep):
     int
         The exit status.
     """
+    if sys.stdout is None:  # it was closed
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")
     options = arguments(given)
+    session = Session(options)
     try:
-        return watch(options, wait)
-    except BrokenPipeError:  # the reader has closed the pipe, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        session.follow(wait) if options.follow else session.read()
+        print("", *summary(session.log, session.watch.runs, session.goal), sep="\n", flush=True)
     except OSError as error:
-        refuse(f"{error.filename}: {error.strerror}")
+        if error.filename is not None:
+            refuse(f"{error.filename}: {error.strerror}")
+        # the reader of the output has closed it, as `| head` does, or its disk is full
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return session.status
 
 
 if __name__ == "__main__":

@@ -1,19 +1,27 @@
-"""Read the log that FileTrainLogger writes: its entries, and the runs they belong to."""
+"""Read the log that FileTrainLogger writes: its entries, and the runs they belong to, one at a time."""
 
 import contextlib
+import errno
 import math
+import os
 import re
-from collections import defaultdict, deque
+import stat
+from collections import deque
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import lru_cache
 
 DATASETS = ("train", "valid", "test")
 SECTION = re.compile(r" - (?=(?:train|valid|test) )")
 ITEM = re.compile(r", (?=[^,]+: )")
 ITEM_OF = {dataset: re.compile(f", (?={dataset} )") for dataset in DATASETS}
+OPENING = re.compile(r"[\[({]")
 BRACKET = re.compile(r"\\.|['\"\[\](){}]")
 START = re.compile(r"(?:epoch|steps?|optimizer_step|epoch loaded): ", re.I)
-STAMPED = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),(\d{3}) - \S+ - \w+ - (.*)")
+STAMPED = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}) - (\S+) - \w+ - (.*)")
+CHUNK = 2**16  # bytes that are read at once
+LONGEST = 2**20  # bytes of a line
+ARRAY = 10_000  # lines of an entry
 
 
 def number(text):
@@ -24,11 +32,13 @@ def number(text):
         return None
 
 
+@lru_cache(maxsize=4096)
 def dataset_of(key):
     """The dataset of a key such as ``valid loss``, or an empty string."""
     return next((dataset for dataset in DATASETS if key.startswith(f"{dataset} ")), "")
 
 
+@lru_cache(maxsize=4096)
 def name_of(key):
     """The key without its dataset: ``loss`` for ``valid loss``."""
     return key.removeprefix(f"{dataset_of(key)} ")
@@ -48,45 +58,43 @@ class Entry:
         The whole entry, without the last end of line.
     time : tuple
         The clock that gave the time, or None, and the seconds on that clock.
+    seconds : float or None
+        How long the epoch took; None if the time of the row before it is unknown, or from another clock.
+
+    Attributes
+    ----------
+    numbers : dict of str: float
+        The values that are numbers.
+    datasets : set of str
+        The datasets that have values in this entry.
+    epoch, step, loaded : float, float and str, or None
+        The epoch, the step, and the epoch of the tested checkpoint as it was printed.
+    is_test : bool
+        Whether this is an evaluation rather than an epoch.
     """
 
     items: dict
     line: int = 0
     text: str = ""
     time: tuple = (None, 0.0)
+    seconds: float | None = field(default=None, repr=False, compare=False)
 
-    def number(self, key):
-        """The value of a key as a number, or None."""
-        return number(self.items.get(key))
-
-    def _first(self, *names):
-        numbers = (number(value) for key, value in self.items.items() if key.lower() in names)
-        return next((value for value in numbers if value is not None and math.isfinite(value)), None)
-
-    @property
-    def epoch(self):
-        """The number of the epoch, or None."""
-        return self._first("epoch")
-
-    @property
-    def step(self):
-        """The number of the step, or None."""
-        return self._first("step", "steps", "optimizer_step")
-
-    @property
-    def loaded(self):
-        """The epoch of the tested checkpoint, as it was printed, or None."""
-        return next((value for key, value in self.items.items() if key.lower() == "epoch loaded"), None)
-
-    @property
-    def datasets(self):
-        """The datasets that have values in this entry."""
-        return {dataset_of(key) for key in self.items} - {""}
-
-    @property
-    def is_test(self):
-        """Whether this is an evaluation rather than an epoch."""
-        return self.loaded is not None or self.datasets == {"test"}
+    def __post_init__(self):
+        self.numbers, self.datasets, self.epoch, self.step, self.loaded = {}, set(), None, None, None
+        for key, text in self.items.items():
+            value = number(text)
+            if value is not None:
+                self.numbers[key] = value
+            if dataset := dataset_of(key):
+                self.datasets.add(dataset)
+            elif key.lower() == "epoch loaded":
+                self.loaded = self.loaded or text
+            elif value is not None and math.isfinite(value):
+                if key.lower() == "epoch" and self.epoch is None:
+                    self.epoch = value
+                elif key.lower() in ("step", "steps", "optimizer_step") and self.step is None:
+                    self.step = value
+        self.is_test = self.loaded is not None or self.datasets == {"test"}
 
     @property
     def place(self):
@@ -99,6 +107,8 @@ class Entry:
 
 def _masked(text, depth=0):
     """Blank out brackets, whose commas do not separate items; returns the text, and the number of brackets still open."""
+    if not depth and not OPENING.search(text):
+        return text, 0
     parts, quote, start = [], "", 0
 
     def take(end):
@@ -151,6 +161,11 @@ def parse(text):
     {'epoch': '3', 'lr': '1.00e-03', 'train loss': '9.18e-01', 'valid loss': 'nan', 'valid F1': '[0.5, 0.7]'}
     >>> parse("Traceback (most recent call last):")
     """
+    entry = _entry(text)
+    return entry and entry.items
+
+
+def _entry(text, line=0, time=(None, 0.0)):
     items = {}
     for section, mask in _cut(text, _masked(text)[0], SECTION):
         while mask.endswith(" - "):  # a section with nothing in it
@@ -162,24 +177,28 @@ def parse(text):
             if not colon or not key or key in items:
                 return None
             items[key] = value.removeprefix(": ")  # some recipes name a key "Loss: "
-    entry = Entry(items)
+    entry = Entry(items, line, text, time)
     if entry.epoch is None and {value for key, value in items.items() if key.lower() == "epoch"} - {"None"}:
         return None
-    valid = entry.datasets or entry.is_test or entry.epoch is not None or entry.step is not None
-    return items if valid else None
+    return entry if entry.datasets or entry.is_test or (entry.epoch, entry.step) != (None, None) else None
 
 
 class Log:
-    r"""The part of a log that was read so far.
+    r"""Reads a log piece by piece, and keeps only what is incomplete.
+
+    A log.txt is read, too: the lines of FileTrainLogger in it give entries with times, and its other lines are passed over.
+    Lines of zero bytes, which a crash of the machine can leave, count as blank.
 
     Attributes
     ----------
-    entries : list of Entry
-        The entries.
-    unread : list of tuple
-        The lines that are not part of an entry, as (number, text), except blank lines.
+    entries, unread : int
+        The number of entries so far, and of lines that are not part of an entry, except blank lines.
+    first_unread : tuple or None
+        The first of these lines, as (number, text).
     waiting : list of tuple
-        The lines of an entry whose array is not complete yet.
+        The lines of an entry whose array is not complete yet, as (number, text).
+    stamped : bool
+        Whether this is a log.txt: its lines start with times.
 
     Example
     -------
@@ -191,13 +210,23 @@ class Log:
     """
 
     def __init__(self):
-        self.entries, self.unread, self.waiting = [], [], []
-        self._line, self._half, self._depth = 0, b"", 0
+        self.entries, self.unread, self.first_unread, self.waiting, self.stamped = 0, 0, None, [], False
+        self._line, self._half, self._depth, self._starts, self._time = 0, b"", 0, 0, (None, 0.0)
 
     @property
     def unfinished(self):
         """Whether the last line, or an array in the last entry, is incomplete."""
         return bool(self._half or self.waiting)
+
+    @property
+    def half(self):
+        """The beginning of the last line, if that is incomplete."""
+        return self._half[:200].decode("utf-8", "replace")
+
+    @property
+    def started(self):
+        """Whether the file can be a log: it has an entry, or the beginning of one."""
+        return bool(self.entries or self.waiting or START.match(self.half))
 
     def feed(self, data):
         """Read the next part of the log.
@@ -212,112 +241,155 @@ class Log:
         list of Entry
             The new entries.
         """
-        known = len(self.entries)
+        found = []
         *lines, self._half = (self._half + data).split(b"\n")
         for line in lines:
-            line = line.decode("utf-8", "replace").rstrip("\r")
             self._line += 1
-            if self.waiting and START.match(line):  # the previous entry was cut off in an array
-                self._give_up()
-            self._depth = _masked(line, self._depth)[1]
-            self.waiting.append((self._line, line))
-            if not self._depth:
-                self._close()
-        return self.entries[known:]
-
-    def _close(self):
-        text = "\n".join(line for _, line in self.waiting)
-        items = parse(text)
-        if items is None:
+            found += self._read(line.decode("utf-8", "replace").strip("\r\0"))
+        self._half = self._half.lstrip(b"\0")
+        if len(self._half) > LONGEST:
             self._give_up()
-        else:
-            self.entries.append(Entry(items, self.waiting[0][0], text))
-            self.waiting = []
+            self._skip(self._line + 1, self._half[:200].decode("utf-8", "replace"))
+            self._half = b""
+        self.entries += len(found)
+        return found
+
+    def _read(self, line):
+        """Read a line; returns the entry that it completes, if any, in a list."""
+        match = STAMPED.match(line)
+        if match:
+            moment, logger, line = match.groups()
+            self.stamped = True
+            self._starts += line == "Beginning experiment!"
+            if not logger.endswith("train_logger"):
+                self._give_up()
+                return []
+            with contextlib.suppress(ValueError):  # not a valid date
+                self._time = (self._starts, (datetime.fromisoformat(moment.replace(",", ".")) - datetime.min).total_seconds())
+        elif self.stamped and not self.waiting:
+            return []
+        if self.waiting and (match or START.match(line) or len(self.waiting) > ARRAY):  # an array was cut off
+            self._give_up()
+        self._depth = _masked(line, self._depth)[1]
+        self.waiting.append((self._line, line))
+        if self._depth:
+            return []
+        text = "\n".join(line for _, line in self.waiting)
+        entry = _entry(text, self.waiting[0][0], self._time if self.stamped else (None, 0.0))
+        if entry is None:
+            self._give_up()
+        self.waiting = []
+        return [entry] if entry else []
 
     def _give_up(self):
-        self.unread += [(number, line) for number, line in self.waiting if line.strip()]
+        for number, line in self.waiting:
+            if line.strip():
+                self._skip(number, line)
         self.waiting, self._depth = [], 0
 
-
-@dataclass
-class Run:
-    """One run of a training: its epochs, ``rows``, and its evaluations, ``tests``."""
-
-    rows: list = field(default_factory=list)
-    tests: list = field(default_factory=list)
-
-    def numeric_keys(self):
-        """The keys that have a number in any row: first those without a dataset, then training, validation, and test."""
-        keys = dict.fromkeys(key for row in self.rows for key in row.items if row.number(key) is not None)
-        return sorted(keys, key=lambda key: ("", *DATASETS).index(dataset_of(key)))
+    def _skip(self, number, line):
+        self.unread += 1
+        self.first_unread = self.first_unread or (number, line[:200])
 
 
-def runs(entries):
-    """Divide a log into runs: a new one begins where the epoch, or the step within the epoch, repeats or falls.
+class Divider:
+    r"""Divides a log into runs: a new one begins where the epoch, or the step within the epoch, repeats or falls.
 
-    Arguments
-    ---------
-    entries : list of Entry
-        The entries of a log.
+    Some recipes log the training and the validation of an epoch in two entries: these become one row. So the first row without
+    validation waits for the next entry, and so do later ones if a row of this log was completed in this way.
 
-    Returns
+    Example
     -------
-    list of Run
-        At least one run. If the training and the validation of an epoch were logged in two entries, they become one row.
+    >>> divider = Divider()
+    >>> entries = Log().feed(b"epoch: 1 - valid loss: 2.05\nepoch: 1 - valid loss: 2.06\n")
+    >>> [number for entry in entries for number, row in divider.feed(entry)]
+    [0, 1]
     """
-    found = [Run()]
-    epoch = step = None
-    for entry in entries:
-        rows = found[-1].rows
+
+    def __init__(self):
+        self.number, self.held = 0, None  # the run that was reached; the row that waits
+        self._last, self._step, self._split, self._row = None, None, None, None
+
+    def feed(self, entry):
+        """Take the next entry; returns the rows and tests that are now complete, each as (number of the run, entry)."""
         if entry.is_test:
-            found[-1].tests.append(entry)
-            continue
-        same = rows and entry.epoch is not None and entry.epoch == rows[-1].epoch
-        if same and (rows[-1].datasets, entry.datasets) == ({"train"}, {"valid"}):
-            rows[-1] = replace(rows[-1], items=rows[-1].items | entry.items, time=entry.time)
-            continue
-        advances = entry.step is not None and (step is None or entry.step > step)
+            return [*self.rest(), (self.number, entry)]
+        last = self._last
+        same = last and entry.epoch is not None and entry.epoch == last.epoch
+        if same and (last.datasets, entry.datasets) == ({"train"}, {"valid"}):
+            held, self.held, self._last, self._split = self.held, None, entry, True
+            return self._take(replace(held, items=held.items | entry.items, time=entry.time) if held else entry)
+        found = self.rest()
+        advances = entry.step is not None and (self._step is None or entry.step > self._step)
         if entry.epoch is None:
             again = entry.step is not None and not advances
         else:
-            again = epoch is not None and (entry.epoch < epoch or (entry.epoch == epoch and not advances))
+            again = last and last.epoch is not None and (entry.epoch < last.epoch or (same and not advances))
         if again:
-            found.append(Run())
-            epoch = step = None
-        if entry.epoch is not None:
-            epoch, step = entry.epoch, entry.step
-        elif entry.step is not None:
-            step = entry.step
-        found[-1].rows.append(entry)
-    return found
+            self.number += 1
+            self._step = self._row = None
+        if entry.epoch is not None or entry.step is not None:
+            self._step = entry.step
+        if entry.epoch is not None or again or not last:
+            self._last = entry
+        if entry.epoch is not None and entry.datasets == {"train"} and self._split is not False:
+            self.held = entry
+            return found
+        self._split = self._split or False
+        return [*found, *self._take(entry)]
+
+    def rest(self):
+        """Return the row that waits, if any, as ``feed`` does: it is complete after all."""
+        held, self.held = self.held, None
+        if not held:
+            return []
+        self._split = self._split or False
+        return self._take(held)
+
+    def _take(self, row):
+        before, self._row = self._row, row
+        if before and before.time[0] is not None and before.time[0] == row.time[0] and row.time[1] > before.time[1]:
+            epochs = row.epoch - before.epoch if None not in (row.epoch, before.epoch) else 1
+            row.seconds = (row.time[1] - before.time[1]) / max(1, epochs)
+        return [(self.number, row)]
 
 
-def stamp(entries, path):
-    """Give entries the times that log.txt has for the same lines.
+class Stamps:
+    """The times that the log.txt in the same folder has for the lines of a log; if there is none, the times stay unknown.
 
     Each start of the script is a separate clock, so that the pause before a training is resumed does not count as part of an
     epoch.
-
-    Arguments
-    ---------
-    entries : list of Entry
-        The entries of a log.
-    path : pathlib.Path
-        The log.txt in the same folder. If there is none, the times stay unknown.
     """
-    waiting = defaultdict(deque)
-    for entry in entries:
-        waiting[entry.text.partition("\n")[0]].append(entry)
-    starts = 0
-    with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace", newline="\n") as file:
-        for match in filter(None, map(STAMPED.match, file)):
-            moment, milliseconds, line = match.groups()
-            line = line.rstrip("\r")
-            starts += line == "Beginning experiment!"
-            if waiting.get(line):
-                with contextlib.suppress(ValueError):  # not a valid date
-                    seconds = (datetime.fromisoformat(moment) - datetime.min).total_seconds() + int(milliseconds) / 1000
-                    waiting[line].popleft().time = (starts, seconds)
+
+    def __init__(self, path):
+        log, self._ahead = Log(), deque()
+        self._entries = (entry for data in chunks(path) for entry in log.feed(data) if entry.time[0] is not None)
+
+    def give(self, entry):
+        """Give an entry its time, if it is among the next 100 of log.txt; returns the entry."""
+        ahead = self._ahead
+        with contextlib.suppress(OSError):
+            while len(ahead) < 100 and (other := next(self._entries, None)):
+                ahead.append((other.text, other.time))
+        place = next((n for n, (text, _) in enumerate(ahead) if text == entry.text), None)
+        for _ in range(0 if place is None else place + 1):
+            entry.time = ahead.popleft()[1]
+        return entry
+
+
+def _open(path):
+    """Open a file; a pipe or device is refused, since it cannot be read twice."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, "a pipe or device cannot be watched; give a file", str(path))
+    return open(path, "rb")
+
+
+def chunks(path, size=math.inf):
+    """Yield the first ``size`` bytes of a file, in pieces."""
+    with _open(path) as file:
+        while size > 0 and (data := file.read(min(size, CHUNK))):
+            size -= len(data)
+            yield data
 
 
 def tail(path):
@@ -333,18 +405,18 @@ def tail(path):
     Yields
     ------
     bytes or None
-        The new bytes, which may be empty. After a None, the file is read from its beginning.
+        The new bytes, which may be empty, and at most ``CHUNK``. After a None, the file is read from its beginning.
     """
     offset, last = 0, b""
     while True:
         data = b""
-        with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+        with contextlib.suppress(FileNotFoundError), _open(path) as file:
             file.seek(offset - len(last))
             if file.read(len(last)) != last:
                 yield None
                 offset, last = 0, b""
                 file.seek(0)
-            data = file.read()
+            data = file.read(CHUNK)
         offset += len(data)
         last = (last + data)[-4096:]
         yield data
