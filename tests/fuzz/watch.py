@@ -2,8 +2,8 @@
 """Mutates training logs, reads, judges and draws them, and prints what it found.
 
 A log fails if an exception is raised, if a complete line is neither read nor counted,
-or if reading it in pieces gives another result. The script keeps failed logs, and
-exits with 1 if there are any.
+if the best epoch is flagged as an error, or if reading the log in pieces, as --follow
+does, gives other flags. The script keeps failed logs, and exits with 1 if there are any.
 
 > python tests/fuzz/watch.py --logs 10000
 """
@@ -16,9 +16,9 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from speechbrain.watch.flags import find_goal, flags
-from speechbrain.watch.log import Log, runs, stamp
-from speechbrain.watch.report import plot, summary, table
+from speechbrain.watch.log import Log, Stamps
+from speechbrain.watch.report import Picture, Printer, summary
+from speechbrain.watch.run import Watch, find_goal
 from tqdm import tqdm
 
 TRAINING = "".join(
@@ -33,6 +33,15 @@ LOGS = [
     "epoch: 1, name: Adam - train loss: [0.5, nan]\nepoch: 2 - train loss: tensor([0.5])\r\nepoch: 2 - valid loss: 0.00e+00\n",
     "".join(f"epoch: {i} - train loss: {max(0.3, 2 / i):.2f} - valid loss: 1.{30 - i}\n" for i in range(1, 20)),
     "".join(f"epoch: {i} - train loss: {2 / i:.2f} - valid loss: 1.{i:02}\n" for i in range(1, 20)),
+    "".join(
+        f"epoch: {i} - train loss: {2 / i:.2f} - valid loss: {1 + abs(i - 5) / 9 if i < 15 else 0.5:.2f}\n"
+        for i in range(1, 18)
+    ),
+    "".join(f"epoch: {i} - train loss: {loss}\n" for i, loss in enumerate((2.0, 1.0, 0.8, 5.3, 40.0, 0.7, 0.6), 1)),
+    "".join(f"epoch: {i} - train loss: 2.30 - valid loss: 2.31, valid CER: 99.0\n" for i in range(1, 15)),
+    "".join(f"epoch: {i} - train loss: 1.00\nepoch: {i} - valid loss: {2 / i:.2f}\n" for i in range(1, 9)),
+    "".join(f"epoch: {i} - train snr: {i}.0 - valid snr: {i % 7}.1\n" for i in range(1, 15))
+    + "Epoch loaded: 6 - test snr: 1\n",
 ]
 PIECES = [*"[](){}'\"\\\n\r:, -\t\0\x1b$_^", " - ", ": ", ", ", "epoch: ", "Epoch loaded: ", " - train ", " - valid loss: "]
 PIECES += ["nan", "inf", "-1", "0.00e+00", "1e308", "-1e308", "1e999", "5e-324", "0e400", "9" * 400, "1_0", "None", "test "]
@@ -58,31 +67,66 @@ def mutated(text, generator):
     return text.encode("utf-8", "surrogatepass")
 
 
+def judged(pieces, stamps=None, printer=None, best=None):
+    """Judge a log that arrives in pieces; returns the log, its entries, what judged it, and (run, row, flags) of each row."""
+    log, watch, entries, rows = Log(), Watch(), [], []
+    for piece in pieces:
+        for entry in log.feed(piece):
+            entries.append(stamps.give(entry) if stamps else entry)
+            for each in watch.feed(entry):
+                rows.append(each)
+                if printer:
+                    printer.row(*each, find_goal(watch.runs, best))
+    return log, entries, watch, rows + watch.rest()
+
+
 def watch(data, generator, folder, draw):
     """Read a log as the command does; returns the number of entries, flags and so on."""
-    log, pieces = Log(), Log()
-    log.feed(data)
-    for i in range(0, len(data), step := generator.randrange(1, 200)):
-        pieces.feed(data[i : i + step])
-    assert (pieces.entries, pieces.unread, pieces.waiting) == (log.entries, log.unread, log.waiting), (
-        "gives another result in pieces"
-    )
-    *lines, _ = data.decode("utf-8", "replace").split("\n")
-    read = [line for entry in log.entries for line in entry.text.split("\n")] + [line for _, line in log.unread + log.waiting]
-    assert sum(map(bool, map(str.strip, read))) == sum(map(bool, map(str.strip, lines))), "a line is neither read nor counted"
     (folder / "log.txt").write_bytes(
-        b"".join(b"2026-11-22 10:%02d:00,000 - a - INFO - %b\n" % (i % 61, line) for i, line in enumerate(data.split(b"\n")))
+        b"".join(
+            b"2026-11-22 10:%02d:00,000 - a.train_logger - INFO - %b\n" % (i % 61, line)
+            for i, line in enumerate(data.split(b"\n"))
+        )
     )
-    stamp(log.entries, folder / "log.txt")
-    found = runs(log.entries)
-    goal = find_goal(found, generator.choice((None, "WER", "si-snr:max")))
-    printed = [line for _, line in table(found, goal, width=generator.choice((None, 40)))] + list(summary(log, found, goal))
-    assert all(line.isprintable() for line in printed), "a line could control the terminal"
+    best, step = generator.choice((None, "WER", "si-snr:max")), generator.randrange(1, 200)
+    followed, lines = [], []
+    options = {"width": generator.choice((None, 40))}
+    log, entries, seen, rows = judged([data])
+    pieces = [data[i : i + step] for i in range(0, len(data), step)]
+    other, again, live, _ = judged(pieces, None, Printer(followed.append, follow=True, **options), best)
+    assert (again, other.unread, other.waiting) == (entries, log.unread, log.waiting), "gives another result in pieces"
+    assert [run.found for run in seen.runs] == [run.found for run in live.runs], "gives other flags in pieces"
+    stamped = judged([data], Stamps(folder / "log.txt"))[3]
+    assert [row.text for _, row, _ in stamped] == [row.text for _, row, _ in rows], "gives other rows with times"
+    *complete, _ = data.decode("utf-8", "replace").split("\n")
+    read = [line for entry in entries for line in entry.text.split("\n")] + [line for _, line in log.waiting]
+    count = sum(bool(line.strip("\0\r").strip()) for line in read) + log.unread
+    assert count == sum(bool(line.strip("\0\r").strip()) for line in complete), "a line is neither read nor counted"
+    goal, printer = find_goal(seen.runs, best), Printer(lines.append, **options)
+    errors = {flag.line for run in seen.runs for flag in run.found if flag.level == "error"}
+    assert not any(run.best(goal) and run.best(goal).line in errors for run in seen.runs), "the best epoch is an error"
+    picture = Picture(generator.choice((4, 4000)))
+    for run, row, _ in stamped:
+        printer.learn(run, row)
+        if not row.is_test:
+            picture.add(run, row)
+    for run, row, said in stamped:
+        printer.row(run, row, said, goal, len(seen.runs) > 1)
+    printer.flush()
+    lines += [*followed, *summary(log, seen.runs, goal)]
+    assert all(line.isprintable() for line in lines), "a line could control the terminal"
     if draw:
-        plot(str(folder / "curves.png"), found, goal)
-    levels = Counter(f"flags: {flag.level} {flag.code}" for run in found for flag in flags(run, goal))
+        picture.draw(str(folder / "curves.png"), seen.runs, goal)
+    levels = Counter(f"flags: {flag.level} {flag.code}" for run in seen.runs for flag in run.found)
+    refuted = sum(len(flag.refuted) for _, _, said in rows for flag in said)
     return levels + Counter(
-        {"entries": len(log.entries), "lines that are not entries": len(log.unread), "runs": len(found), "pictures": draw}
+        {
+            "entries": len(entries),
+            "lines that are not entries": log.unread,
+            "runs": len(seen.runs),
+            "flags that were refuted": refuted,
+            "pictures": draw,
+        }
     )
 
 
