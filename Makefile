@@ -29,6 +29,7 @@ bench: .venv/benchmarks    ## ratios to the stock release and to other libraries
 	$(BENCHMARK)/saving.py
 	$(BENCHMARK)/stepping.py
 	$(BENCHMARK)/preflight.py
+	$(BENCHMARK)/watch.py
 	$(BENCHMARK)/audio_scan.py --files 100 --rounds 3
 	$(BENCHMARK)/recipe.py
 
