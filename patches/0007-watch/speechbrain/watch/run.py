@@ -52,7 +52,7 @@ class Run:
         self.n, self.keys, self.flags, self.tested, self.timed = number, {}, [], None, False
         self.first = self.last = self.loss = None
         self._nonfinite, self._zero, self._slow = Nonfinite(), ZeroLoss(), Slow()
-        self._signs, self._curves, self._rows, self._validated = (1,), None, [], False
+        self._signs, self._trend, self._curves, self._rows, self._validated = (1,), 1, None, [], False
 
     def feed(self, entry):
         """Judge the next row or test; returns what the judges say. The flags are also in ``flags``."""
@@ -78,6 +78,10 @@ class Run:
             self.first, self.last = self.first or entry, entry
             self.timed = self.timed or entry.seconds is not None
         return self.note(said)
+
+    def close(self):
+        """Forget what only judges need: another run begins."""
+        self._nonfinite = self._zero = self._slow = self._curves = None
 
     def note(self, said):
         """Take over what judges say, and return it."""
@@ -110,7 +114,7 @@ class Run:
         ways = [sign for sign in (1, -1) if self._is_tested(f"valid {self.loss}", sign)]
         if len(self._signs) == 1 or len(ways) == 1:
             return self._signs[0] if len(self._signs) == 1 else ways[0]
-        return self._curves.sign if self._curves else 1
+        return self._trend
 
     def tested_as(self):
         """Say by which values of the validation the tested epoch is the best."""
@@ -148,8 +152,8 @@ class Run:
             if len(self._signs) == 2 and len(trend) < 3:
                 self._rows = self._rows[-100:]
                 return
-            sign = self._signs[0] if len(self._signs) == 1 else -1 if trend[-1] > trend[0] else 1
-            self._curves = Curves(self.loss, sign)
+            self._trend = self._signs[0] if len(self._signs) == 1 else -1 if trend[-1] > trend[0] else 1
+            self._curves = Curves(self.loss, self.sign)
         for each in self._rows:
             yield from self._curves.feed(*each)
         self._rows = []
@@ -191,6 +195,7 @@ class Watch:
 
     def _take(self, number, entry):
         if number == len(self.runs):
+            self.runs[-1].close()
             self.runs.append(Run(number))
         run = self.runs[number]
         said = run.feed(entry)
