@@ -18,6 +18,7 @@ CODES = {
     "stage-start-failed": "on_stage_start raised an exception for the first epoch",
     "first-batch-failed": "the first training batch could not be loaded",
     "first-step-failed": "the first training step raised an exception, in forward, loss or backward",
+    "first-validation-failed": "the first validation batch, or on_stage_end before or after it, raised an exception",
 }
 
 REMEDIES = {

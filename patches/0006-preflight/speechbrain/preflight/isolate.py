@@ -4,6 +4,8 @@ import collections
 import os
 import pickle
 import random
+import select
+import signal
 import sys
 import traceback
 import warnings
@@ -15,13 +17,31 @@ import torch
 from speechbrain.core import Brain
 
 
-def in_child(function):
+def can_fork(brain):
+    """Return whether a Brain can be run in a forked process.
+
+    Arguments
+    ---------
+    brain : speechbrain.Brain
+        The Brain.
+
+    Returns
+    -------
+    bool
+    """
+    alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
+    return alone and torch.device(brain.device).type == "cpu" and not torch.cuda.is_initialized() and hasattr(os, "fork")
+
+
+def in_child(function, seconds=None):
     """Run a function in a forked process.
 
     Arguments
     ---------
     function : callable
         Takes no arguments; its return value must be picklable.
+    seconds : float
+        How long it may take; by default, as long as it needs.
 
     Returns
     -------
@@ -32,6 +52,8 @@ def in_child(function):
     ------
     ChildProcessError
         If the process ended without a result, for example because it was killed when memory ran out.
+    TimeoutError
+        If it took longer than that.
 
     Example
     -------
@@ -64,6 +86,10 @@ def in_child(function):
             os._exit(status)
     os.close(writer)
     with os.fdopen(reader, "rb") as pipe, suppress(EOFError):
+        if not select.select([pipe], [], [], seconds)[0]:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            raise TimeoutError(f"it takes more than {seconds:g} s")
         answer = pickle.load(pipe)  # not to the end of the pipe: DataLoader workers may keep it open for longer
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if status:

@@ -1,16 +1,16 @@
 """The preflight of a Brain: take it to its first step, then run all checks."""
 
-import os
 from types import SimpleNamespace
 
 import torch
 from speechbrain.preflight.attempts import Log
 from speechbrain.preflight.checks import RULES
 from speechbrain.preflight.explained import without_explained
-from speechbrain.preflight.isolate import in_child, put_back
+from speechbrain.preflight.isolate import can_fork, in_child, put_back
 from speechbrain.preflight.observe import Clips, Given, Labels, Observed
 from speechbrain.preflight.observe.audio import audio
 from speechbrain.preflight.observe.first_step import first_step
+from speechbrain.preflight.observe.first_valid import first_valid
 from speechbrain.preflight.observe.labels import labels
 from speechbrain.preflight.observe.loads import watched_loads
 from speechbrain.preflight.observe.start import nothing_changes, start
@@ -40,9 +40,10 @@ def examine(given, loaded, ranks):
     with nothing_changes(log.said) as stepped:
         before = start(given, log)
         step = first_step(given, before, stepped, log)
+        valid = first_valid(given, before, step, log)
     clips = log.guarded("audio", audio, given, log) or Clips({})
     words = log.guarded("labels", labels, given, loaded, before, step, log) or Labels()
-    seen = Observed(given, loaded, before, step, clips, words)
+    seen = Observed(given, loaded, before, step, clips, words, valid)
     for rule in RULES:
         log.guarded(f"{rule.__module__}.{rule.__name__}", lambda: log.findings.extend(rule(seen)))  # noqa: B023
     report = ranks.merge(Report(log.findings, log.said))
@@ -99,8 +100,7 @@ def preflight(brain, train_set, valid_set=None, train_loader_kwargs=None, valid_
             given = Given(brain, train_set, valid_set, epochs, *options, scan_seconds=scan_seconds)
             return examine(given, loaded, Ranks())
 
-    alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
-    if alone and torch.device(brain.device).type == "cpu" and not torch.cuda.is_initialized() and hasattr(os, "fork"):
+    if can_fork(brain):
         try:
             return in_child(look)
         except ChildProcessError as error:

@@ -6,8 +6,8 @@ A module has ``CODES``, one line of documentation for each kind of finding, and 
 """
 
 from speechbrain.preflight import attempts
-from speechbrain.preflight.checks import audio, batches, frozen, labels, losses, optimised, pretrained, versions, weights
+from speechbrain.preflight.checks import audio, batches, frozen, labels, losses, optimised, pretrained, validation, versions, weights
 
-SUBJECTS = (audio, losses, frozen, batches, labels, optimised, pretrained, versions, weights)
+SUBJECTS = (audio, losses, frozen, batches, labels, optimised, pretrained, validation, versions, weights)
 RULES = tuple(rule for subject in SUBJECTS for rule in subject.RULES)
 CODES = {code: line for subject in (attempts, *SUBJECTS) for code, line in subject.CODES.items()}

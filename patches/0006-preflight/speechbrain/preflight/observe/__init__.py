@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from speechbrain.preflight.observe.audio import Clips
 from speechbrain.preflight.observe.first_step import FirstStep
+from speechbrain.preflight.observe.first_valid import FirstValid
 from speechbrain.preflight.observe.given import Given
 from speechbrain.preflight.observe.labels import Labels
 from speechbrain.preflight.observe.loads import Loaded
@@ -24,6 +25,8 @@ class Observed:
         The Brain and its first batch before the first step.
     step : FirstStep
         The first step.
+    valid : FirstValid
+        The first validation batch.
     clips : Clips
         The audio files of all items.
     labels : Labels
@@ -36,3 +39,4 @@ class Observed:
     step: FirstStep = field(default_factory=FirstStep)
     clips: Clips = field(default_factory=lambda: Clips({}))
     labels: Labels = field(default_factory=Labels)
+    valid: FirstValid = field(default_factory=FirstValid)

@@ -186,7 +186,7 @@ def _take(brain, modules, start, step, known, log):
             if isinstance(module, _BatchNorm) and not isinstance(module, torch.jit.ScriptModule):
                 stack.callback(module.register_forward_pre_hook(note_input(name)).remove)
         stack.enter_context(replaced(torch.autograd, "backward", backward))
-        stack.enter_context(_alone(brain))
+        stack.enter_context(alone(brain))
         brain.step += 1
         calls = stack.enter_context(watched_modules(brain))
         with Watch() as watch, _Losses(step.losses), suppress(Stopped):
@@ -261,8 +261,18 @@ def _differ(old, new):
 
 
 @contextmanager
-def _alone(brain):
-    """Stop the processes of torchrun from waiting for one another, so that none waits for one that has failed."""
+def alone(brain):
+    """Stop the processes of torchrun from waiting for one another, so that none waits for one that has failed.
+
+    Arguments
+    ---------
+    brain : speechbrain.Brain
+        The Brain.
+
+    Yields
+    ------
+    None
+    """
     wrapped = [m for m in brain.modules.values() if isinstance(m, torch.nn.parallel.DistributedDataParallel)]
     with ExitStack() as stack:
         if torch.distributed.is_available():

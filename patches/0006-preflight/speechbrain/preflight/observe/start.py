@@ -28,6 +28,8 @@ class Start:
         The first training batch as the loader yielded it; None without one.
     spoiled : dict of str to list of str
         By key of the batch, the ids of the items that are not finite.
+    epoch : int
+        The epoch that begins.
     began : bool
         Whether ``on_fit_start`` and ``on_stage_start`` succeeded.
     ready : bool
@@ -42,6 +44,7 @@ class Start:
     valid_loader: Any = None
     batch: Any = None
     spoiled: dict = field(default_factory=dict)
+    epoch: int = 1
     began: bool = False
     ready: bool = False
     optimizers: dict = field(default_factory=dict)
@@ -67,16 +70,17 @@ def start(given, log):
     if given.valid_set is not None:
         options = {**given.valid_options, "ckpt_prefix": None}
         _, valid_loader = log.attempt("dataloader-failed", _loader, brain, given.valid_set, Stage.VALID, options)
+    epoch = 1
     began, _ = log.attempt("fit-start-failed", brain.on_fit_start)
     optimizers = held(brain, Optimizer)
     if began:
-        began, _ = log.attempt("stage-start-failed", _start_stage, given, optimizers, log)
+        began, epoch = log.attempt("stage-start-failed", _start_stage, given, optimizers, log)
     found = log.guarded("weights", weights.look, given.modules) or []
     if made:
         drawn, batch = log.attempt("first-batch-failed", lambda: next(iter(train_loader), None))
         ready = drawn and began  # equal on all processes, so that all make the same attempts
     spoiled = log.guarded("batch", spoiled_items, batch) or {}
-    return Start(train_loader, valid_loader, batch, spoiled, began, ready, optimizers, found)
+    return Start(train_loader, valid_loader, batch, spoiled, epoch, began, ready, optimizers, found)
 
 
 def _loader(brain, dataset, stage, options):
@@ -98,6 +102,7 @@ def _start_stage(given, optimizers, log):
     brain.nonfinite_count = 0
     if hasattr(brain.train_sampler, "set_epoch"):
         brain.train_sampler.set_epoch(epoch)
+    return epoch
 
 
 def parameters_of(optimizers):

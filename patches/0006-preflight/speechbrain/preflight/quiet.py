@@ -1,0 +1,131 @@
+"""Keeps what the Brain's hooks do from leaving traces: files, logs, output, and from taking too long."""
+
+import builtins
+import io
+import logging
+import os
+import pathlib
+import shutil
+import signal
+import sys
+import tempfile
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
+
+import soundfile
+import torch
+from speechbrain.preflight.observe.loads import replaced
+from speechbrain.utils.train_logger import FileTrainLogger, TrainLogger
+
+# Functions that change files without Python's open().
+CHANGES = {
+    os: ("remove", "unlink", "rmdir", "rename", "replace", "symlink", "link"),
+    shutil: ("rmtree", "move", "copy", "copy2", "copyfile", "copytree"),
+    soundfile: ("write",),
+    torch: ("save",),
+}
+
+
+class TimeUp(BaseException):
+    """Something takes too long; a BaseException, so that a script's ``except Exception`` cannot catch it."""
+
+
+def _loggers(cls):
+    """The train loggers that write in another way than with ``open``."""
+    for logger in cls.__subclasses__():
+        if logger is not FileTrainLogger:
+            yield logger
+            yield from _loggers(logger)
+
+
+@contextmanager
+def writes_nothing(writes):
+    """Leave files and logs as they are while this context lasts, and print nothing.
+
+    What ``open`` opens for writing is a file in a temporary folder, which can also be read. Other functions do nothing.
+
+    Arguments
+    ---------
+    writes : list of str
+        Gets what would be written: paths and names of functions.
+
+    Yields
+    ------
+    None
+
+    Example
+    -------
+    >>> writes = []
+    >>> with writes_nothing(writes), open("absent.txt", "w") as file:
+    ...     _ = file.write("text")
+    >>> os.path.exists("absent.txt"), os.path.basename(writes[0])
+    (False, 'absent.txt')
+    """
+    copies, made, level = {}, [], logging.root.manager.disable
+    real_open, real_mkdir, real_rmdir = builtins.open, os.mkdir, os.rmdir
+
+    def opening(file, mode="r", *args, **kwargs):
+        if isinstance(file, (str, os.PathLike)):
+            path = os.path.abspath(file)
+            if set(mode) & set("wax+") and path != os.devnull and path not in copies:
+                copy = os.path.join(folder, str(len(copies)))
+                if "w" not in mode and os.path.exists(path):
+                    with real_open(path, "rb") as old, real_open(copy, "wb") as new:
+                        shutil.copyfileobj(old, new)
+                copies[path] = copy
+                writes.append(path)
+            file = copies.get(path, file)
+        return real_open(file, mode, *args, **kwargs)
+
+    def making(path, *args, **kwargs):
+        real_mkdir(path, *args, **kwargs)
+        made.append(path)
+
+    def idle(name):
+        return lambda *args, **kwargs: writes.append(name)
+
+    changes = {**CHANGES, **{cls: ("log_stats",) for cls in _loggers(TrainLogger)}}
+    if "torchaudio" in sys.modules:
+        changes[sys.modules["torchaudio"]] = ("save",)
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        for owner, names in changes.items():
+            for name in names:
+                stack.enter_context(replaced(owner, name, idle(f"{owner.__name__}.{name}")))
+        for owner in filter(None, (builtins, io, getattr(pathlib, "_normal_accessor", None))):  # that of Python 3.10
+            stack.enter_context(replaced(owner, "open", opening))
+        stack.enter_context(replaced(os, "mkdir", making))
+        stack.enter_context(redirect_stdout(io.StringIO()))
+        logging.disable()
+        try:
+            yield
+        finally:
+            logging.disable(level)
+            for path in reversed(made):
+                with suppress(OSError):
+                    real_rmdir(path)
+
+
+@contextmanager
+def limited(seconds):
+    """Raise :class:`TimeUp` when this context lasts too long.
+
+    Arguments
+    ---------
+    seconds : float
+        How long it may last.
+
+    Yields
+    ------
+    None
+    """
+
+    def stop(*_):
+        raise TimeUp(f"it takes more than {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
