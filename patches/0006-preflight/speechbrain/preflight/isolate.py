@@ -18,17 +18,7 @@ from speechbrain.core import Brain
 
 
 def can_fork(brain):
-    """Return whether a Brain can be run in a forked process.
-
-    Arguments
-    ---------
-    brain : speechbrain.Brain
-        The Brain.
-
-    Returns
-    -------
-    bool
-    """
+    """Return whether a Brain can run in a forked process."""
     alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
     return alone and torch.device(brain.device).type == "cpu" and not torch.cuda.is_initialized() and hasattr(os, "fork")
 

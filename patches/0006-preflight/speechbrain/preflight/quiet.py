@@ -51,14 +51,6 @@ def writes_nothing(writes):
     Yields
     ------
     None
-
-    Example
-    -------
-    >>> writes = []
-    >>> with writes_nothing(writes), open("absent.txt", "w") as file:
-    ...     _ = file.write("text")
-    >>> os.path.exists("absent.txt"), os.path.basename(writes[0])
-    (False, 'absent.txt')
     """
     copies, made, level = {}, [], logging.root.manager.disable
     real_open, real_mkdir, real_rmdir = builtins.open, os.mkdir, os.rmdir
@@ -107,17 +99,7 @@ def writes_nothing(writes):
 
 @contextmanager
 def limited(seconds):
-    """Raise :class:`TimeUp` when this context lasts too long.
-
-    Arguments
-    ---------
-    seconds : float
-        How long it may last.
-
-    Yields
-    ------
-    None
-    """
+    """Raise :class:`TimeUp` when this context lasts longer than some seconds."""
 
     def stop(*_):
         raise TimeUp(f"it takes more than {seconds:g} s")

@@ -2,7 +2,6 @@
 
 import math
 
-from speechbrain.preflight.observe.first_valid import same
 from speechbrain.preflight.report import Finding, some
 from torch.utils.data import BatchSampler
 
@@ -17,19 +16,13 @@ CODES = {
 
 def is_random(seen):
     """Yield a validation loss that depends on the seed."""
-    if len(seen.valid.losses) < 3:
-        return
-    one, other, again = seen.valid.losses
-    if same(one, again) and not same(one, other):  # else, something moves that is not random
-        where, causes = type(seen.given.brain).__name__, some(seen.valid.causes)
-        what = f"the same batch has the loss {one:.4g} under one seed and {other:.4g} under another"
-        if causes:
-            what += f": in validation, dropout or augmentation is active in {causes}"
-            remedy = "add the modules to the Brain's modules, which fit() puts into evaluation mode, or skip them in validation"
-            yield Finding("warning", "validation-random", what, where, remedy)
-        else:
-            remedy = "seed what is drawn, so that the losses of two epochs can be compared"
-            yield Finding("note", "validation-random", what, where, remedy)
+    if seen.valid.random:
+        what = "the same batch has the loss {:.4g} under one seed and {:.4g} under another".format(*seen.valid.losses)
+        level, remedy = "note", "seed what is drawn in validation, so that the losses of two epochs can be compared"
+        if seen.valid.dropouts:
+            level, what = "warning", f"{what}; dropout is active in {some(seen.valid.dropouts)}"
+            remedy = "add it to the Brain's modules, which fit() puts into evaluation mode, or do without it in validation"
+        yield Finding(level, "validation-random", what, type(seen.given.brain).__name__, remedy)
 
 
 def loss(seen):

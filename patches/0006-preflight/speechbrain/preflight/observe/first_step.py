@@ -262,17 +262,7 @@ def _differ(old, new):
 
 @contextmanager
 def alone(brain):
-    """Stop the processes of torchrun from waiting for one another, so that none waits for one that has failed.
-
-    Arguments
-    ---------
-    brain : speechbrain.Brain
-        The Brain.
-
-    Yields
-    ------
-    None
-    """
+    """Stop the processes of torchrun from waiting for one another, so that none waits for one that has failed."""
     wrapped = [m for m in brain.modules.values() if isinstance(m, torch.nn.parallel.DistributedDataParallel)]
     with ExitStack() as stack:
         if torch.distributed.is_available():

@@ -5,15 +5,14 @@ import math
 import random
 import re
 import statistics
-import sys
 import traceback
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from time import perf_counter
 
 import numpy as np
 import torch
-from speechbrain.augment.time_domain import Resample
 from speechbrain.core import Brain, Stage
 from speechbrain.preflight.attempts import Log, failure
 from speechbrain.preflight.isolate import can_fork, in_child, put_back
@@ -24,13 +23,13 @@ from speechbrain.preflight.quiet import TimeUp, limited, writes_nothing
 from speechbrain.utils import checkpoints
 from speechbrain.utils.checkpoints import Checkpointer
 from torch.nn.modules.dropout import _DropoutNd
-from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
 SECONDS = 60.0  # how long all of it may take
 AGAIN = 10.0  # a batch that takes longer than this is not evaluated again
 DROPOUTS = {getattr(torch.nn.functional, name) for name in dir(torch.nn.functional) if name.endswith("dropout")}
-TORCH = (torch.overrides.__file__, torch.nn.functional.__file__)
+HERE = (__file__, torch.overrides.__file__, torch.nn.functional.__file__)
+TORCH = str(Path(torch.__file__).parent)
 SAVER = inspect.signature(Checkpointer.save_and_keep_only)
 # What metrics say that cannot work on the few items of one batch, or on the outputs of a model that was not trained.
 FEW = re.compile(r"empty|at least|zero|one class|too few|not enough|no utterances|(list|string|tuple) index", re.IGNORECASE)
@@ -44,15 +43,24 @@ class FirstValid:
     ----------
     losses : tuple of float
         The losses of the same batch under seed 1, seed 2, and seed 1 again; the third only if the others differ.
-    causes : tuple of str
-        The modules and lines of code that drop or augment something.
+    dropouts : tuple of str
+        The modules whose dropout is active, and the lines that call a function with active dropout.
     chosen : tuple of str
-        The keys of the checkpoint's meta that choose the best one, and whose value is the validation loss.
+        The keys that choose the best checkpoint, and whose value is the validation loss.
     """
 
     losses: tuple = ()
-    causes: tuple = ()
+    dropouts: tuple = ()
     chosen: tuple = ()
+
+    @property
+    def random(self):
+        """bool: Whether the loss depends on the seed, and on nothing else that changes."""
+        return len(self.losses) == 3 and _same(self.losses[0], self.losses[2])
+
+
+def _same(one, other):
+    return math.isclose(one, other, rel_tol=1e-3, abs_tol=1e-6)
 
 
 def first_valid(given, start, step, log):
@@ -73,41 +81,38 @@ def first_valid(given, start, step, log):
     -------
     FirstValid
     """
+    brain, answer, inner = given.brain, None, Log(log.ranks)
+
+    def look():
+        return log.guarded("the first validation", _validate, given, start, step, inner), inner.findings
+
     finite = all(math.isfinite(backward.value) for backward in step.backwards)
-    usual = type(given.brain)._fit_valid is Brain._fit_valid
-    valid, findings, said = FirstValid(), [], []
+    usual = type(brain)._fit_valid is Brain._fit_valid
     if step.taken and finite and usual and start.valid_loader is not None:
-        valid, findings, said = _in_time(given.brain, lambda: _look(given, start, step, Log(log.ranks)))
-    log.findings += findings
-    log.said += said
+        try:
+            if can_fork(brain) and not torch.cuda.is_available():  # where it is, a forked process cannot go backward
+                answer = in_child(look, SECONDS)
+            else:
+                with put_back(brain), limited(SECONDS):
+                    answer = look()
+        except (TimeUp, TimeoutError, ChildProcessError) as error:
+            log.said.append(f"The first validation was not checked: {error}.")
     log.ranks.agree(True)  # wait for the others, which may take longer
-    return valid
-
-
-def _in_time(brain, look):
-    try:
-        if can_fork(brain) and not torch.cuda.is_available():  # where it is, a forked process cannot go backward
-            return in_child(look, SECONDS)
-        with put_back(brain), limited(SECONDS):
-            return look()
-    except (TimeUp, TimeoutError, ChildProcessError) as error:
-        return FirstValid(), [], [f"The first validation was not checked: {error}."]
-
-
-def _look(given, start, step, log):
-    valid = log.guarded("the first validation", _validate, given, start, step, log)
-    return valid or FirstValid(), log.findings, log.said
+    valid, findings = answer or (None, [])
+    log.findings += findings
+    return valid or FirstValid()
 
 
 def _validate(given, start, step, log):
-    brain, epoch, writes, choosers = given.brain, start.epoch, [], []
+    """Validate; in the order of ``fit``."""
+    brain, epoch, writes, losses, lines = given.brain, start.epoch, [], [], {}
 
     def tried(function, *args):
         """Whether a function succeeded, and what it returned; a failure that is certain becomes a finding."""
         try:
             return True, function(*args)
         except Exception as error:
-            if _certain(error, writes or choosers):
+            if _certain(error, writes):
                 log.findings.append(failure("first-validation-failed", error))
             return False, None
 
@@ -118,50 +123,36 @@ def _validate(given, start, step, log):
         brain.on_stage_start(Stage.VALID, epoch)
         brain.modules.eval()
         brain.step = 1
-        with torch.no_grad(), mode:
-            return float(brain.update_average(brain.evaluate_batch(batch, stage=Stage.VALID), 0.0))
+        with torch.no_grad(), _Dropouts(lines):
+            losses.append(float(brain.update_average(brain.evaluate_batch(batch, stage=Stage.VALID), 0.0)))
 
     def end_training():
         if type(brain).on_fit_batch_end is not Brain.on_fit_batch_end and not step.custom:
             brain.fit_batch(start.batch)  # the first step was left before it came to on_fit_batch_end
         brain.avg_train_loss = step.backwards[0].value if step.backwards else 0.0
         brain.on_stage_end(Stage.TRAIN, brain.avg_train_loss, epoch)
+        brain.step = 0
+
+    def end_validation():
+        brain.step = 0
+        with torch.no_grad():
+            brain.on_stage_end(Stage.VALID, losses[0], epoch)
 
     _, batch = tried(lambda: next(iter(start.valid_loader), None))  # here, because workers make files
     if batch is None:
-        return None
-    losses, mode = [], _TrainingMode()
-    with alone(brain), writes_nothing(writes), _choosers(choosers):
+        return FirstValid()
+    with alone(brain), writes_nothing(writes), _saves_noted(writes) as metas:
         ended = type(brain)._fit_train is Brain._fit_train and tried(end_training)[0]
         began = perf_counter()
-        evaluated, loss = (False, None) if log.findings else tried(evaluate, 1)
-        seconds = perf_counter() - began
-        if evaluated:
-            losses.append(loss)
-            if ended:
-                with torch.no_grad():
-                    brain.step = 0
-                    tried(brain.on_stage_end, Stage.VALID, loss, epoch)
+        if not log.findings and tried(evaluate, 1)[0] and ended:
+            tried(end_validation)
+        again = bool(losses) and perf_counter() - began < AGAIN
         with suppress(Exception):  # which a run would not meet
-            while seconds < AGAIN and 0 < len(losses) < 3 and (len(losses) == 1 or not same(*losses)):
-                losses.append(evaluate(len(losses) % 2 + 1))
-    chosen = {key for meta, keys in choosers for key in keys if losses and meta.get(key) is losses[0]}
-    return FirstValid(tuple(losses), mode.causes(brain), tuple(sorted(chosen)))
-
-
-def same(one, other):
-    """Return whether two losses are equal up to rounding.
-
-    Arguments
-    ---------
-    one, other : float
-        The losses.
-
-    Returns
-    -------
-    bool
-    """
-    return math.isclose(one, other, rel_tol=1e-3, abs_tol=1e-6)
+            while again and (len(losses) == 1 or (len(losses) == 2 and not _same(*losses))):
+                evaluate(len(losses) % 2 + 1)
+    dropouts = (name for name, module in parts(brain) if module.training and _share(module) > 0)
+    chosen = sorted({key for meta, keys in metas for key in keys if losses and meta.get(key) is losses[0]})
+    return FirstValid(tuple(losses), (*dropouts, *lines), tuple(chosen))
 
 
 def _certain(error, writes):
@@ -174,50 +165,37 @@ def _certain(error, writes):
 
 
 @contextmanager
-def _choosers(found):
+def _saves_noted(writes):
     """Note the meta of checkpoints, and the keys that choose the best of them; none is saved."""
+    found = []
 
     def note(*args, **kwargs):
         given = SAVER.bind(*args, **kwargs).arguments
         found.append((given.get("meta", {}), [*(given.get("min_keys") or ()), *(given.get("max_keys") or ())]))
+        writes.append("save_and_keep_only")
 
     with replaced(Checkpointer, "save_and_keep_only", note):
-        yield
+        yield found
 
 
-class _TrainingMode(TorchFunctionMode):
-    """Notes dropouts and augmentations that are active."""
+def _share(module):
+    """The share of values that a module drops."""
+    share = module.p if isinstance(module, _DropoutNd) else getattr(module, "dropout", 0)
+    return share if isinstance(share, float) else 0
 
-    def __init__(self):
+
+class _Dropouts(TorchFunctionMode):
+    """Notes the lines that call a function with active dropout."""
+
+    def __init__(self, lines):
         super().__init__()
-        self.modules, self.lines = {}, {}
-
-    def __enter__(self):
-        self.hook = register_module_forward_pre_hook(self.called)
-        return super().__enter__()
-
-    def __exit__(self, *raised):
-        self.hook.remove()
-        return super().__exit__(*raised)
-
-    def called(self, module, arguments):
-        share = module.p if isinstance(module, _DropoutNd) else getattr(module, "dropout", 0)
-        drops = module.training and isinstance(share, float) and share > 0
-        augments = type(module).__module__.startswith("speechbrain.augment") and not isinstance(module, Resample)
-        if drops or augments:
-            self.modules[id(module)] = module
+        self.lines = lines
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func in DROPOUTS:
             given = inspect.signature(func).bind(*args, **(kwargs or {}))
             given.apply_defaults()
-            caller = sys._getframe(1)
-            while caller.f_code.co_filename in TORCH:
-                caller = caller.f_back
-            if given.arguments["training"] and given.arguments["p"] > 0 and "torch/nn/modules" not in caller.f_code.co_filename:
-                self.lines[f"{caller.f_code.co_filename}:{caller.f_lineno}"] = None
+            last = [frame for frame in traceback.extract_stack() if frame.filename not in HERE][-1]
+            if given.arguments["training"] and given.arguments["p"] > 0 and not last.filename.startswith(TORCH):
+                self.lines[f"{last.filename}:{last.lineno}"] = None
         return func(*args, **(kwargs or {}))
-
-    def causes(self, brain):
-        names = [name for name, module in parts(brain) if id(module) in self.modules]
-        return (*(names or {type(module).__name__ for module in self.modules.values()}), *self.lines)
