@@ -83,12 +83,6 @@ class OtherSize(Validated):
         return self.modules.head(batch[0][:, : None if self.broken else 4])
 
 
-@case("first-validation-failed", "error", "unexpected keyword argument 'min_key'", checkpoints=True)
-class ArgumentOfTheCheckpointer(Validated):
-    def end_validation(self, loss, epoch):
-        self.checkpointer.save_and_keep_only(meta={"loss": loss}, **{"min_key" if self.broken else "min_keys": ["loss"]})
-
-
 @case("validation-random", "warning", "active in dropout", lambda folder: {"dropout": Dropout(0.5)})
 class DropoutOutsideModules(Validated):
     def compute_forward(self, batch, stage):
@@ -114,12 +108,6 @@ class Noise(Validated):
 class Zero(Validated):
     def validate(self, predictions, batch, loss):
         return loss * (not self.broken)
-
-
-@case("validation-loss", "warning", "best checkpoint (loss)", checkpoints=True)
-class ZeroThatChooses(Zero):
-    def end_validation(self, loss, epoch):
-        self.checkpointer.save_and_keep_only(meta={"loss": loss, "error": 0.0}, min_keys=["loss"])
 
 
 @case("validation-loss", "warning", "is nan")

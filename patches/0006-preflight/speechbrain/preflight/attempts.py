@@ -9,9 +9,11 @@ from pathlib import Path
 
 import speechbrain as sb
 from speechbrain.preflight.report import Finding
+from speechbrain.preflight.unreadable import unreadable
 
 CODES = {
     "script-failed": "the script raised an exception before it called fit",
+    "manifest-unreadable": "a manifest, or a YAML file in another encoding, cannot be read",
     "preflight-killed": "the preflight's process ended without a result, for example because memory ran out",
     "dataloader-failed": "make_dataloader raised an exception for the training or validation set",
     "fit-start-failed": "on_fit_start raised an exception; it wraps modules, creates optimizers and loads a checkpoint",
@@ -136,6 +138,9 @@ def failure(code, error):
     >>> finding.what.splitlines()[0]
     'ValueError: no such file'
     """
+    reason = unreadable(error)
+    if reason:
+        return Finding("error", "manifest-unreadable", *reason)
     # An exception from a DataLoader worker has its traceback in its message, the last line of which is the original message.
     several = len(error.args) > 1 and all(isinstance(argument, str) for argument in error.args)
     said = re.sub(COLOUR, "", ": ".join(error.args) if several else str(error)).strip()

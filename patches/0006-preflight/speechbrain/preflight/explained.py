@@ -27,10 +27,22 @@ def _same_set(finding, cause):
     return finding.where.split()[:1] == cause.where.split()[:1]
 
 
+def _same_error(finding, cause):
+    first = finding.what.partition("\n")[0]
+    return first in cause.what if cause.code == "item-failed" else f"Expected key {cause.what.split(chr(39))[1]} " in first
+
+
+# Why a batch could not be loaded.
+LOADING = (
+    (("audio-missing", "audio-unreadable", "audio-truncated"), _names_a_file),
+    (("label-encoder-stale", "label-encoder-empty", "label-unknown"), _encodes),
+    (("item-failed", "item-lacks-key"), _same_error),
+)
+
 # The code of a finding, the codes of its causes, and when these explain it.
 EXPLAINED = (
-    ("first-batch-failed", ("audio-missing", "audio-unreadable", "audio-truncated"), _names_a_file),
-    ("first-batch-failed", ("label-encoder-stale", "label-encoder-empty", "label-unknown"), _encodes),
+    *(("first-batch-failed", *why) for why in LOADING),
+    *(("first-validation-failed", *why) for why in LOADING),
     ("label-unknown", ("label-encoder-stale", "label-encoder-empty"), lambda finding, cause: True),
     ("first-step-failed", ("label-outside",), lambda finding, cause: "out of bounds" in finding.what),
     ("dataloader-failed", ("no-batch",), lambda finding, cause: "num_samples" in finding.what),

@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 import soundfile
 import torch
 from speechbrain.preflight.observe.loads import replaced
+from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.train_logger import FileTrainLogger, TrainLogger
 
 # Functions that change files without Python's open().
@@ -22,6 +23,7 @@ CHANGES = {
     shutil: ("rmtree", "move", "copy", "copy2", "copyfile", "copytree"),
     soundfile: ("write",),
     torch: ("save",),
+    Checkpointer: ("save_checkpoint", "save_and_keep_only"),
 }
 
 
@@ -31,26 +33,14 @@ class TimeUp(BaseException):
 
 def _loggers(cls):
     """The train loggers that write in another way than with ``open``."""
-    for logger in cls.__subclasses__():
-        if logger is not FileTrainLogger:
-            yield logger
-            yield from _loggers(logger)
+    return [one for each in cls.__subclasses__() if each is not FileTrainLogger for one in (each, *_loggers(each))]
 
 
 @contextmanager
 def writes_nothing(writes):
-    """Leave files and logs as they are while this context lasts, and print nothing.
+    """Leave files and logs as they are, and print nothing; the list gets what would be written.
 
     What ``open`` opens for writing is a file in a temporary folder, which can also be read. Other functions do nothing.
-
-    Arguments
-    ---------
-    writes : list of str
-        Gets what would be written: paths and names of functions.
-
-    Yields
-    ------
-    None
     """
     copies, made, level = {}, [], logging.root.manager.disable
     real_open, real_mkdir, real_rmdir = builtins.open, os.mkdir, os.rmdir
@@ -72,17 +62,12 @@ def writes_nothing(writes):
         real_mkdir(path, *args, **kwargs)
         made.append(path)
 
-    def idle(name):
-        return lambda *args, **kwargs: writes.append(name)
-
-    changes = {**CHANGES, **{cls: ("log_stats",) for cls in _loggers(TrainLogger)}}
-    if "torchaudio" in sys.modules:
-        changes[sys.modules["torchaudio"]] = ("save",)
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
-        for owner, names in changes.items():
-            for name in names:
-                stack.enter_context(replaced(owner, name, idle(f"{owner.__name__}.{name}")))
+        torchaudio = [sys.modules["torchaudio"]] if "torchaudio" in sys.modules else []
+        changes = {**CHANGES, **dict.fromkeys(_loggers(TrainLogger), ("log_stats",)), **dict.fromkeys(torchaudio, ("save",))}
+        for owner, name in ((owner, name) for owner, names in changes.items() for name in names):
+            stack.enter_context(replaced(owner, name, lambda *args, _name=name, **kwargs: writes.append(_name)))
         for owner in filter(None, (builtins, io, getattr(pathlib, "_normal_accessor", None))):  # that of Python 3.10
             stack.enter_context(replaced(owner, "open", opening))
         stack.enter_context(replaced(os, "mkdir", making))

@@ -13,6 +13,7 @@ from speechbrain.preflight.observe.first_step import first_step
 from speechbrain.preflight.observe.first_valid import first_valid
 from speechbrain.preflight.observe.labels import labels
 from speechbrain.preflight.observe.loads import watched_loads
+from speechbrain.preflight.observe.manifests import failures
 from speechbrain.preflight.observe.start import nothing_changes, start
 from speechbrain.preflight.ranks import Ranks
 from speechbrain.preflight.report import Finding, Report
@@ -43,7 +44,8 @@ def examine(given, loaded, ranks):
         valid = first_valid(given, before, step, log)
     clips = log.guarded("audio", audio, given, log) or Clips({})
     words = log.guarded("labels", labels, given, loaded, before, step, log) or Labels()
-    seen = Observed(given, loaded, before, step, clips, words, valid)
+    failed = log.guarded("items", failures, given, log) or []
+    seen = Observed(given, loaded, before, step, clips, words, valid, failed)
     for rule in RULES:
         log.guarded(f"{rule.__module__}.{rule.__name__}", lambda: log.findings.extend(rule(seen)))  # noqa: B023
     report = ranks.merge(Report(log.findings, log.said))

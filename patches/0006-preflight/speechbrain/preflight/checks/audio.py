@@ -65,9 +65,17 @@ def unreadable(seen):
 
     missing = [path for path, error in errors.items() if isinstance(error, FileNotFoundError)]
     others = [path for path in errors if path not in missing]
-    remedy = "correct the paths, or remove the items"
+    remedy = next(filter(None, map(_as_written, missing)), "correct the paths, or remove the items")
     yield from _report(clips, "error", "audio-missing", "that do not exist", missing, remedy, fails)
     yield from _report(clips, "error", "audio-unreadable", "that cannot be decoded", others, AGAIN, fails)
+
+
+def _as_written(path):
+    """How to fix a path that was not made for this place; None for others."""
+    mark = re.search(r"\{(\w+)\}|\$(\w+)", path)
+    if mark:
+        return f"pass replacements= with {mark[1] or mark[2]!r}; a CSV manifest takes $name, a JSON manifest {{name}}"
+    return "write the paths as this system does" if "\\" in path else None
 
 
 def incomplete(seen):

@@ -27,6 +27,8 @@ class Observed:
         The first step.
     valid : FirstValid
         The first validation batch.
+    failures : list of speechbrain.preflight.observe.manifests.Failure
+        The items that cannot be evaluated.
     clips : Clips
         The audio files of all items.
     labels : Labels
@@ -40,3 +42,4 @@ class Observed:
     clips: Clips = field(default_factory=lambda: Clips({}))
     labels: Labels = field(default_factory=Labels)
     valid: FirstValid = field(default_factory=FirstValid)
+    failures: list = field(default_factory=list)

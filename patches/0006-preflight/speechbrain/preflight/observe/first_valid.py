@@ -6,7 +6,7 @@ import random
 import re
 import statistics
 import traceback
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -18,10 +18,8 @@ from speechbrain.preflight.attempts import Log, failure
 from speechbrain.preflight.isolate import can_fork, in_child, put_back
 from speechbrain.preflight.observe.first_step import alone
 from speechbrain.preflight.observe.given import parts
-from speechbrain.preflight.observe.loads import replaced
 from speechbrain.preflight.quiet import TimeUp, limited, writes_nothing
 from speechbrain.utils import checkpoints
-from speechbrain.utils.checkpoints import Checkpointer
 from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
 
@@ -30,7 +28,6 @@ AGAIN = 10.0  # a batch that takes longer than this is not evaluated again
 DROPOUTS = {getattr(torch.nn.functional, name) for name in dir(torch.nn.functional) if name.endswith("dropout")}
 HERE = (__file__, torch.overrides.__file__, torch.nn.functional.__file__)
 TORCH = str(Path(torch.__file__).parent)
-SAVER = inspect.signature(Checkpointer.save_and_keep_only)
 # What metrics say that cannot work on the few items of one batch, or on the outputs of a model that was not trained.
 FEW = re.compile(r"empty|at least|zero|one class|too few|not enough|no utterances|(list|string|tuple) index", re.IGNORECASE)
 
@@ -45,13 +42,10 @@ class FirstValid:
         The losses of the same batch under seed 1, seed 2, and seed 1 again; the third only if the others differ.
     dropouts : tuple of str
         The modules whose dropout is active, and the lines that call a function with active dropout.
-    chosen : tuple of str
-        The keys that choose the best checkpoint, and whose value is the validation loss.
     """
 
     losses: tuple = ()
     dropouts: tuple = ()
-    chosen: tuple = ()
 
     @property
     def random(self):
@@ -141,7 +135,7 @@ def _validate(given, start, step, log):
     _, batch = tried(lambda: next(iter(start.valid_loader), None))  # here, because workers make files
     if batch is None:
         return FirstValid()
-    with alone(brain), writes_nothing(writes), _saves_noted(writes) as metas:
+    with alone(brain), writes_nothing(writes):
         ended = type(brain)._fit_train is Brain._fit_train and tried(end_training)[0]
         began = perf_counter()
         if not log.findings and tried(evaluate, 1)[0] and ended:
@@ -150,9 +144,9 @@ def _validate(given, start, step, log):
         with suppress(Exception):  # which a run would not meet
             while again and (len(losses) == 1 or (len(losses) == 2 and not _same(*losses))):
                 evaluate(len(losses) % 2 + 1)
-    dropouts = (name for name, module in parts(brain) if module.training and _share(module) > 0)
-    chosen = sorted({key for meta, keys in metas for key in keys if losses and meta.get(key) is losses[0]})
-    return FirstValid(tuple(losses), (*dropouts, *lines), tuple(chosen))
+    shares = ((name, getattr(one, "p" if isinstance(one, _DropoutNd) else "dropout", 0)) for name, one in parts(brain) if one.training)
+    dropouts = [name for name, share in shares if isinstance(share, float) and share > 0]
+    return FirstValid(tuple(losses), (*dropouts, *lines))
 
 
 def _certain(error, writes):
@@ -162,26 +156,6 @@ def _certain(error, writes):
     # Nothing was written, and what a function that writes returns is None.
     unreal = writes and (isinstance(error, OSError) or "NoneType" in str(error))
     return not few and not unreal and checkpoints.__file__ not in frames
-
-
-@contextmanager
-def _saves_noted(writes):
-    """Note the meta of checkpoints, and the keys that choose the best of them; none is saved."""
-    found = []
-
-    def note(*args, **kwargs):
-        given = SAVER.bind(*args, **kwargs).arguments
-        found.append((given.get("meta", {}), [*(given.get("min_keys") or ()), *(given.get("max_keys") or ())]))
-        writes.append("save_and_keep_only")
-
-    with replaced(Checkpointer, "save_and_keep_only", note):
-        yield found
-
-
-def _share(module):
-    """The share of values that a module drops."""
-    share = module.p if isinstance(module, _DropoutNd) else getattr(module, "dropout", 0)
-    return share if isinstance(share, float) else 0
 
 
 class _Dropouts(TorchFunctionMode):

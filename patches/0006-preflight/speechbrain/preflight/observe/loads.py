@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from speechbrain.dataio import dataset as dataio
 from speechbrain.dataio.encoder import CategoricalEncoder
 from speechbrain.utils.fetching import FetchSource
 from speechbrain.utils.parameter_transfer import Pretrainer
@@ -32,6 +33,10 @@ class Loaded:
         from data, and the arguments that name these data.
     files : list of tuple
         A label encoder, and the file that the script loaded it from, whatever the data.
+    manifests : list of pathlib.Path
+        The JSON manifests.
+    selections : list of tuple
+        The calls of ``filtered_sorted``: the dataset, the arguments by name, and the ids of the chosen items.
     """
 
     states: list = field(default_factory=list)
@@ -39,6 +44,8 @@ class Loaded:
     copies: list = field(default_factory=list)
     encoders: list = field(default_factory=list)
     files: list = field(default_factory=list)
+    manifests: list = field(default_factory=list)
+    selections: list = field(default_factory=list)
 
 
 @contextmanager
@@ -88,6 +95,7 @@ def watched_loads():
     """
     loaded = Loaded()
     load_state_dict, load_hooks = torch.nn.Module.load_state_dict, Pretrainer._call_load_hooks
+    load_json, select = dataio.load_data_json, dataio.DynamicItemDataset._filtered_sorted_ids
     collect_files, load_or_create = Pretrainer.collect_files, CategoricalEncoder.load_or_create
     load = CategoricalEncoder.load
 
@@ -127,8 +135,19 @@ def watched_loads():
         loaded.files.append((encoder, path))
         return answer
 
+    def noting_manifests(json_path, *args, **kwargs):
+        loaded.manifests.append(Path(json_path))
+        return load_json(json_path, *args, **kwargs)
+
+    def noting_selections(dataset, *args, **kwargs):
+        ids = select(dataset, *args, **kwargs)
+        loaded.selections.append((dataset, inspect.signature(select).bind(dataset, *args, **kwargs).arguments, ids))
+        return ids
+
     with ExitStack() as stack:
         for owner, name, noting in (
+            (dataio, "load_data_json", noting_manifests),
+            (dataio.DynamicItemDataset, "_filtered_sorted_ids", noting_selections),
             (torch.nn.Module, "load_state_dict", noting_states),
             (Pretrainer, "_call_load_hooks", noting_pretrained),
             (Pretrainer, "collect_files", noting_copies),

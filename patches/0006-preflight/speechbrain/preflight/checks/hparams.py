@@ -1,0 +1,42 @@
+"""Checks the keys of the YAML file."""
+
+import difflib
+import os
+import re
+import sys
+from pathlib import Path
+
+import speechbrain.core
+from speechbrain.preflight.attempts import is_own, shown
+from speechbrain.preflight.report import Finding
+
+CODES = {"key-mistyped": "nothing reads a key of the YAML file, and a similar one is read"}
+
+
+def mistyped(seen):
+    """Yield keys of YAML files that nothing reads, and that are one or two letters away from one that is read."""
+    own = [vars(module).get("__file__") for module in [*sys.modules.values()]]  # getattr would import lazy ones
+    own = {file for file in (*own, speechbrain.core.__file__, seen.given.script) if file and str(file).endswith(".py")}
+    own = [file for file in own if (is_own(str(file)) or file == speechbrain.core.__file__) and os.path.isfile(file)]
+    code = "\n".join(Path(file).read_text(encoding="utf-8", errors="replace") for file in own)
+    for file in filter(os.path.isfile, (each for each in sys.argv[1:] if each.endswith((".yaml", ".yml")))):
+        text = Path(file).read_text(encoding="utf-8", errors="replace")
+        words = {*re.findall(r"\w+", code), *re.findall(r"<([^<>\[\].]+)", text)}
+        read = words & {*re.findall(r"hparams(?:\.|\[['\"])(\w+)", code), *re.findall(r"^(\w+):", text, re.M)}
+        for number, line in enumerate(text.splitlines(), 1):
+            key = (re.match(r"[a-z]\w+(?=:)", line) or [""])[0]
+            near = [other for other in difflib.get_close_matches(key, read, 3, 0.8) if _near(key, other)]
+            if key and key not in words and near:
+                what = f"nothing reads {key!r}, but {near[0]!r} is read"
+                yield Finding("note", "key-mistyped", what, f"{shown(file)}:{number}", f"rename it to {near[0]!r}, or remove it")
+
+
+def _near(one, other):
+    """Whether two names are one or two letters apart; digits are no mistakes."""
+    blocks = difflib.SequenceMatcher(None, one, other, autojunk=False).get_matching_blocks()
+    same = sum(block.size for block in blocks)
+    digits = re.sub(r"\d", "", one) == re.sub(r"\d", "", other)
+    return min(len(one), len(other)) > 5 and max(len(one), len(other)) - same <= 2 and not digits
+
+
+RULES = (mistyped,)

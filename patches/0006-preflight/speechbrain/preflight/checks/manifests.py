@@ -1,0 +1,164 @@
+"""Checks the manifests: what all items contain, and how they are chosen and sorted."""
+
+import json
+import math
+import statistics
+from collections import Counter, defaultdict
+from itertools import combinations, pairwise
+
+import torch
+from speechbrain.preflight.attempts import failure
+from speechbrain.preflight.report import Finding, some
+
+CODES = {
+    "item-lacks-key": "an item of the manifest lacks a key that the pipeline takes",
+    "item-failed": "a key of an item cannot be evaluated, although that needs no audio",
+    "id-twice": "a JSON manifest has an id several times, of which only the last item is used",
+    "sorted-wrong": "items are sorted by values that are NaN, or by numbers as text",
+    "few-left": "a filter leaves less than half of the items",
+    "duration-unlike-audio": "durations in the manifest are not the files' seconds, but a multiple, or a sampler gets zeros",
+    "label-contradicts": "items with the same audio have different labels",
+    "label-constant": "all items have the same label",
+    "audio-constant": "all items have the same audio",
+    "signals-equal": "two keys of each item in the first batch have the same signal",
+}
+
+FEWEST = 4  # items that must agree
+UNITS = {1000: "milliseconds", 1e6: "microseconds", 1 / 60: "minutes"}
+
+
+def failures(seen):
+    """Yield items that cannot be evaluated."""
+    for items, ids, lacks, error in seen.failures:
+        which, count = f"{items.split}: {some(ids)}", f"{len(ids)} of {len(items)} items"
+        if error is None:
+            what = f"'{lacks}' is missing in {count}, but the data pipeline takes it"
+            yield Finding("error", "item-lacks-key", what, which, "add it to these items, or remove them")
+        else:
+            one = failure("item-failed", error)
+            first, _, more = one.what.partition("\n")
+            what = f"{first} ({count}: {some(ids)})\n{more}"
+            yield Finding("error", "item-failed", what, one.where or which, "correct these items, or remove them")
+
+
+def twice(seen):
+    """Yield ids that a JSON manifest has several times."""
+    for path in dict.fromkeys(seen.loaded.manifests):
+        with open(path, encoding="utf-8") as file:
+            names = json.load(file, object_pairs_hook=lambda pairs: [key for key, _ in pairs])
+        again = [name for name, count in Counter(names).items() if count > 1]
+        if again:
+            what = f"{len(names) - len(set(names))} items are lost, because a later item has the same id: {some(again)}"
+            yield Finding("error", "id-twice", what, str(path), "give each item its own id")
+
+
+def selections(seen):
+    """Yield orders that are arbitrary, and filters that leave few items."""
+    for dataset, given, ids in seen.loaded.selections:
+        key = given.get("sort_key")
+        values = [value for value in (dataset.data[name].get(key) for name in ids) if value is not None]
+        nan = [name for name in ids if _is_nan(dataset.data[name].get(key))] if key else []
+        if nan:
+            what = f"{key!r} is NaN for {len(nan)} of {len(ids)} items, so that the order is arbitrary"
+            yield Finding("warning", "sorted-wrong", what, f"sort_key={key!r}: {some(nan)}", "correct or remove these items")
+        wrong = [pair for pair in pairwise(values) if _as_text(*pair, given.get("reverse"))]
+        if key and wrong:
+            what = f"{key!r} is sorted as text: {wrong[0][0]!r} comes before {wrong[0][1]!r}"
+            yield Finding("warning", "sorted-wrong", what, f"sort_key={key!r}", "make it a number: pass col_types to from_csv, or int()")
+        limits = {name: given[name] for name in ("key_min_value", "key_max_value") if given.get(name)}
+        if limits and given.get("select_n") is None and len(ids) < len(dataset) / 2:
+            what = f"it leaves {len(ids)} of {len(dataset)} items"
+            where = ", ".join(f"{name}={limit}" for name, limit in limits.items())
+            yield Finding("note", "few-left", what, where, "check the limits, and the unit of the values")
+
+
+def _is_nan(value):
+    return isinstance(value, float) and math.isnan(value)
+
+
+def _as_text(one, other, reverse):
+    """Whether two neighbours are numbers, but sorted as text."""
+    if not isinstance(one, str) or not isinstance(other, str):
+        return False
+    try:
+        return float(one) < float(other) if reverse else float(one) > float(other)
+    except ValueError:
+        return False
+
+
+def durations(seen):
+    """Yield durations that are in another unit, and lengths of a sampler that are all zero."""
+    ratios, rates = defaultdict(list), set()
+    for path in seen.clips.of_sets(seen.clips.headers):
+        header, use = seen.clips.headers[path], seen.clips.uses[path][0]
+        value = use.items.static(use.i).get("duration")
+        if isinstance(value, (int, float)) and header.frames and value > 0:
+            ratios[use.items.split].append(value * header.rate / header.frames)
+            rates.add(header.rate)
+    for split, values in ratios.items():
+        middle = statistics.median(values)
+        alike = sum(math.isclose(value, middle, rel_tol=0.05) for value in values) >= 0.95 * len(values)
+        unit = next((name for factor, name in {**UNITS, **dict.fromkeys(rates, "samples")}.items() if 0.9 < middle / factor < 1.1), None)
+        if alike and unit and len(values) >= FEWEST:
+            what = f"the durations in the manifest are {middle:.4g} times the files' seconds: {unit}?"
+            yield Finding("note", "duration-unlike-audio", what, f"{split} duration", "write seconds, unless all users expect this")
+    loader = getattr(seen.start.train_loader, "loader", seen.start.train_loader)
+    lengths = getattr(getattr(loader, "batch_sampler", None), "_ex_lengths", None)
+    if lengths and not any(lengths.values()):
+        what = f"the lengths of all {len(lengths)} items are 0, so that batches have no limit"
+        yield Finding("warning", "duration-unlike-audio", what, "train DynamicBatchSampler", "check the durations, and length_func")
+
+
+def same_content(seen):
+    """Yield items of one set that have the same audio: with different labels, or all of them."""
+    for split in ("train", "valid"):
+        contents, number = _contents(seen, split)
+        if len(contents) == 1 and number >= FEWEST:
+            what = f"all {number} items have the same audio"
+            yield Finding("warning", "audio-constant", what, split, "check how the manifest and the pipeline name the files")
+            continue
+        for key in seen.labels.targets:
+            column = seen.labels.columns.get((split, key))
+            groups = [[i for i in group if i < len(column.values)] for group in contents.values()] if column else []
+            wrong = [group for group in groups if len({column.values[i] for i in group}) > 1]
+            if wrong:
+                names = ", ".join(f"{column.items.static(i)['id']} ({column.say(i)})" for i in wrong[0][:3])
+                what = f"{len(wrong)} times, items with the same audio have different labels: {names}"
+                yield Finding("warning", "label-contradicts", what, column.where, "keep one of these items")
+
+
+def _contents(seen, split):
+    """The numbers of the items of a set by what they read, except silence; and how many items were read."""
+    found, number = defaultdict(list), 0
+    for path, look in seen.clips.looks.items():
+        for use in seen.clips.uses[path]:
+            if use.items.split == split and use.items.pipeline and look.low != look.high:
+                static, key = use.items.static(use.i), use.source.keys[0]
+                takes = [item.takes for item in use.items.pipeline.dynamic_items if key in item.takes]
+                segment = [str(static.get(other)) for other in sorted(set().union(*takes) - {key})]  # its start and stop
+                found[look.fingerprint, use.source, *segment].append(use.i)
+                number += 1
+    return found, number
+
+
+def constant(seen):
+    """Yield a training set with only one label."""
+    for key, target in seen.labels.targets.items():
+        column = seen.labels.columns.get(("train", key))
+        if column and column.complete and len(set(column.values)) == 1 and len(column.values) >= FEWEST and target.classes > 1:
+            what = f"all {len(column.values)} items have the label {column.values[0]}; the classifier has {target.classes} outputs"
+            yield Finding("warning", "label-constant", what, column.where, "check the key that the label is made from")
+
+
+def equal_signals(seen):
+    """Yield two signals of the items that are equal."""
+    batch, mapping = seen.start.batch, getattr(getattr(seen.given.train_set, "pipeline", None), "output_mapping", {})
+    signals = {key: getattr(getattr(batch, key, None), "data", None) for key in mapping}
+    signals = {key: value for key, value in signals.items() if isinstance(value, torch.Tensor) and value.is_floating_point()}
+    for (one, first), (other, second) in combinations(signals.items(), 2):
+        if first.dim() == 2 and min(first.shape) > 1 and torch.equal(first, second) and (first != first[0, 0]).any():
+            what = f"{one!r} and {other!r} are equal in all {len(first)} items of the first batch"
+            yield Finding("warning", "signals-equal", what, f"train {one}, {other}", "check the keys that the pipeline takes")
+
+
+RULES = (failures, twice, selections, durations, same_content, constant, equal_signals)
