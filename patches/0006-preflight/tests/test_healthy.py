@@ -264,6 +264,9 @@ def separation(folder):
             self.optimizer.zero_grad()
             return loss.detach().cpu()
 
+        def evaluate_batch(self, batch, stage):
+            return self.compute_objectives(self.compute_forward(batch, stage), batch, stage).mean()
+
     train, valid = speech(folder, "train"), speech(folder, "valid")
     add([train, valid], lambda speaker: speaker, "speaker", "who")
     modules = {
@@ -302,6 +305,10 @@ def adversarial(folder):
             self.scheduler.step()
             self.modules.discriminator.requires_grad_(True)
             return (loss_g + loss_d).detach().cpu()
+
+        def evaluate_batch(self, batch, stage):
+            real = batch.sig.data[:, None, :4000]
+            return F.l1_loss(self.modules.generator(torch.ones_like(real)), real)
 
     def stack(last):
         one = torch.nn.utils.parametrizations.weight_norm(torch.nn.Conv1d(1, 8, 9, padding=4))

@@ -8,6 +8,7 @@ import statistics
 import pytest
 import speechbrain as sb
 import torch
+from speechbrain.augment.time_domain import AddNoise
 from speechbrain.core import Stage
 from speechbrain.preflight import isolate, preflight
 from speechbrain.preflight.__main__ import Takeover
@@ -83,7 +84,7 @@ class OtherSize(Validated):
         return self.modules.head(batch[0][:, : None if self.broken else 4])
 
 
-@case("validation-random", "warning", "active in dropout", lambda folder: {"dropout": Dropout(0.5)})
+@case("validation-random", "warning", "in validation, dropout drops or augments", lambda folder: {"dropout": Dropout(0.5)})
 class DropoutOutsideModules(Validated):
     def compute_forward(self, batch, stage):
         x = self.hparams.dropout(batch[0]) if self.broken or stage == Stage.TRAIN else batch[0]
@@ -96,11 +97,17 @@ class FunctionalDropout(Validated):
         return self.modules.head(dropout(batch[0], 0.5, training=self.broken or stage == Stage.TRAIN))
 
 
-@case("validation-random", "note", "under another")
-class Noise(Validated):
+@case("validation-random", "warning", "test_validation.py:", lambda folder: {"augment": AddNoise(snr_low=0, snr_high=0)})
+class Augments(Validated):
+    def compute_forward(self, batch, stage):
+        if self.broken or stage == Stage.TRAIN:
+            return self.modules.head(self.hparams.augment(batch[0], torch.ones(8)))
+        return super().compute_forward(batch, stage)
+
+
+@case(None)
+class Samples(Validated):
     def validate(self, predictions, batch, loss):
-        if not self.broken:
-            torch.manual_seed(3)
         return loss + torch.rand(())
 
 

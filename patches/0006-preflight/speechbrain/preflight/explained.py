@@ -47,6 +47,7 @@ EXPLAINED = (
     ("first-step-failed", ("label-outside",), lambda finding, cause: "out of bounds" in finding.what),
     ("dataloader-failed", ("no-batch",), lambda finding, cause: "num_samples" in finding.what),
     ("output-not-finite", ("audio-empty", "audio-not-finite"), _same_part),
+    ("validation-loss", ("buffer-not-finite", "weight-not-finite"), lambda finding, cause: True),
     ("batch-not-finite", ("audio-not-finite",), _same_set),
 )
 

@@ -15,14 +15,12 @@ CODES = {
 
 
 def is_random(seen):
-    """Yield a validation loss that depends on the seed."""
-    if seen.valid.random:
+    """Yield a validation loss that depends on the seed because of dropout or augmentation."""
+    if seen.valid.random and seen.valid.dropouts:  # without these, the model may sample on purpose, as a VAE does
         what = "the same batch has the loss {:.4g} under one seed and {:.4g} under another".format(*seen.valid.losses)
-        level, remedy = "note", "seed what is drawn in validation, so that the losses of two epochs can be compared"
-        if seen.valid.dropouts:
-            level, what = "warning", f"{what}; dropout is active in {some(seen.valid.dropouts)}"
-            remedy = "add it to the Brain's modules, which fit() puts into evaluation mode, or do without it in validation"
-        yield Finding(level, "validation-random", what, type(seen.given.brain).__name__, remedy)
+        what += f": in validation, {some(seen.valid.dropouts)} drops or augments"
+        remedy = "skip it if stage is not TRAIN; add modules with dropout to the Brain's modules, so that fit() sets their mode"
+        yield Finding("warning", "validation-random", what, type(seen.given.brain).__name__, remedy)
 
 
 def loss(seen):

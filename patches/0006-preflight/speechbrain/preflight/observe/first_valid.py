@@ -14,7 +14,7 @@ from time import perf_counter
 import numpy as np
 import torch
 from speechbrain.core import Brain, Stage
-from speechbrain.preflight.attempts import Log, failure
+from speechbrain.preflight.attempts import Log, failure, is_own, shown
 from speechbrain.preflight.isolate import can_fork, in_child, put_back
 from speechbrain.preflight.observe.first_step import alone
 from speechbrain.preflight.observe.given import parts
@@ -24,8 +24,9 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
 
 SECONDS = 60.0  # how long all of it may take
-AGAIN = 10.0  # a batch that takes longer than this is not evaluated again
+AGAIN = 5.0  # a batch that takes longer than this is not evaluated again
 DROPOUTS = {getattr(torch.nn.functional, name) for name in dir(torch.nn.functional) if name.endswith("dropout")}
+DRAWS = DROPOUTS | {torch.rand, torch.randn, torch.randint, torch.randperm, torch.rand_like, torch.randn_like}
 HERE = (__file__, torch.overrides.__file__, torch.nn.functional.__file__)
 TORCH = str(Path(torch.__file__).parent)
 # What metrics say that cannot work on the few items of one batch, or on the outputs of a model that was not trained.
@@ -41,7 +42,7 @@ class FirstValid:
     losses : tuple of float
         The losses of the same batch under seed 1, seed 2, and seed 1 again; the third only if the others differ.
     dropouts : tuple of str
-        The modules whose dropout is active, and the lines that call a function with active dropout.
+        The modules whose dropout is active, and the lines that call a function with active dropout, or an augmentation.
     """
 
     losses: tuple = ()
@@ -117,7 +118,7 @@ def _validate(given, start, step, log):
         brain.on_stage_start(Stage.VALID, epoch)
         brain.modules.eval()
         brain.step = 1
-        with torch.no_grad(), _Dropouts(lines):
+        with torch.no_grad(), _Draws(lines):
             losses.append(float(brain.update_average(brain.evaluate_batch(batch, stage=Stage.VALID), 0.0)))
 
     def end_training():
@@ -158,18 +159,24 @@ def _certain(error, writes):
     return not few and not unreal and checkpoints.__file__ not in frames
 
 
-class _Dropouts(TorchFunctionMode):
-    """Notes the lines that call a function with active dropout."""
+class _Draws(TorchFunctionMode):
+    """Notes the lines that call a function with active dropout, or an augmentation."""
 
     def __init__(self, lines):
         super().__init__()
         self.lines = lines
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func in DROPOUTS:
-            given = inspect.signature(func).bind(*args, **(kwargs or {}))
-            given.apply_defaults()
-            last = [frame for frame in traceback.extract_stack() if frame.filename not in HERE][-1]
-            if given.arguments["training"] and given.arguments["p"] > 0 and not last.filename.startswith(TORCH):
-                self.lines[f"{last.filename}:{last.lineno}"] = None
+        if func in DRAWS:
+            stack = [frame.filename for frame in traceback.extract_stack() if frame.filename not in HERE]
+            augments = func not in DROPOUTS and "augment" in Path(stack[-1]).parts
+            if augments or (func in DROPOUTS and not stack[-1].startswith(TORCH) and _drops(func, args, kwargs or {})):
+                own = [frame for frame in traceback.extract_stack() if is_own(frame.filename)]
+                self.lines.update((f"{shown(frame.filename)}:{frame.lineno}", None) for frame in own[-1:])
         return func(*args, **(kwargs or {}))
+
+
+def _drops(func, args, kwargs):
+    given = inspect.signature(func).bind(*args, **kwargs)
+    given.apply_defaults()
+    return given.arguments["training"] and given.arguments["p"] > 0
