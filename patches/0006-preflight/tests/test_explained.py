@@ -6,6 +6,7 @@ from speechbrain.preflight.report import Finding
 
 ABSENT = "LibsndfileError: Error opening '/no/such/clip 1.wav': System error."
 UNKNOWN = "KeyError: 'Cannot encode unknown label cat.'"
+LACKS = "KeyError: 'Expected key text in data!'"
 # What is found, its cause, and whether the cause explains it: the code, what, and where of each.
 TABLE = [
     (("first-batch-failed", ABSENT, "train.py:1"), ("audio-missing", "1 of 9", "train wav: /no/such/clip 1.wav"), True),
@@ -13,6 +14,13 @@ TABLE = [
     (("first-batch-failed", "KeyError: 'speaker'", "train.py:1"), ("audio-missing", "1 of 9", "train wav: a.wav"), False),
     (("first-batch-failed", UNKNOWN, "train.py:1"), ("label-encoder-stale", "it lacks cat", "label_encoder.txt"), True),
     (("first-batch-failed", "KeyError: 'cat'", "train.py:1"), ("label-encoder-stale", "it lacks dog", "encoder.txt"), False),
+    (("first-validation-failed", UNKNOWN, "train.py:1"), ("label-unknown", "'cat'", "valid label: v1"), True),
+    (("first-validation-failed", "KeyError: 'WER'", "train.py:1"), ("label-unknown", "'cat'", "valid label: v1"), False),
+    (("first-batch-failed", LACKS, "train.py:1"), ("item-lacks-key", "'text' is missing in 1 of 9 items", "train: t1"), True),
+    (("first-batch-failed", LACKS, "train.py:1"), ("item-lacks-key", "'tex' is missing in 1 of 9 items", "train: t1"), False),
+    (("first-batch-failed", "ValueError: x", "a"), ("item-failed", "ValueError: x (2 of 9 items: t1, t2)", "a"), True),
+    (("first-batch-failed", "ValueError: y", "a"), ("item-failed", "ValueError: x (2 of 9 items: t1, t2)", "a"), False),
+    (("validation-loss", "nan", "Brain"), ("weight-not-finite", "1 NaN of 8 values", "head.weight"), True),
     (("label-unknown", "cat", "train label: t1"), ("label-encoder-stale", "it lacks cat", "label_encoder.txt"), True),
     (("label-unknown", "cat", "train label: t1"), ("label-only-in-valid", "1 of 4", "valid label"), False),
     (("first-step-failed", "IndexError: Target 4 is out of bounds.", "a"), ("label-outside", "4", "train label: cat"), True),

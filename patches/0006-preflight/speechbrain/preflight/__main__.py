@@ -20,8 +20,8 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 DESCRIPTION = """
 Runs a training script up to its first training step, and reports what is wrong with it.
 The script runs as usual until it calls Brain.fit. Then the preflight takes over: it makes
-the dataloaders, calls on_fit_start and on_stage_start, loads the first batch and takes the
-first step, but it changes no weight and saves no checkpoint.
+the dataloaders, calls on_fit_start and on_stage_start, loads the first batch, takes the
+first step and validates on one batch, but it changes no weight and saves no checkpoint.
 """
 
 EPILOG = """
