@@ -10,6 +10,7 @@ import speechbrain as sb
 import torch
 from speechbrain.augment.time_domain import AddNoise
 from speechbrain.core import Stage
+from speechbrain.dataio.encoder import CategoricalEncoder
 from speechbrain.preflight import isolate, preflight
 from speechbrain.preflight.__main__ import Takeover
 from speechbrain.preflight.checks import attempts, validation
@@ -105,7 +106,7 @@ class Augments(Validated):
         return super().compute_forward(batch, stage)
 
 
-@case(None)
+@case(None, hparams=lambda folder: {"unused": Dropout(0.5)})
 class Samples(Validated):
     def validate(self, predictions, batch, loss):
         return loss + torch.rand(())
@@ -173,6 +174,15 @@ class StateThatMoves(Validated):
     def validate(self, predictions, batch, loss):
         self.calls = getattr(self, "calls", 0) + 1
         return loss * self.calls
+
+
+@case(None)
+class DecodesWhatNoLabelIs(Validated):
+    def validate(self, predictions, batch, loss):
+        encoder = CategoricalEncoder()
+        encoder.update_from_iterable("ab" if self.broken else "abc")
+        encoder.decode_torch(torch.tensor([2]))
+        return loss
 
 
 @case(None)

@@ -4,12 +4,12 @@ import collections
 import os
 import pickle
 import random
-import select
 import signal
 import sys
 import traceback
 import warnings
 from contextlib import contextmanager, suppress
+from multiprocessing.connection import wait
 from types import SimpleNamespace
 
 import numpy as np
@@ -76,7 +76,7 @@ def in_child(function, seconds=None):
             os._exit(status)
     os.close(writer)
     with os.fdopen(reader, "rb") as pipe, suppress(EOFError):
-        if not select.select([pipe], [], [], seconds)[0]:
+        if not wait([pipe], seconds):
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
             raise TimeoutError(f"it takes more than {seconds:g} s")

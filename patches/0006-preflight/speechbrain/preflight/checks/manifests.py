@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import statistics
 from collections import Counter, defaultdict
 from itertools import combinations, pairwise
@@ -62,7 +63,8 @@ def selections(seen):
             what = f"{key!r} is NaN for {len(nan)} of {len(ids)} items, so that the order is arbitrary"
             yield Finding("warning", "sorted-wrong", what, f"sort_key={key!r}: {some(nan)}", "correct or remove these items")
         wrong = [pair for pair in pairwise(values) if _as_text(*pair, given.get("reverse"))]
-        if key and wrong:
+        measures = any("." in value for pair in wrong for value in pair) or re.search("dur|len|frames|samples", key or "")
+        if wrong and measures:  # else, they may be names, which have no order
             what = f"{key!r} is sorted as text: {wrong[0][0]!r} comes before {wrong[0][1]!r}"
             yield Finding("warning", "sorted-wrong", what, f"sort_key={key!r}", "make it a number: pass col_types to from_csv, or int()")
         limits = {name: given[name] for name in ("key_min_value", "key_max_value") if given.get(name)}

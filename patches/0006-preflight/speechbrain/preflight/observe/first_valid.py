@@ -6,7 +6,7 @@ import random
 import re
 import statistics
 import traceback
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -21,6 +21,7 @@ from speechbrain.preflight.observe.given import parts
 from speechbrain.preflight.quiet import TimeUp, limited, writes_nothing
 from speechbrain.utils import checkpoints
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
 SECONDS = 60.0  # how long all of it may take
@@ -82,7 +83,8 @@ def first_valid(given, start, step, log):
         return log.guarded("the first validation", _validate, given, start, step, inner), inner.findings
 
     finite = all(math.isfinite(backward.value) for backward in step.backwards)
-    usual = type(brain)._fit_valid is Brain._fit_valid
+    usual = all(getattr(type(brain), name) is getattr(Brain, name) for name in ("_fit_train", "_fit_valid"))
+    usual = usual and not any(hasattr(module, "_orig_mod") for module in brain.modules.values())  # whose compiler writes files
     if step.taken and finite and usual and start.valid_loader is not None:
         try:
             if can_fork(brain) and not torch.cuda.is_available():  # where it is, a forked process cannot go backward
@@ -100,7 +102,7 @@ def first_valid(given, start, step, log):
 
 def _validate(given, start, step, log):
     """Validate; in the order of ``fit``."""
-    brain, epoch, writes, losses, lines = given.brain, start.epoch, [], [], {}
+    brain, epoch, writes, losses, lines, modules = given.brain, start.epoch, [], [], {}, set()
 
     def tried(function, *args):
         """Whether a function succeeded, and what it returned; a failure that is certain becomes a finding."""
@@ -118,7 +120,7 @@ def _validate(given, start, step, log):
         brain.on_stage_start(Stage.VALID, epoch)
         brain.modules.eval()
         brain.step = 1
-        with torch.no_grad(), _Draws(lines):
+        with torch.no_grad(), _Draws(lines), _hooked(modules):
             losses.append(float(brain.update_average(brain.evaluate_batch(batch, stage=Stage.VALID), 0.0)))
 
     def end_training():
@@ -137,7 +139,7 @@ def _validate(given, start, step, log):
     if batch is None:
         return FirstValid()
     with alone(brain), writes_nothing(writes):
-        ended = type(brain)._fit_train is Brain._fit_train and tried(end_training)[0]
+        ended, _ = tried(end_training)
         began = perf_counter()
         if not log.findings and tried(evaluate, 1)[0] and ended:
             tried(end_validation)
@@ -145,18 +147,36 @@ def _validate(given, start, step, log):
         with suppress(Exception):  # which a run would not meet
             while again and (len(losses) == 1 or (len(losses) == 2 and not _same(*losses))):
                 evaluate(len(losses) % 2 + 1)
-    shares = ((name, getattr(one, "p" if isinstance(one, _DropoutNd) else "dropout", 0)) for name, one in parts(brain) if one.training)
-    dropouts = [name for name, share in shares if isinstance(share, float) and share > 0]
+    dropouts = [name for name, module in parts(brain) if module in modules]
     return FirstValid(tuple(losses), (*dropouts, *lines))
 
 
 def _certain(error, writes):
     """Whether an exception would also end a real run, which has more items, a trained model and files."""
-    frames = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+    codes = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
     few = isinstance(error, (ZeroDivisionError, statistics.StatisticsError)) or FEW.search(str(error))
     # Nothing was written, and what a function that writes returns is None.
     unreal = writes and (isinstance(error, OSError) or "NoneType" in str(error))
-    return not few and not unreal and checkpoints.__file__ not in frames
+    # A trained model may not output what has no text.
+    decodes = any("decode" in code.co_name.lower() and not is_own(code.co_filename) for code in codes)
+    untrained = decodes and isinstance(error, LookupError)
+    return not few and not unreal and not untrained and checkpoints.__file__ not in [code.co_filename for code in codes]
+
+
+@contextmanager
+def _hooked(modules):
+    """Note the modules that are called while their dropout is active."""
+
+    def note(module, arguments):
+        share = getattr(module, "p" if isinstance(module, _DropoutNd) else "dropout", 0)
+        if module.training and isinstance(share, float) and share > 0:
+            modules.add(module)
+
+    handle = register_module_forward_pre_hook(note)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 class _Draws(TorchFunctionMode):
