@@ -103,7 +103,7 @@ def value_that_the_first_batch_meets_too(run):
     run.train["t0"]["label"] = "x"
 
 
-@case("id-twice", "error", "1 items are lost, because a later item has the same id: t3", "train.json")
+@case("id-twice", "warning", "1 items are lost, because a later item has the same id: t3", "train.json")
 def same_id_in_json(run):
     run.raw = lambda data: data.replace(b'"t4"', b'"t3"')
 
@@ -368,6 +368,13 @@ def test_a_mistyped_key(tmp_path, monkeypatch, more, found):
     report = Takeover().run(start_with(tmp_path / "hparams.yaml", (YAML + more).encode()))
     assert [(f.code, f.level) for f in report.findings] == ([("key-mistyped", "note")] if found else []), report.text()
     assert not found or (found[0] == report.findings[0].what and report.findings[0].where.endswith(found[1]))
+
+
+@pytest.mark.parametrize(("key", "remedy"), [("number_of_" + "epoch", "did you mean --number_of_epochs?"), ("other", "fix the")])
+def test_a_mistyped_override(tmp_path, monkeypatch, key, remedy):
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    report = Takeover().run(start_with(tmp_path / "hparams.yaml", YAML.encode(), (key, 3)))
+    assert [finding.code for finding in report.findings] == ["script-failed"] and remedy in report.findings[0].remedy
 
 
 def test_a_yaml_file_in_another_encoding(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """What may fail on the way to the first step, and what becomes of a failure: a finding or a remark."""
 
+import difflib
 import os
 import re
 import sys
@@ -159,7 +160,10 @@ def failure(code, error):
         first = f"{kind} in `{frames[-1].line}`" if frames and frames[-1].line else kind
     else:  # a first line such as "Error(s) in loading state_dict:" says little without the next one
         first = f"{kind}: {' '.join(lines[: 2 if lines[0].endswith(':') else 1])}"
-    return Finding("error", code, f"{first}\n{_traceback(error, frames)}", where, REMEDIES.get(code, REMEDY))
+    override = re.search(r"Override '(\w+)' not found in: (.*)", said)
+    near = difflib.get_close_matches(override[1], re.findall(r"\w+", override[2]), 1) if override else []
+    remedy = f"did you mean --{near[0]}?" if near else REMEDIES.get(code, REMEDY)
+    return Finding("error", code, f"{first}\n{_traceback(error, frames)}", where, remedy)
 
 
 def _caller(error):

@@ -50,7 +50,7 @@ def twice(seen):
         again = [name for name, count in Counter(names).items() if count > 1]
         if again:
             what = f"{len(names) - len(set(names))} items are lost, because a later item has the same id: {some(again)}"
-            yield Finding("error", "id-twice", what, str(path), "give each item its own id")
+            yield Finding("warning", "id-twice", what, str(path), "give each item its own id")
 
 
 def selections(seen):
