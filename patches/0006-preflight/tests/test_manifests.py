@@ -236,6 +236,13 @@ def segments_of_one_file(run):
 
 
 @healthy
+def segments_in_one_value(run):
+    for split, items in (("t", run.train), ("v", run.valid)):
+        for i, item in enumerate(items.values()):
+            item["wav"] = {"file": f"{{root}}/{split}0.wav", "start": i * 10, "stop": i * 10 + 80}
+
+
+@healthy
 def sorted_downwards(run):
     for i, item in enumerate(run.train.values()):
         item["length"] = f"{i + 1:02}"
@@ -370,7 +377,9 @@ def test_a_mistyped_key(tmp_path, monkeypatch, more, found):
     assert not found or (found[0] == report.findings[0].what and report.findings[0].where.endswith(found[1]))
 
 
-@pytest.mark.parametrize(("key", "remedy"), [("number_of_" + "epoch", "did you mean --number_of_epochs?"), ("other", "fix the")])
+@pytest.mark.parametrize(
+    ("key", "remedy"), [("number_of_" + "epoch", "did you mean --number_of_epochs?"), ("other", "fix the")]
+)
 def test_a_mistyped_override(tmp_path, monkeypatch, key, remedy):
     monkeypatch.setattr(sys, "argv", sys.argv)
     report = Takeover().run(start_with(tmp_path / "hparams.yaml", YAML.encode(), (key, 3)))

@@ -85,7 +85,7 @@ class OtherSize(Validated):
         return self.modules.head(batch[0][:, : None if self.broken else 4])
 
 
-@case("validation-random", "warning", "in validation, dropout drops or augments", lambda folder: {"dropout": Dropout(0.5)})
+@case("validation-random", "warning", "dropout is active in dropout", lambda folder: {"dropout": Dropout(0.5)})
 class DropoutOutsideModules(Validated):
     def compute_forward(self, batch, stage):
         x = self.hparams.dropout(batch[0]) if self.broken or stage == Stage.TRAIN else batch[0]
@@ -98,7 +98,7 @@ class FunctionalDropout(Validated):
         return self.modules.head(dropout(batch[0], 0.5, training=self.broken or stage == Stage.TRAIN))
 
 
-@case("validation-random", "warning", "test_validation.py:", lambda folder: {"augment": AddNoise(snr_low=0, snr_high=0)})
+@case("validation-random", "note", "augmentation is called in ", lambda folder: {"augment": AddNoise(snr_low=0, snr_high=0)})
 class Augments(Validated):
     def compute_forward(self, batch, stage):
         if self.broken or stage == Stage.TRAIN:

@@ -137,7 +137,8 @@ def _contents(seen, split):
             if use.items.split == split and use.items.pipeline and look.low != look.high:
                 static, key = use.items.static(use.i), use.source.keys[0]
                 takes = [item.takes for item in use.items.pipeline.dynamic_items if key in item.takes]
-                segment = [str(static.get(other)) for other in sorted(set().union(*takes) - {key})]  # its start and stop
+                # Its start and stop may be other keys, or in the same value.
+                segment = [str(static.get(other)).replace(path, "") for other in sorted({key}.union(*takes))]
                 found[look.fingerprint, use.source, *segment].append(use.i)
                 number += 1
     return found, number

@@ -16,11 +16,14 @@ CODES = {
 
 def is_random(seen):
     """Yield a validation loss that depends on the seed because of dropout or augmentation."""
-    if seen.valid.random and seen.valid.dropouts:  # without these, the model may sample on purpose, as a VAE does
+    level, does, causes = "warning", "dropout is active in", seen.valid.dropouts
+    remedy = "add it to the Brain's modules, which fit() puts into evaluation mode, or skip it in validation"
+    if not causes:  # noise may be part of the task
+        level, does, causes = "note", "augmentation is called in", seen.valid.augments
+        remedy = "call it only if stage is TRAIN, unless the task needs it"
+    if seen.valid.random and causes:  # without these, the model may sample on purpose, as a VAE does
         what = "the same batch has the loss {:.4g} under one seed and {:.4g} under another".format(*seen.valid.losses)
-        what += f": in validation, {some(seen.valid.dropouts)} drops or augments"
-        remedy = "skip it if stage is not TRAIN; add modules with dropout to the Brain's modules, so that fit() sets their mode"
-        yield Finding("warning", "validation-random", what, type(seen.given.brain).__name__, remedy)
+        yield Finding(level, "validation-random", f"{what}; {does} {some(causes)}", type(seen.given.brain).__name__, remedy)
 
 
 def loss(seen):

@@ -43,11 +43,14 @@ class FirstValid:
     losses : tuple of float
         The losses of the same batch under seed 1, seed 2, and seed 1 again; the third only if the others differ.
     dropouts : tuple of str
-        The modules whose dropout is active, and the lines that call a function with active dropout, or an augmentation.
+        The modules whose dropout is active, and the lines that call a function with active dropout.
+    augments : tuple of str
+        The lines that call an augmentation.
     """
 
     losses: tuple = ()
     dropouts: tuple = ()
+    augments: tuple = ()
 
     @property
     def random(self):
@@ -102,7 +105,7 @@ def first_valid(given, start, step, log):
 
 def _validate(given, start, step, log):
     """Validate; in the order of ``fit``."""
-    brain, epoch, writes, losses, lines, modules = given.brain, start.epoch, [], [], {}, set()
+    brain, epoch, writes, losses, drops, augments, modules = given.brain, start.epoch, [], [], {}, {}, set()
 
     def tried(function, *args):
         """Whether a function succeeded, and what it returned; a failure that is certain becomes a finding."""
@@ -120,7 +123,7 @@ def _validate(given, start, step, log):
         brain.on_stage_start(Stage.VALID, epoch)
         brain.modules.eval()
         brain.step = 1
-        with torch.no_grad(), _Draws(lines), _hooked(modules):
+        with torch.no_grad(), _Draws(drops, augments), _hooked(modules):
             losses.append(float(brain.update_average(brain.evaluate_batch(batch, stage=Stage.VALID), 0.0)))
 
     def end_training():
@@ -148,7 +151,7 @@ def _validate(given, start, step, log):
             while again and (len(losses) == 1 or (len(losses) == 2 and not _same(*losses))):
                 evaluate(len(losses) % 2 + 1)
     dropouts = [name for name, module in parts(brain) if module in modules]
-    return FirstValid(tuple(losses), (*dropouts, *lines))
+    return FirstValid(tuple(losses), (*dropouts, *drops), tuple(augments))
 
 
 def _certain(error, writes):
@@ -182,17 +185,18 @@ def _hooked(modules):
 class _Draws(TorchFunctionMode):
     """Notes the lines that call a function with active dropout, or an augmentation."""
 
-    def __init__(self, lines):
+    def __init__(self, drops, augments):
         super().__init__()
-        self.lines = lines
+        self.drops, self.augments = drops, augments
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func in DRAWS:
-            stack = [frame.filename for frame in traceback.extract_stack() if frame.filename not in HERE]
-            augments = func not in DROPOUTS and "augment" in Path(stack[-1]).parts
-            if augments or (func in DROPOUTS and not stack[-1].startswith(TORCH) and _drops(func, args, kwargs or {})):
-                own = [frame for frame in traceback.extract_stack() if is_own(frame.filename)]
-                self.lines.update((f"{shown(frame.filename)}:{frame.lineno}", None) for frame in own[-1:])
+            stack = [frame for frame in traceback.extract_stack() if frame.filename not in HERE]
+            own = [f"{shown(frame.filename)}:{frame.lineno}" for frame in stack if is_own(frame.filename)]
+            if func not in DROPOUTS and "augment" in Path(stack[-1].filename).parts:
+                self.augments.update(dict.fromkeys(own[-1:]))
+            elif func in DROPOUTS and not stack[-1].filename.startswith(TORCH) and _drops(func, args, kwargs or {}):
+                self.drops.update(dict.fromkeys(own[-1:]))
         return func(*args, **(kwargs or {}))
 
 
