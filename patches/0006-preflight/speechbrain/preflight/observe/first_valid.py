@@ -83,11 +83,11 @@ def first_valid(given, start, step, log):
     brain, answer, inner = given.brain, None, Log(log.ranks)
 
     def look():
-        return log.guarded("the first validation", _validate, given, start, step, inner), inner.findings
+        return inner.guarded("the first validation", _validate, given, start, step, inner), inner.findings, inner.said
 
     finite = all(math.isfinite(backward.value) for backward in step.backwards)
     usual = all(getattr(type(brain), name) is getattr(Brain, name) for name in ("_fit_train", "_fit_valid"))
-    usual = usual and not any(hasattr(module, "_orig_mod") for module in brain.modules.values())  # whose compiler writes files
+    usual = usual and not any(hasattr(module, "_orig_mod") for module in brain.modules.modules())  # whose compiler writes files
     if step.taken and finite and usual and start.valid_loader is not None:
         try:
             if can_fork(brain) and not torch.cuda.is_available():  # where it is, a forked process cannot go backward
@@ -98,8 +98,9 @@ def first_valid(given, start, step, log):
         except (TimeUp, TimeoutError, ChildProcessError) as error:
             log.said.append(f"The first validation was not checked: {error}.")
     log.ranks.agree(True)  # wait for the others, which may take longer
-    valid, findings = answer or (None, [])
+    valid, findings, said = answer or (None, [], [])
     log.findings += findings
+    log.said += said
     return valid or FirstValid()
 
 
