@@ -170,7 +170,8 @@ def texts(split, length=12):
     data = {f"{split}{i}": {"text": draw.integers(1, 9, draw.integers(4, 8)).tolist()} for i in range(length)}
     dataset = DynamicItemDataset(data)
     dataset.add_dynamic_item(torch.tensor, "text", "tokens")
-    dataset.set_output_keys(["id", "tokens"])
+    dataset.add_dynamic_item(lambda text: torch.tensor([9 - token for token in dict.fromkeys(text)]), "text", "phonemes")
+    dataset.set_output_keys(["id", "tokens", "phonemes"])
     return dataset
 
 
@@ -182,9 +183,9 @@ def grapheme_to_phoneme(folder):
             return self.modules.out(states).log_softmax(-1), self.modules.ctc(states).log_softmax(-1)
 
         def compute_objectives(self, predictions, batch, stage):
-            tokens, lens = batch.tokens
             seq, by_ctc = predictions
-            return losses.nll_loss(seq, tokens, lens) + 0.1 * losses.ctc_loss(by_ctc, tokens, lens, lens, blank_index=0)
+            ctc = losses.ctc_loss(by_ctc, *batch.phonemes[:1], batch.tokens.lengths, batch.phonemes.lengths, blank_index=0)
+            return losses.nll_loss(seq, *batch.phonemes) + 0.1 * ctc
 
     modules = {
         "graphemes": Embedding(9, embedding_dim=8),

@@ -39,16 +39,24 @@ LOADING = (
     (("item-failed", "item-lacks-key"), _same_error),
 )
 
+
+def _names_ctc(finding, cause):
+    return cause.where.startswith("ctc_loss")
+
+
 # The code of a finding, the codes of its causes, and when these explain it.
 EXPLAINED = (
     *(("first-batch-failed", *why) for why in LOADING),
     *(("first-validation-failed", *why) for why in LOADING),
     ("label-unknown", ("label-encoder-stale", "label-encoder-empty"), lambda finding, cause: True),
-    ("first-step-failed", ("label-outside",), lambda finding, cause: "out of bounds" in finding.what),
+    ("first-step-failed", ("label-outside", "token-outside"), lambda finding, cause: "out of bounds" in finding.what),
     ("dataloader-failed", ("no-batch",), lambda finding, cause: "num_samples" in finding.what),
     ("output-not-finite", ("audio-empty", "audio-not-finite"), _same_part),
     ("validation-loss", ("buffer-not-finite", "weight-not-finite"), lambda finding, cause: True),
     ("batch-not-finite", ("audio-not-finite",), _same_set),
+    ("first-loss", ("more-labels-than-frames",), lambda finding, cause: cause.what.endswith("batch, all")),
+    *((code, ("lengths-not-relative",), _names_ctc) for code in ("token-is-blank", "more-labels-than-frames", "first-loss")),
+    ("first-step-failed", ("lengths-not-relative",), lambda finding, cause: "length" in finding.what or "size" in finding.what),
 )
 
 

@@ -1,19 +1,20 @@
 """The preflight of a Brain: take it to its first step, then run all checks."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
-import torch
 from speechbrain.preflight.attempts import Log
 from speechbrain.preflight.checks import RULES
 from speechbrain.preflight.explained import without_explained
 from speechbrain.preflight.isolate import can_fork, in_child, put_back
-from speechbrain.preflight.observe import Clips, Given, Labels, Observed
+from speechbrain.preflight.observe import Clips, Given, Labels, Observed, Sequences
 from speechbrain.preflight.observe.audio import audio
 from speechbrain.preflight.observe.first_step import first_step
 from speechbrain.preflight.observe.first_valid import first_valid
 from speechbrain.preflight.observe.labels import labels
 from speechbrain.preflight.observe.loads import watched_loads
 from speechbrain.preflight.observe.manifests import failures
+from speechbrain.preflight.observe.sequences import sequences
 from speechbrain.preflight.observe.start import nothing_changes, start
 from speechbrain.preflight.ranks import Ranks
 from speechbrain.preflight.report import Finding, Report
@@ -46,6 +47,7 @@ def examine(given, loaded, ranks):
     words = log.guarded("labels", labels, given, loaded, before, step, log) or Labels()
     failed = log.guarded("items", failures, given, log) or []
     seen = Observed(given, loaded, before, step, clips, words, valid, failed)
+    seen = replace(seen, sequences=log.guarded("sequences", sequences, seen, log) or Sequences())
     for rule in RULES:
         log.guarded(f"{rule.__module__}.{rule.__name__}", lambda: log.findings.extend(rule(seen)))  # noqa: B023
     report = ranks.merge(Report(log.findings, log.said))
@@ -77,7 +79,7 @@ def preflight(brain, train_set, valid_set=None, train_loader_kwargs=None, valid_
 
     Example
     -------
-    >>> import speechbrain
+    >>> import speechbrain, torch
     >>> class MyBrain(speechbrain.Brain):
     ...     def compute_forward(self, batch, stage):
     ...         return self.modules.model(batch[0])

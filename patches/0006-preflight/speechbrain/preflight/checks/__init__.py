@@ -6,9 +6,25 @@ A module has ``CODES``, one line of documentation for each kind of finding, and 
 """
 
 from speechbrain.preflight import attempts
-from speechbrain.preflight.checks import audio, batches, frozen, hparams, labels, losses, manifests, optimised, pretrained
-from speechbrain.preflight.checks import validation, versions, weights
+from speechbrain.preflight.checks import (
+    audio,
+    batches,
+    frozen,
+    hparams,
+    labels,
+    losses,
+    manifests,
+    optimised,
+    pretrained,
+    sequences,
+    validation,
+    versions,
+    weights,
+)
 
-SUBJECTS = (audio, losses, frozen, batches, hparams, labels, manifests, optimised, pretrained, validation, versions, weights)
+SUBJECTS = (
+    *(audio, losses, frozen, batches, hparams, labels, manifests, sequences),
+    *(optimised, pretrained, validation, versions, weights),
+)
 RULES = tuple(rule for subject in SUBJECTS for rule in subject.RULES)
 CODES = {code: line for subject in (attempts, *SUBJECTS) for code, line in subject.CODES.items()}

@@ -28,7 +28,9 @@ def mistyped(seen):
             near = [other for other in difflib.get_close_matches(key, read, 3, 0.8) if _near(key, other)]
             if key and key not in words and near:
                 what = f"nothing reads {key!r}, but {near[0]!r} is read"
-                yield Finding("note", "key-mistyped", what, f"{shown(file)}:{number}", f"rename it to {near[0]!r}, or remove it")
+                yield Finding(
+                    "note", "key-mistyped", what, f"{shown(file)}:{number}", f"rename it to {near[0]!r}, or remove it"
+                )
 
 
 def _near(one, other):

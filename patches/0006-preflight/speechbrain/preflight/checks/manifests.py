@@ -66,7 +66,9 @@ def selections(seen):
         measures = any("." in value for pair in wrong for value in pair) or re.search("dur|len|frames|samples", key or "")
         if wrong and measures:  # else, they may be names, which have no order
             what = f"{key!r} is sorted as text: {wrong[0][0]!r} comes before {wrong[0][1]!r}"
-            yield Finding("warning", "sorted-wrong", what, f"sort_key={key!r}", "make it a number: pass col_types to from_csv, or int()")
+            yield Finding(
+                "warning", "sorted-wrong", what, f"sort_key={key!r}", "make it a number: pass col_types to from_csv, or int()"
+            )
         limits = {name: given[name] for name in ("key_min_value", "key_max_value") if given.get(name)}
         if limits and given.get("select_n") is None and len(ids) < len(dataset) / 2:
             what = f"it leaves {len(ids)} of {len(dataset)} items"
@@ -100,15 +102,21 @@ def durations(seen):
     for split, values in ratios.items():
         middle = statistics.median(values)
         alike = sum(math.isclose(value, middle, rel_tol=0.05) for value in values) >= 0.95 * len(values)
-        unit = next((name for factor, name in {**UNITS, **dict.fromkeys(rates, "samples")}.items() if 0.9 < middle / factor < 1.1), None)
+        unit = next(
+            (name for factor, name in {**UNITS, **dict.fromkeys(rates, "samples")}.items() if 0.9 < middle / factor < 1.1), None
+        )
         if alike and unit and len(values) >= FEWEST:
             what = f"the durations in the manifest are {middle:.4g} times the files' seconds: {unit}?"
-            yield Finding("note", "duration-unlike-audio", what, f"{split} duration", "write seconds, unless all users expect this")
+            yield Finding(
+                "note", "duration-unlike-audio", what, f"{split} duration", "write seconds, unless all users expect this"
+            )
     loader = getattr(seen.start.train_loader, "loader", seen.start.train_loader)
     lengths = getattr(getattr(loader, "batch_sampler", None), "_ex_lengths", None)
     if lengths and not any(lengths.values()):
         what = f"the lengths of all {len(lengths)} items are 0, so that batches have no limit"
-        yield Finding("warning", "duration-unlike-audio", what, "train DynamicBatchSampler", "check the durations, and length_func")
+        yield Finding(
+            "warning", "duration-unlike-audio", what, "train DynamicBatchSampler", "check the durations, and length_func"
+        )
 
 
 def same_content(seen):
@@ -139,7 +147,7 @@ def _contents(seen, split):
                 takes = [item.takes for item in use.items.pipeline.dynamic_items if key in item.takes]
                 # Its start and stop may be other keys, or in the same value.
                 segment = [str(static.get(other)).replace(path, "") for other in sorted({key}.union(*takes))]
-                found[look.fingerprint, use.source, *segment].append(use.i)
+                found[(look.fingerprint, use.source, *segment)].append(use.i)
                 number += 1
     return found, number
 
@@ -149,7 +157,9 @@ def constant(seen):
     for key, target in seen.labels.targets.items():
         column = seen.labels.columns.get(("train", key))
         if column and column.complete and len(set(column.values)) == 1 and len(column.values) >= FEWEST and target.classes > 1:
-            what = f"all {len(column.values)} items have the label {column.values[0]}; the classifier has {target.classes} outputs"
+            what = (
+                f"all {len(column.values)} items have the label {column.values[0]}; the classifier has {target.classes} outputs"
+            )
             yield Finding("warning", "label-constant", what, column.where, "check the key that the label is made from")
 
 

@@ -31,7 +31,9 @@ def loss(seen):
     values, where = seen.valid.losses, f"{type(seen.given.brain).__name__}.evaluate_batch"
     if values and not math.isfinite(values[0]):
         what = f"the loss of the first validation batch is {values[0]}, although that of training is finite"
-        yield Finding("warning", "validation-loss", what, where, "check the items of this batch, and what differs in validation")
+        yield Finding(
+            "warning", "validation-loss", what, where, "check the items of this batch, and what differs in validation"
+        )
     elif values and not any(values) and any(backward.value for backward in seen.step.backwards):
         what, remedy = "the validation loss is exactly 0", "return a loss in validation, or choose checkpoints by another value"
         yield Finding("note", "validation-loss", what, where, remedy)

@@ -8,6 +8,7 @@ from speechbrain.preflight.observe.first_valid import FirstValid
 from speechbrain.preflight.observe.given import Given
 from speechbrain.preflight.observe.labels import Labels
 from speechbrain.preflight.observe.loads import Loaded
+from speechbrain.preflight.observe.sequences import Sequences
 from speechbrain.preflight.observe.start import Start
 
 
@@ -33,6 +34,8 @@ class Observed:
         The audio files of all items.
     labels : Labels
         The labels of all items.
+    sequences : Sequences
+        The tokens of all items.
     """
 
     given: Given
@@ -43,3 +46,4 @@ class Observed:
     labels: Labels = field(default_factory=Labels)
     valid: FirstValid = field(default_factory=FirstValid)
     failures: list = field(default_factory=list)
+    sequences: Sequences = field(default_factory=Sequences)

@@ -13,6 +13,7 @@ from speechbrain.preflight.observe import weights
 from speechbrain.preflight.observe.items import Watch
 from speechbrain.preflight.observe.loads import replaced
 from speechbrain.preflight.observe.not_finite import Origin, first_nan, watched_modules
+from speechbrain.preflight.observe.sequences import Watched, watched_sequences
 from speechbrain.preflight.observe.start import parameters_of
 from speechbrain.preflight.observe.weights import COUNTS, STATISTICS
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -100,6 +101,8 @@ class FirstStep:
         What it raised.
     origin : Origin
         If the loss is NaN, where NaN appears first; None if no module gets or returns NaN.
+    sequences : Watched
+        What takes sequences.
     """
 
     custom: bool = False
@@ -115,6 +118,7 @@ class FirstStep:
     resampled: list = field(default_factory=list)
     error: str = ""
     origin: Origin | None = None
+    sequences: Watched = field(default_factory=Watched)
 
 
 def first_step(given, start, stepped, log):
@@ -189,6 +193,7 @@ def _take(brain, modules, start, step, known, log):
         stack.enter_context(alone(brain))
         brain.step += 1
         calls = stack.enter_context(watched_modules(brain))
+        stack.enter_context(watched_sequences(brain, step.sequences))
         with Watch() as watch, _Losses(step.losses), suppress(Stopped):
             brain.fit_batch(start.batch)
         step.resampled.extend(watch.resampled)

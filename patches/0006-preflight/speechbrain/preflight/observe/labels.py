@@ -36,7 +36,7 @@ class Unknown(NamedTuple):
 class Column(NamedTuple):
     """The values of a key for all items, or for as many as there was time for.
 
-    A value is an int, :class:`Unknown`, or None for anything else.
+    A value is an int, a tuple of int for a sequence, :class:`Unknown`, or None for anything else.
     """
 
     items: Items
@@ -198,6 +198,8 @@ def _value(items, i, key):
         return Unknown(frame.f_locals["label"]) if unknown else None
     if isinstance(value, (torch.Tensor, np.ndarray)) and value.shape.count(1) == len(value.shape):
         value = value.item()
+    if isinstance(value, (torch.Tensor, np.ndarray)) and len(value.shape) == 1:
+        return tuple(value.tolist()) if "int" in str(value.dtype) else None
     return int(value) if isinstance(value, numbers.Integral) and not isinstance(value, bool) else None
 
 

@@ -81,9 +81,8 @@ def _reads_audio(items, key):
     """Whether evaluating a key opens an audio file; of two items, because one may be cached or fail."""
     with items.providing([key]):
         for i in {len(items) - 1, len(items) // 2}:
-            with Watch() as watch:
-                with suppress(Exception):
-                    items.evaluate(i)
+            with Watch() as watch, suppress(Exception):
+                items.evaluate(i)
             if watch.opened:
                 return True
     return False

@@ -1,0 +1,274 @@
+"""Checks the token sequences that speech recognizers and language models learn."""
+
+import math
+import statistics
+from itertools import pairwise
+
+import torch
+from speechbrain.preflight.observe.sequences import TRANSDUCER
+from speechbrain.preflight.report import Finding, some
+
+CODES = {
+    "lengths-not-relative": "lengths are absolute where relative ones (0 to 1) are expected, or the other way round",
+    "token-outside": "a token is not one of the outputs of the model, or not one of the ids of an embedding",
+    "token-is-blank": "a target of CTC or of a transducer contains the blank",
+    "ctc-without-log-softmax": "ctc_loss gets values that are not log-probabilities",
+    "more-labels-than-frames": "a CTC target has more labels (plus repeated ones) than its input has frames",
+    "targets-as-inputs": "the decoder gets the very tokens that it learns to predict, not shifted by one",
+    "model-sees-targets": "scores depend on later targets: the decoder's mask is missing or wrong",
+    "padding-in-loss": "the padding of shorter targets contributes to the loss",
+    "last-token-ignored": "the loss ignores the token that ends all targets, for example because it equals the padding",
+    "vocabulary-too-small": "the model has outputs that its tokenizer or label encoder cannot decode",
+    "many-unknown": "more than a fifth of the tokens are the unknown token",
+    "transcript-empty": "a target has no tokens",
+    "encoders-disagree": "the training and the validation set map the same label to different ids",
+    "speaking-rate": "a target has far more or far fewer tokens for each second of audio than the others",
+}
+
+SHOWN = 4  # items in a message
+ALIGNED = ("ctc_loss", TRANSDUCER)  # losses that align targets with frames, and need a blank
+OVER_TOKENS = ("nll_loss", "kl_div", "cross_entropy")
+SPECIAL, SPECIALS = ("_index", "_idx", "_id"), 4  # how hparams of BOS, EOS, padding and blank end; how many there are
+LEAK = 0.01  # a smaller share of the gradient may come from normalization over positions
+UNKNOWN = 0.2
+PADDED, FOREIGN = 0.1, 0.5  # shares of the outputs that cannot be decoded: up to here, or from here, it is no accident
+RATES = 6  # times the usual number of tokens for each second
+FEWEST = 20  # items that a comparison with the usual needs
+
+
+def _calls(seen, *names):
+    """The calls of these names; of several with the same key, the first."""
+    found = [one for one in seen.sequences.taken if one.call.name in names]
+    return [*{(one.call.name, one.call.size, one.key or id(one)): one for one in reversed(found)}.values()][::-1]
+
+
+def _rows(seen, one):
+    """Yield each set, its place in the report, and the tokens of its items by id: of all, or else of the first batch."""
+    known = [(split, f"{split} {key}", rows) for (split, key), rows in seen.sequences.rows.items() if key == one.key]
+    yield from known or [("train", f"train {one.key}, first batch" if one.key else "train, first batch", one.rows)]
+
+
+def lengths(seen):
+    """Yield lengths that are not of the kind that is expected."""
+    for one in _calls(seen, *ALIGNED):
+        frames = one.call.scores.shape[0 if one.call.name == "ctc_loss" else 1]
+        for which, steps in (("input", frames), ("target", one.call.ids.shape[-1] if one.call.ids.dim() > 1 else 0)):
+            given = torch.as_tensor(one.call.options[f"{which}_lengths"]).reshape(-1)
+            most = int(given.max()) if given.numel() else 0
+            cut = which == "input" and len(given) > 1 and most == 1  # relative lengths as integers
+            if steps > 1 and (most > steps or cut):
+                what = f"{one.call.name} gets {which} lengths up to {most}, but there are {steps} steps"
+                remedy = "torch's losses take numbers of steps; SpeechBrain's take lengths relative to the longest, 0 to 1"
+                yield Finding("error", "lengths-not-relative", what, f"{one.call.name}, {which} lengths", remedy)
+    for name, most in seen.sequences.lengths.items():
+        if most > 1.01:
+            what = f"this module takes relative lengths, 0 to 1, but gets {most:g}"
+            remedy = "pass the lengths of the batch (batch.sig.lengths), not numbers of samples or frames"
+            yield Finding("error", "lengths-not-relative", what, name, remedy)
+
+
+def outside(seen):
+    """Yield tokens that are no output, or no id of an embedding."""
+    names = {id(parameter): name for name, parameter in seen.given.modules.named_parameters()}
+    for one in _calls(seen, *ALIGNED, *OVER_TOKENS, "embedding"):
+        size, ignored = one.call.size, (one.call.options.get("ignore_index"), -100)
+        has = f"{one.call.name} gets outputs"
+        if one.call.name == "embedding":
+            has = f"{names.get(id(one.call.weight), 'an embedding').removesuffix('.weight')} has ids"
+        for _, where, rows in _rows(seen, one):
+            wrong = {name: row for name, row in rows.items() if row and not 0 <= min(row) <= max(row) < size}
+            bad = {
+                name: {token for token in row if not 0 <= token < size and token not in ignored} for name, row in wrong.items()
+            }
+            bad = {name: tokens for name, tokens in bad.items() if tokens}
+            tokens = some(map(str, sorted(set().union(*bad.values()))), SHOWN)
+            if bad:
+                what = f"{has} 0 to {size - 1}, but there are tokens {tokens}: {len(bad)} of {len(rows)} items"
+                remedy = "make the layer as large as the vocabulary with BOS, EOS and blank, or use its own tokenizer"
+                yield Finding("error", "token-outside", what, f"{where}: {some(bad, SHOWN)}", remedy)
+
+
+def blank(seen):
+    """Yield targets that contain the blank."""
+    for one in _calls(seen, *ALIGNED):
+        number = one.call.options["blank"]
+        unknown = any(known.unknown == number for known in seen.sequences.vocabularies.get(("train", one.key), ()))
+        for _, where, rows in _rows(seen, one):
+            bad = [name for name, row in rows.items() if number in row]
+            if bad:
+                what = f"the blank of {one.call.name} is {number}, but so is {'the unknown' if unknown else 'a'} token"
+                what += f": {len(bad)} of {len(rows)} items have it"
+                level = "error" if len(bad) > len(rows) / 2 and not unknown else "warning"
+                yield Finding(level, "token-is-blank", what, f"{where}: {some(bad, SHOWN)}", "give the blank an id of its own")
+
+
+def log_softmax(seen):
+    """Yield scores of CTC that are not log-probabilities."""
+    for one in _calls(seen, "ctc_loss"):
+        scores = one.call.scores.float()
+        frames = torch.as_tensor(one.call.options["input_lengths"]).reshape(-1).to(scores.device)
+        if scores.dim() != 3 or len(frames) != scores.shape[1]:
+            continue
+        sums = scores.logsumexp(-1)[torch.arange(len(scores), device=scores.device)[:, None] < frames]
+        if sums.numel() and not sums.isnan().any() and (sums.abs() > 0.1).float().mean() > 0.5:
+            what = f"the classes' probabilities sum to {sums.median().exp():.3g}, not to 1"
+            where = f"ctc_loss, input {' x '.join(map(str, scores.shape))}"
+            yield Finding("error", "ctc-without-log-softmax", what, where, "apply a log_softmax before it")
+
+
+def _needed(row):
+    """How many frames CTC needs for labels: one for each, and a blank between equal neighbors."""
+    return len(row) + sum(a == b for a, b in pairwise(row))
+
+
+def too_long(seen):
+    """Yield targets that CTC cannot align with their frames."""
+    for one in _calls(seen, "ctc_loss"):
+        frames = torch.as_tensor(one.call.options["input_lengths"]).reshape(-1).tolist()
+        exact = {
+            name: (_needed(row), frames[i]) for i, (name, row) in enumerate(one.rows.items()) if len(one.names) == len(one.rows)
+        }
+        all_of_batch = len(exact) > 1 and all(needed > there for needed, there in exact.values())
+        for split, where, rows in _rows(seen, one):
+            most = {name: seen.sequences.most(split, name) for name in rows}
+            found = {name: (_needed(row), int(most[name])) for name, row in rows.items() if most[name] < math.inf}
+            found |= exact if split == "train" else {}
+            yield from _too_long(one.call, where, found, all_of_batch and split == "train")
+
+
+def _too_long(call, where, found, all_of_batch):
+    bad = sorted((frames - needed, name) for name, (needed, frames) in found.items() if needed > frames)
+    if not bad:
+        return
+    zeroed = call.options.get("zero_infinity")
+    what = "CTC needs a frame for each label, and one more between equal ones: at least "
+    what += f"{len(bad)} of {len(found)} items have too few, and {'are left out of the loss' if zeroed else 'make it infinite'}"
+    if all_of_batch:
+        what += "; in the first batch, all"
+    worst = (f"{name} (needs {found[name][0]}, has at most {found[name][1]})" for _, name in bad)
+    remedy = "lower the encoder's strides (subsampling), use longer tokens, or remove these items"
+    level = "error" if not zeroed or all_of_batch or len(bad) > len(found) / 2 else "warning"
+    yield Finding(level, "more-labels-than-frames", what, f"{where}: {some(worst, SHOWN)}", remedy)
+
+
+def decoder(seen):
+    """Yield decoders that get, or see, the tokens that they learn to predict."""
+    inputs = [one for one in _calls(seen, "embedding") if one.key is not None]
+    for one in _calls(seen, *OVER_TOKENS):
+        leaks = one.call.leaks
+        if leaks and min(leaks) > LEAK:  # an encoder of the same tokens may see all of them
+            what = "the score of the first token depends on the tokens after it, which are its targets"
+            remedy = "give the decoder a causal mask (get_lookahead_mask), and no bidirectional layers"
+            yield Finding("error", "model-sees-targets", what, f"{one.call.name}, targets {one.key or 'of the script'}", remedy)
+        for given in inputs if one.inside is not None else ():
+            if given.ids.shape == one.ids.shape:
+                lengths, differ = one.inside.sum(1), ((given.ids != one.ids) & one.inside).sum(1)
+                if lengths.float().mean() >= 3 and differ.max() <= 1 and (given.ids[:, 0] == one.ids[:, 0]).all():
+                    what = "an embedding gets the tokens that the loss has as targets, so the model learns to copy its input"
+                    remedy = "give the decoder the targets after BOS (tokens_bos), and the loss those before EOS (tokens_eos)"
+                    where = f"embedding {given.key}, {one.call.name} {one.key}"
+                    yield Finding("error", "targets-as-inputs", what, where, remedy)
+
+
+def masks(seen):
+    """Yield losses that count padding, or that ignore the last token of each target."""
+    for one in _calls(seen, *OVER_TOKENS):
+        if one.inside is None or one.call.trained is None or one.call.trained.numel() != one.ids.numel():
+            continue
+        trained, where = one.call.trained.cpu().reshape(one.ids.shape), f"{one.call.name}, targets {one.key}"
+        counted = int((trained & ~one.inside).sum())
+        if counted:
+            what = f"{counted} positions of padding contribute to the loss, {int((trained & one.inside).sum())} others do"
+            remedy = "pass the relative lengths of the targets to the loss, or set ignore_index to the padding"
+            yield Finding("warning", "padding-in-loss", what, where, remedy)
+        at = one.inside.sum(1).clamp(min=1)[:, None] - 1
+        last = one.ids.gather(1, at).unique().tolist()
+        if len(last) == 1 and len(at) > 1 and trained.any() and not trained.gather(1, at).any():
+            what = f"all targets end with token {last[0]}, which the loss ignores: the model never learns to stop"
+            remedy = "give EOS and the padding (pad_idx, ignore_index) different ids"
+            yield Finding("error", "last-token-ignored", what, where, remedy)
+
+
+def vocabulary(seen):
+    """Yield outputs that cannot be decoded."""
+    special = {value for name, value in seen.given.hparams.items() if name.endswith(SPECIAL) and isinstance(value, int)}
+    special.update(token for one in seen.sequences.taken for row in one.rows.values() for token in row)
+    for one in _calls(seen, *ALIGNED, *OVER_TOKENS):
+        for known in seen.sequences.vocabularies.get(("train", one.key), ()):
+            size, ids = one.call.size, set(known.ids)
+            more = set(range(size)) - ids - special - {one.call.options.get("blank")}
+            if len(more) > max(SPECIALS, PADDED * size) and max(more) > max(ids, default=0):
+                what = (
+                    f"the model has {size} outputs, but its vocabulary has {len(ids)} tokens: decoding output {max(more)} fails"
+                )
+                where, remedy = f"{one.call.name}, targets {one.key}", "make as many outputs as the vocabulary has tokens"
+                level = "warning" if len(more) > FOREIGN * size else "note"
+                yield Finding(level, "vocabulary-too-small", what, where, remedy)
+
+
+def unknown(seen):
+    """Yield sets with many unknown tokens."""
+    found = {}
+    for one in _calls(seen, *ALIGNED, *OVER_TOKENS):
+        for split, where, rows in _rows(seen, one):
+            inner = [token for row in rows.values() for token in row[1:-1]]  # without BOS and EOS
+            for known in seen.sequences.vocabularies.get((split, one.key), ()):
+                share = inner.count(known.unknown) / max(1, len(inner))
+                if share > UNKNOWN and len(inner) >= FEWEST:
+                    what = f"{share:.0%} of the tokens are the unknown token, {known.unknown}"
+                    worst = sorted(rows, key=lambda name: -rows[name].count(known.unknown))
+                    remedy = "normalize the text as the tokenizer's (upper case, punctuation), or train another tokenizer"
+                    found.setdefault(split, Finding("warning", "many-unknown", what, f"{where}: {some(worst, SHOWN)}", remedy))
+    yield from found.values()
+
+
+def empty(seen):
+    """Yield targets without tokens."""
+    for one in _calls(seen, *ALIGNED, *OVER_TOKENS):
+        for _, where, rows in _rows(seen, one):
+            ends = len(rows) >= FEWEST and len({row[-1] for row in rows.values() if row}) == 1  # an EOS
+            least = int(ends and max(map(len, rows.values())) > 1)
+            bad = [name for name, row in rows.items() if len(row) <= least]
+            if bad:
+                what = f"{len(bad)} of {len(rows)} targets have no tokens" + least * " except EOS"
+                level = "error" if len(bad) == len(rows) else "warning"
+                remedy = "remove these items, or fix their transcripts"
+                yield Finding(level, "transcript-empty", what, f"{where}: {some(bad, SHOWN)}", remedy)
+
+
+def encoders(seen):
+    """Yield label encoders of the two sets that map shared labels differently."""
+    for (split, key), (mine, *others) in filter(all, seen.sequences.vocabularies.items()):
+        its = seen.sequences.vocabularies.get(("valid", key), ()) if split == "train" and not others else ()
+        labels = its[0].labels if len(its) == 1 else {}
+        shared = [label for label in mine.labels if label in labels]
+        differ = [label for label in shared if mine.labels[label] != labels[label]]
+        if differ:
+            what = f"two label encoders map {len(differ)} of {len(shared)} shared labels to different ids: "
+            what += f"{differ[0]!r} is {mine.labels[differ[0]]} in train, and {labels[differ[0]]} in valid"
+            yield Finding("error", "encoders-disagree", what, key, "use the training set's label encoder for both")
+
+
+def speaking_rate(seen):
+    """Yield targets whose number of tokens does not fit the duration of their audio."""
+    done = set()
+    for one in _calls(seen, *ALIGNED, *OVER_TOKENS):
+        for split, where, rows in _rows(seen, one):
+            seconds = {name: seen.sequences.seconds.get((split, name), 0.0) for name in rows}
+            logs = {name: math.log(len(row) / seconds[name]) for name, row in rows.items() if row and seconds[name]}
+            if split in done or len(logs) < FEWEST:
+                continue
+            done.add(split)
+            low, middle, high = statistics.quantiles(logs.values(), n=4)
+            far = {name: abs(log - middle) for name, log in logs.items()}
+            far = sorted(
+                (name for name in far if far[name] > max(math.log(RATES), 5 * (high - low))), key=far.get, reverse=True
+            )
+            if far:
+                what = f"{len(far)} of {len(logs)} items are far from the usual {math.exp(middle):.2g} tokens for a second"
+                worst = some((f"{name} ({len(rows[name])} in {seconds[name]:.3g} s)" for name in far), SHOWN)
+                remedy = "listen to them: their transcripts may belong to other files"
+                yield Finding("note", "speaking-rate", what, f"{where}: {worst}", remedy)
+
+
+RULES = (lengths, outside, blank, log_softmax, too_long, decoder, masks, vocabulary, unknown, empty, encoders, speaking_rate)
