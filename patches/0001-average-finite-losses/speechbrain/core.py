@@ -1,7 +1,5 @@
 """A stage's loss is the average of its finite losses."""
 
-from collections.abc import Sized
-
 import torch
 import yaml
 from torch.utils.data import DataLoader
@@ -9,6 +7,13 @@ from torch.utils.data import DataLoader
 import speechbrain as sb
 from speechbrain.core import Stage, logger, tqdm
 from speechbrain.dataio.dataloader import LoopedLoader
+
+
+def _is_empty(batches):
+    try:
+        return len(batches) == 0
+    except TypeError:  # Some samplers and datasets have no length
+        return False
 
 
 class Brain:
@@ -20,7 +25,7 @@ class Brain:
         # Any other step continues an epoch from a checkpoint
         if self.step == 0:
             self.nonfinite_skipped = 0
-            if isinstance(train_set, Sized) and len(train_set) == 0:
+            if _is_empty(train_set):
                 self.avg_train_loss = float("nan")
         self._upstream__fit_train(train_set, epoch, enable)
         self._warn_about_skipped_losses(f"training in epoch {epoch}")

@@ -48,6 +48,11 @@ class _KeptStatistics:
 
     def __init__(self):
         self.modules = self.sizes = self.tensors = self.shapes = None
+        self.places, self.values, self.copies = [], [], []
+
+    def __reduce__(self):
+        # A copy of the Brain has other modules
+        return type(self), ()
 
     @torch.no_grad()
     def keep(self, root):
@@ -211,12 +216,16 @@ class Brain:
             if parameter.grad is not None
             and not torch.isfinite(parameter.grad).all()
         ]
-        which = _first_three(nonfinite) or "no parameter of this process"
+        which = f"the gradients of {_first_three(nonfinite)} are not finite"
+        if not nonfinite:
+            which = "the gradients of another process are not finite"
+            if not self.distributed_launch:
+                which = "the norm of the gradients overflows"
         ids = "" if self.distributed_launch else self._name_ids()
         self._batch_ids = None
         logger.warning(
-            f"Skipping step {self.optimizer_step + 1} (batch {self.step}): the "
-            f"gradients of {which} are not finite.{ids}"
+            f"Skipping step {self.optimizer_step + 1} (batch {self.step}): "
+            f"{which}.{ids}"
         )
         optimizers = self.optimizers_dict or {"optimizer": self.optimizer}
         for opt in optimizers.values():
@@ -236,8 +245,8 @@ class Brain:
         if self._skipped_in_a_row > self.nonfinite_patience:
             raise ValueError(
                 f"Skipped {self._skipped_in_a_row} steps in a row, and "
-                f"nonfinite_patience is {self.nonfinite_patience}: the "
-                f"gradients of {which} are not finite.{ids} "
+                f"nonfinite_patience is {self.nonfinite_patience}: "
+                f"{which}.{ids} "
                 f"{self._where_nonfinite()}"
             )
 

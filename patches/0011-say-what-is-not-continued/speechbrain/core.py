@@ -6,6 +6,7 @@ import time
 from speechbrain.core import logger
 from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.distributed import if_main_process
+from speechbrain.utils.epoch_loop import EpochCounter
 
 # Checkpoints with an earlier time are of an earlier run
 _START = time.time()
@@ -82,7 +83,10 @@ class Brain:
             )
 
     def _compare_epochs(self, ckpt, epoch_counter, first):
-        recoverables = self.checkpointer.recoverables.values()
+        has_counter = any(
+            obj is epoch_counter or isinstance(obj, EpochCounter)
+            for obj in self.checkpointer.recoverables.values()
+        )
         if first is None or self._optimizer_step_limit_exceeded:
             logger.warning(
                 f"Nothing is left to train: {ckpt.path} is from the end of a "
@@ -90,9 +94,7 @@ class Brain:
                 "that ended it). To start a new run, choose another "
                 "output_folder."
             )
-        elif first in (0, 1) and all(
-            epoch_counter is not obj for obj in recoverables
-        ):
+        elif first in (0, 1) and ckpt.meta["end-of-epoch"] and not has_counter:
             logger.warning(
                 f"Training continues {ckpt.path}, but the epochs start again "
                 f"at {first}. To continue them too, pass fit() an EpochCounter "
@@ -123,9 +125,11 @@ class Brain:
 
     def _compare_learning_rates(self, learning_rates):
         for name, asked in learning_rates.items():
-            optimizer = self.checkpointer.recoverables[name]
-            for group, rate in zip(optimizer.param_groups, asked):
-                if group["lr"] == rate:
+            optimizer = self.checkpointer.recoverables.get(name)
+            groups = getattr(optimizer, "param_groups", [])
+            for group, rate in zip(groups, asked):
+                # A rate of 0 is the start of a warm-up
+                if not rate or group.get("lr") in (None, rate):
                     continue
                 # A lower one may come from a decay that the script computes
                 level = logging.WARNING if group["lr"] > rate else logging.INFO

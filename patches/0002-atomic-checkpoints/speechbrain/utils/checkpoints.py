@@ -1,5 +1,6 @@
 """Checkpoints are written whole or not at all, and can be read again."""
 
+import contextlib
 import functools
 import io
 import logging
@@ -40,10 +41,17 @@ REPLACED = ".replaced-"
 
 def _flush(folder):
     """Writes all files of a folder to the disk."""
+    flags = os.O_RDONLY if os.name == "posix" else os.O_RDWR
     for parent, _, files in os.walk(folder):
         for name in files:
-            with open(os.path.join(parent, name), "rb+") as f:
-                os.fsync(f.fileno())
+            try:
+                descriptor = os.open(os.path.join(parent, name), flags)
+            except (FileNotFoundError, PermissionError):
+                continue  # A link to nowhere, or a copy of a protected file
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
         _flush_names(parent)
 
 
@@ -63,18 +71,21 @@ def _damage(path):
     import pickle
     import pickletools
     import zipfile
+    import zlib
 
-    if path.is_dir():
+    if not path.is_file():  # A folder, or a link to nowhere
         return None
     try:
         with open(path, "rb") as f:
             start = f.read(4)
             f.seek(0)
-            if start.startswith(b"PK"):  # What torch.save writes
+            if start == b"PK\x03\x04":  # What torch.save writes
                 with zipfile.ZipFile(f) as archive:
+                    if not any(part.CRC for part in archive.infolist()):
+                        return None  # Of torch.serialization's options
                     broken = archive.testzip()
                 return f"its part {broken} is damaged" if broken else None
-            if start.startswith(b"\x80"):
+            if start[:1] == b"\x80" and start[1:2] in b"\2\3\4\5":
                 for _ in pickletools.genops(f):
                     pass
             elif start and not start.strip(b"\0") and not f.read().strip(b"\0"):
@@ -84,6 +95,7 @@ def _damage(path):
         EOFError,
         ValueError,
         zipfile.BadZipFile,
+        zlib.error,
         pickle.UnpicklingError,
     ) as error:
         return f"{type(error).__name__}: {error}"
@@ -116,7 +128,12 @@ def _plain_meta(meta):
         try:
             plain[key] = _plain(value)
             yaml.safe_load(yaml.safe_dump({key: plain[key]}))
-        except (TypeError, ValueError, yaml.YAMLError) as error:
+        except (
+            TypeError,
+            ValueError,
+            RecursionError,
+            yaml.YAMLError,
+        ) as error:
             raise ValueError(
                 f"The meta of a checkpoint cannot have {key!r}, a "
                 f"{type(value).__name__}, because it could not be read again. "
@@ -156,8 +173,8 @@ class _MetaLoader(yaml.SafeLoader):
     PYTHON = "tag:yaml.org,2002:python/"
     yaml_constructors = {
         **yaml.SafeLoader.yaml_constructors,
-        f"{PYTHON}tuple": lambda loader, node: tuple(
-            loader.construct_sequence(node, deep=True)
+        f"{PYTHON}tuple": lambda loader, node: loader.construct_sequence(
+            node, deep=True
         ),
         f"{PYTHON}object/apply:numpy.dtype": _construct_dtype,
         f"{PYTHON}object/apply:numpy.core.multiarray.scalar": _construct_number,
@@ -177,15 +194,18 @@ def _read_meta(path):
 
 
 class Checkpointer:
-    # Seconds that a process waits in save_checkpoint() for the others
-    max_wait = 1800
+    # Seconds that a process waits in save_checkpoint() for the others, as long
+    # as the group of processes does; and those after which it says so
+    max_wait = 7200
+    long_wait = 300
 
     def save_checkpoint(
         self, meta={}, end_of_epoch=True, name=None, verbosity=logging.INFO
     ):
-        meta = _plain_meta(meta)
-        self._wait_for_all()
         ckpt_dir = None
+        if if_main_process():
+            meta = _plain_meta(meta)
+        self._wait_for_all()
         if if_main_process():
             self._tidy()
             if name is None:
@@ -273,15 +293,9 @@ class Checkpointer:
         min_key=None,
         ckpt_predicate=None,
     ):
-        # The main process decides for all
-        choice = None
-        if if_main_process():
-            choice = self._choose(
-                importance_key, max_key, min_key, ckpt_predicate
-            )
-        chosen_ckpt, error = ddp_broadcast(choice, src=0)
-        if error is not None:
-            raise error
+        chosen_ckpt = self._choose(
+            importance_key, max_key, min_key, ckpt_predicate
+        )
         if chosen_ckpt is not None:
             self.load_checkpoint(chosen_ckpt)
         else:
@@ -289,41 +303,41 @@ class Checkpointer:
         return chosen_ckpt
 
     def _choose(self, importance_key, max_key, min_key, ckpt_predicate):
-        """Finds the best readable checkpoint, before any object is changed.
-
-        Returns it, or None, and the error that all processes have to raise.
-        """
-        try:
-            ckpts = self.find_checkpoints(
-                importance_key, max_key, min_key, ckpt_predicate
-            )
-        except Exception as error:
-            return None, error
+        """Finds the best readable checkpoint, before any object is changed."""
+        ckpts = self.find_checkpoints(
+            importance_key, max_key, min_key, ckpt_predicate
+        )
         num_damaged = 0
         for ckpt in ckpts:
             problem = self._problem(ckpt, ckpts)
             if problem is None:
-                return ckpt, None
+                return ckpt
             num_damaged += 1
             logger.warning(f"Skipping {ckpt.path}: {problem}.")
         # Checkpoints with a damaged meta file are not listed
         num_damaged += len(self._list_checkpoint_dirs())
         num_damaged -= len(self.list_checkpoints())
         if num_damaged:
-            return None, RuntimeError(
+            raise RuntimeError(
                 f"None of the {num_damaged} checkpoints in "
                 f"{self.checkpoints_dir} can be read, see the warnings above: "
                 "restore one of them, or remove them all to start from scratch."
             )
         key = max_key or min_key
-        keys = [ckpt.meta.keys() for ckpt in self.list_checkpoints()]
-        if key and keys and key not in set().union(*keys):
-            known = set().union(*keys) - {"unixtime", "end-of-epoch"}
-            return None, ValueError(
+        # Checkpoints within an epoch have no values of a validation
+        metas = [
+            ckpt.meta
+            for ckpt in self.list_checkpoints()
+            if ckpt.meta["end-of-epoch"]
+        ]
+        if key and metas and not any(key in meta for meta in metas):
+            known = set().union(*metas) - {"unixtime", "end-of-epoch"}
+            raise ValueError(
                 f"No checkpoint in {self.checkpoints_dir} has the key {key!r}. "
-                f"Their keys are: {', '.join(map(repr, sorted(known)))}."
+                f"Their keys: {', '.join(map(repr, sorted(known))) or 'none'}. "
+                "Use one of these, or save the key in the meta."
             )
-        return None, None
+        return None
 
     def _problem(self, ckpt, ckpts):
         """Returns why a checkpoint cannot be loaded, if its files show it."""
@@ -386,19 +400,27 @@ class Checkpointer:
         rank = torch.distributed.get_rank()
         num_saves = store.add(f"save_checkpoint/{rank}", 1)
         start = time.monotonic()
+        pause = 0.01
+        said = False
         while absent := [
             str(other)
             for other in range(torch.distributed.get_world_size())
             if store.add(f"save_checkpoint/{other}", 0) < num_saves
         ]:
-            if time.monotonic() - start > self.max_wait:
-                raise RuntimeError(
-                    f"Process {rank} has waited {self.max_wait} s in "
-                    "save_checkpoint() for these processes: "
-                    f"{', '.join(absent)}. All processes have to call it: do "
-                    "not put it under if_main_process()."
-                )
-            time.sleep(0.05)
+            waited = time.monotonic() - start
+            message = (
+                f"Process {rank} has waited {waited:.0f} s in "
+                f"save_checkpoint() for these processes: {', '.join(absent)}. "
+                "All processes have to call it: do not put it under "
+                "if_main_process()."
+            )
+            if waited > self.max_wait:
+                raise RuntimeError(message)
+            if waited > self.long_wait and not said:
+                logger.warning(message)
+                said = True
+            time.sleep(pause)
+            pause = min(1.5 * pause, 1.0)
 
     def _tidy(self):
         """Removes the half-saved and half-deleted folders of killed runs."""
@@ -413,11 +435,12 @@ class Checkpointer:
         for path in self.checkpoints_dir.glob(f"{REPLACED}{CKPT_PREFIX}*"):
             ckpt_dir = path.with_name(path.name[len(REPLACED) :])
             if not ckpt_dir.exists():
-                os.rename(path, ckpt_dir)
+                # Another process may do the same; a folder may be read-only
+                with contextlib.suppress(OSError):
+                    os.rename(path, ckpt_dir)
 
     def _list_checkpoint_dirs(self):
-        if if_main_process():
-            self._restore()
+        self._restore()
         return self._upstream__list_checkpoint_dirs()
 
     @staticmethod

@@ -1,5 +1,6 @@
 """At inference, labels are needed to classify only, but then they must fit."""
 
+import contextlib
 import functools
 import os
 
@@ -26,11 +27,11 @@ def _comparing_labels(classify):
         outputs, more, cause = 0, "", None
         try:
             result = classify(self, *args, **kwargs)
-            tensors = result[:3] if isinstance(result, tuple) else ()
-            if len(tensors) == 3 and all(map(torch.is_tensor, tensors)):
-                # Else the last dimension may not be that of the classes
-                if torch.equal(tensors[0].argmax(dim=-1), tensors[2]):
-                    outputs = tensors[0].shape[-1]
+            # Else the last dimension may not be that of the classes
+            with contextlib.suppress(Exception):
+                scores, _, index = result[:3]
+                if torch.equal(scores.argmax(dim=-1), index):
+                    outputs = scores.shape[-1]
         except KeyError as error:
             index = next(iter(error.args), None)
             if not isinstance(index, int) or index <= last:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import uuid
 from typing import Optional, Union
 
 from huggingface_hub.utils import (
@@ -39,7 +40,7 @@ def link_with_strategy(
         # Its own folder, perhaps by another path: there is nothing to replace
         return _upstream_link_with_strategy(dst, dst, local_strategy)
     # Moved into place, since other processes may do the same
-    part = dst.with_name(f"{dst.name}.{os.getpid()}.part").absolute()
+    part = dst.with_name(f"{dst.name}.{uuid.uuid4().hex}.part").absolute()
     try:
         _upstream_link_with_strategy(src, part, local_strategy)
     except OSError as error:
@@ -75,7 +76,7 @@ def guess_source(source: Union[str, FetchSource]) -> tuple[FetchFrom, str]:
 @main_process_only
 def download_file(source, source_path, destination):
     # Writing to a symlink would change the file that it points to
-    part = pathlib.Path(f"{destination}.part")
+    part = pathlib.Path(f"{destination}.{uuid.uuid4().hex}.part")
     _upstream_download_file(source, source_path, part)
     os.replace(part, destination)
 
@@ -105,7 +106,7 @@ def _write_origin(path, origin):
     if path.is_file() and not path.is_symlink() and is_copy:
         origins = _read_origins(path.parent)
         origins[path.name] = [origin, *_stamp(path)]
-        part = path.with_name(f"{ORIGINS_FILE}.part")
+        part = path.with_name(f"{ORIGINS_FILE}.{uuid.uuid4().hex}.part")
         part.write_text(json.dumps(origins, indent=1), encoding="utf-8")
         os.replace(part, path.parent / ORIGINS_FILE)
 

@@ -139,7 +139,8 @@ class Pretrainer:
                     f"{_mismatches(error)}. To train it from scratch, leave "
                     f"{name} out of the loadables of the pretrainer."
                 ) from error
-            if not getattr(obj, "lab2ind", True):
+            has_own_hook = name in self.custom_hooks
+            if not has_own_hook and not getattr(obj, "lab2ind", True):
                 empty.append(name)
         for name in empty:
             reason = (

@@ -1,6 +1,7 @@
 """What a checkpoint saves can be loaded again."""
 
 import contextlib
+import inspect
 import pickle
 
 import numpy as np
@@ -81,7 +82,12 @@ def get_default_hook(obj, default_hooks):
     hooks = (DEFAULT_SAVE_HOOKS, DEFAULT_LOAD_HOOKS, DEFAULT_TRANSFER_HOOKS)
     for cls in type(obj).__mro__:
         # A class may have marked methods, but not be registered
-        if not any(cls in known for known in hooks):
+        is_marked = any(
+            hasattr(method, f"_speechbrain_{mark}")
+            for method in filter(inspect.isfunction, vars(cls).values())
+            for mark in ("saver", "loader", "transfer")
+        )
+        if is_marked and not any(cls in known for known in hooks):
             register_checkpoint_hooks(cls)
     return _upstream_get_default_hook(obj, default_hooks)
 
@@ -117,7 +123,9 @@ class Checkpointer:
         # Only of SpeechBrain's own loaders is known how they read a file
         if (
             not path.is_file()
-            or not str(load.__module__).startswith("speechbrain.")
+            or not str(getattr(load, "__module__", "")).startswith(
+                "speechbrain."
+            )
             or not (problem := _make_loadable(path))
         ):
             return None

@@ -1,5 +1,7 @@
 """A dataloader says if it skips batches of another size."""
 
+import pathlib
+
 import yaml
 
 from speechbrain.dataio.dataloader import logger
@@ -11,14 +13,15 @@ class SaveableDataLoader:
     def _speechbrain_save(self, path):
         self._upstream__speechbrain_save(path)
         # Next to the file, since stock expects only a number in it
-        with open(path.with_suffix(".size.yaml"), "w", encoding="utf-8") as fo:
+        size_path = pathlib.Path(path).with_suffix(".size.yaml")
+        with open(size_path, "w", encoding="utf-8") as fo:
             yaml.safe_dump(self._size(), fo)
 
     @mark_as_loader
     def _speechbrain_load(self, path, end_of_epoch):
         self._upstream__speechbrain_load(path, end_of_epoch)
         skipped = self._speechbrain_recovery_skip_to
-        size_path = path.with_suffix(".size.yaml")
+        size_path = pathlib.Path(path).with_suffix(".size.yaml")
         if not skipped or not size_path.is_file():
             return
         with open(size_path, encoding="utf-8") as fi:
@@ -37,10 +40,8 @@ class SaveableDataLoader:
 
     def _size(self):
         """Batch size and number of batches, None where they may vary."""
-        is_fixed = self.batch_size is not None and hasattr(
-            self.dataset, "__len__"
-        )
-        return {
-            "batch_size": self.batch_size,
-            "num_batches": len(self) if is_fixed else None,
-        }
+        try:
+            num_batches = len(self) if self.batch_size is not None else None
+        except TypeError:  # Some samplers and datasets have no length
+            num_batches = None
+        return {"batch_size": self.batch_size, "num_batches": num_batches}

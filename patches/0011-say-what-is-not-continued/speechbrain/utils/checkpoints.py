@@ -13,7 +13,7 @@ class Checkpointer:
 
     def load_checkpoint(self, checkpoint):
         learning_rates = {
-            name: [group["lr"] for group in obj.param_groups]
+            name: [group.get("lr") for group in obj.param_groups]
             for name, obj in self.recoverables.items()
             if isinstance(obj, torch.optim.Optimizer)
         }
