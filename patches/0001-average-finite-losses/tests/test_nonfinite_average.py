@@ -187,3 +187,12 @@ def test_asking_for_as_many_checkpoints_as_are_kept_is_not(tmp_path, caplog, num
     checkpointer.find_checkpoints(max_num_checkpoints=asked)
     Checkpointer(tmp_path).find_checkpoints(max_num_checkpoints=9)
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+@regression
+def test_lists_have_a_lowest(tmp_path):
+    checkpointer = Checkpointer(tmp_path)
+    for score in ([1, 3], [1, 2], [2, 1]):
+        checkpointer.save_checkpoint({"score": score})
+    assert checkpointer.find_checkpoint(min_key="score").meta["score"] == [1, 2]
+    assert checkpointer.find_checkpoint(max_key="score").meta["score"] == [2, 1]

@@ -125,7 +125,10 @@ def _validate(given, start, step, log):
         brain.modules.eval()
         brain.step = 1
         with torch.no_grad(), _Draws(drops, augments), _hooked(modules):
-            losses.append(float(brain.update_average(brain.evaluate_batch(batch, stage=Stage.VALID), 0.0)))
+            loss = brain.evaluate_batch(batch, stage=Stage.VALID)
+            average = brain.update_average(loss, 0.0)
+            # Stock's average of NaN is 0
+            losses.append(float(loss if torch.is_tensor(loss) and loss.numel() == 1 else average))
 
     def end_training():
         if type(brain).on_fit_batch_end is not Brain.on_fit_batch_end and not step.custom:
