@@ -19,8 +19,8 @@ test: .venv/installed      ## what CI runs: all tests, then the doctests of the 
 	$(PYTEST)
 	$(PYTEST) --doctest-modules composer --ignore=composer/fork.py --pyargs $(MODULES)
 
-recipes: .venv/installed   ## only the tests of the recipe
-	$(PYTEST) tests/recipes
+recipes: .venv/installed   ## only the tests of the recipe; with UPSTREAM=<a checkout>, the preflight on all recipes of upstream
+	$(if $(UPSTREAM),$(IN_VENV) tests/upstream/recipes.py $(UPSTREAM),$(PYTEST) tests/recipes)
 
 bench: .venv/benchmarks    ## ratios to the stock release and to other libraries; four minutes, then the recipe's
 	$(BENCHMARK)/formatter.py
