@@ -81,13 +81,14 @@ def _make_loadable(path):
 def get_default_hook(obj, default_hooks):
     hooks = (DEFAULT_SAVE_HOOKS, DEFAULT_LOAD_HOOKS, DEFAULT_TRANSFER_HOOKS)
     for cls in type(obj).__mro__:
+        if any(cls in known for known in hooks):
+            continue
         # A class may have marked methods, but not be registered
-        is_marked = any(
+        if any(
             hasattr(method, f"_speechbrain_{mark}")
             for method in filter(inspect.isfunction, vars(cls).values())
             for mark in ("saver", "loader", "transfer")
-        )
-        if is_marked and not any(cls in known for known in hooks):
+        ):
             register_checkpoint_hooks(cls)
     return _upstream_get_default_hook(obj, default_hooks)
 
