@@ -84,7 +84,8 @@ def outcome(folder, status):
     if any(each["code"] == "script-failed" for each in found):
         what = next(each["what"] for each in found if each["code"] == "script-failed")
         return "did not reach fit", what.strip().splitlines()[0][:150]
-    return ("error" if status else "warning" if codes else "quiet"), codes
+    warned = any(level == "warning" for level, _ in counts)
+    return ("error" if status else "warning" if warned else "quiet"), codes
 
 
 def main():
