@@ -95,7 +95,7 @@ class Brain:
             ) from error
 
     def _without_gradient(self, error):
-        """Names the parameters of which DDP's error has only the indices."""
+        """Returns the names for the indices in DDP's error."""
         pattern = r"indices which did not receive grad for rank \d+: ([\d ,]+)"
         indices = re.search(pattern, str(error))
         owners = [

@@ -103,7 +103,7 @@ def empty(data):
 
 
 def noises(number, spoil=None):
-    """Add noises, one of which is spoiled, for an augmentation."""
+    """Add noises for an augmentation; one of them is spoiled."""
 
     def noises(data):
         lines = ["ID,duration,wav,wav_format,wav_opts"]

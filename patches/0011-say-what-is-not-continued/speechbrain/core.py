@@ -109,8 +109,8 @@ class Brain:
         ]
         if absent and self.checkpointer.allow_partial_load:
             logger.warning(
-                f"{ckpt.path} has no file for {', '.join(absent)}, which "
-                "therefore starts anew (allow_partial_load is set)."
+                f"{ckpt.path} has no file for these, which keep their initial "
+                f"state (allow_partial_load is set): {', '.join(absent)}."
             )
 
     def _has_scheduler(self):

@@ -82,7 +82,7 @@ SAID = [
     (
         {},
         {"epochs": 3, "extra": {"more": EpochCounter(1)}, "partial": True},
-        "has no file for more, which therefore starts anew",
+        "has no file for these, which keep their initial state (allow_partial_load is set): more.",
     ),
     ({"lr": 0.003}, {"epochs": 3, "lr": 1e-5}, "optimizer continues with lr=0.003, as in the checkpoint, not with lr=1e-05"),
 ]

@@ -14,7 +14,7 @@ from speechbrain.utils.checkpoints import (
 
 
 def _some(names, separator=", "):
-    """Writes out a list, of which it shows at most three items."""
+    """Returns at most three names, and how many more there are."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return separator.join(names[:3]) + more
 

@@ -142,7 +142,7 @@ def failure(code, error):
     reason = unreadable(error)
     if reason:
         return Finding("error", "manifest-unreadable", *reason)
-    # An exception from a DataLoader worker has its traceback in its message, the last line of which is the original message.
+    # The message of an exception from a DataLoader worker is a traceback; its last line is the original message.
     several = len(error.args) > 1 and all(isinstance(argument, str) for argument in error.args)
     said = re.sub(COLOUR, "", ": ".join(error.args) if several else str(error)).strip()
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((HERE, "<frozen runpy>"))]

@@ -133,7 +133,7 @@ class Run:
         return best is not None and epoch is not None and epoch in best.epochs
 
     def _restart(self):
-        """Begin the curves anew, without their flags."""
+        """Start new curves, and drop the flags of the old ones."""
         self.flags = [flag for flag in self.flags if not self._curves or flag not in self._curves.said]
         self._curves, self._rows = None, []
 

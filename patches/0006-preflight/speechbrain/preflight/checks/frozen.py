@@ -38,7 +38,7 @@ def moving_statistics(seen):
 
 
 def _frozen(step, module):
-    """Whether a module has parameters, all of which were frozen when the step began and still are."""
+    """Whether a module has parameters, and all were frozen when the step began and still are."""
     parameters = list(module.parameters())
     return bool(parameters) and all(id(p) in step.frozen and not p.requires_grad for p in parameters)
 

@@ -14,7 +14,7 @@ from speechbrain.preflight.report import Finding, some
 CODES = {
     "item-lacks-key": "an item of the manifest lacks a key that the pipeline takes",
     "item-failed": "a key of an item cannot be evaluated, although that needs no audio",
-    "id-twice": "a JSON manifest has an id several times, of which only the last item is used",
+    "id-twice": "a JSON manifest has an id several times; only the last item with it is used",
     "sorted-wrong": "items are sorted by values that are NaN, or by numbers as text",
     "few-left": "a filter leaves less than half of the items",
     "duration-unlike-audio": "durations in the manifest are not the files' seconds, but a multiple, or a sampler gets zeros",
