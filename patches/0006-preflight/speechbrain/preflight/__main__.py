@@ -49,17 +49,7 @@ class Done(BaseException):
 
 
 class Takeover:
-    """Replaces ``Brain.fit`` and ``Brain.evaluate`` while a script runs.
-
-    Arguments
-    ---------
-    script : pathlib.Path
-        The training script.
-    number : int
-        Which call of ``fit`` to check, counted from 1.
-    scan_seconds : float
-        How many seconds to spend on reading audio.
-    """
+    """Replaces ``Brain.fit`` and ``Brain.evaluate`` while a script runs."""
 
     def __init__(self, script=None, number=1, scan_seconds=20.0):
         self.script, self.number, self.scan_seconds = script, number, scan_seconds
@@ -67,23 +57,7 @@ class Takeover:
         self.loaded, self.ranks, self.report = None, None, None
 
     def run(self, function):
-        """Run a script up to its first training step.
-
-        Arguments
-        ---------
-        function : callable
-            Runs the script; takes no arguments.
-
-        Returns
-        -------
-        Report
-            The findings.
-
-        Raises
-        ------
-        Unseen
-            If there was no training to check.
-        """
+        """Run a script up to its first training step, and return the findings, or raise Unseen."""
         hook = register_optimizer_step_pre_hook(self.refuse)
         try:
             with (
@@ -166,18 +140,7 @@ def _subclasses(cls):
 
 
 def main(arguments=None):
-    """Run the command line.
-
-    Arguments
-    ---------
-    arguments : list of str
-        The command-line arguments; by default those of the process.
-
-    Returns
-    -------
-    int
-        The exit status.
-    """
+    """Run the command line, and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m speechbrain.preflight",
         description=DESCRIPTION,
@@ -212,18 +175,7 @@ def main(arguments=None):
 
 
 def examined(options):
-    """Run the script of the command line, and write the report.
-
-    Arguments
-    ---------
-    options : argparse.Namespace
-        The options of the command line.
-
-    Returns
-    -------
-    int
-        The exit status.
-    """
+    """Run the script of the command line, write the report, and return the exit status."""
     out, Log.whole_tracebacks = sys.stdout, options.traceback
     sys.argv = [str(options.script), *options.arguments]
     sys.path[: not getattr(sys.flags, "safe_path", False)] = [str(options.script.resolve().parent)]

@@ -39,16 +39,6 @@ COLOUR = r"\x1b\[[0-9;]*[A-Za-z]"
 class Log:
     """The findings and remarks so far.
 
-    Arguments
-    ---------
-    ranks : speechbrain.preflight.ranks.Ranks
-        The processes of torchrun, which proceed only together.
-
-    Attributes
-    ----------
-    whole_tracebacks : bool
-        Whether tracebacks show the lines of libraries.
-
     Example
     -------
     >>> from speechbrain.preflight.ranks import Ranks
@@ -60,7 +50,7 @@ class Log:
     (['first-batch-failed'], ["Not everything was checked: lengths failed with TypeError: object of type 'int' has no len()"])
     """
 
-    whole_tracebacks = False
+    whole_tracebacks = False  # whether tracebacks show the lines of libraries
 
     def __init__(self, ranks):
         self.ranks = ranks
@@ -70,21 +60,7 @@ class Log:
     def attempt(self, code, function, *args, **kwargs):
         """Call a function that takes the Brain further; a failure becomes a finding.
 
-        Arguments
-        ---------
-        code : str
-            The code of the finding.
-        function : callable
-            The function.
-        *args, **kwargs : object
-            Its arguments.
-
-        Returns
-        -------
-        bool
-            Whether it succeeded in all processes.
-        object
-            The return value of the function; None if it failed.
+        This returns whether it succeeded in all processes, and what it returned here.
         """
         try:
             answer, error = function(*args, **kwargs), None
@@ -96,22 +72,7 @@ class Log:
         return self.ranks.agree(error is None), answer
 
     def guarded(self, name, function, *args):
-        """Call a function that only looks; a failure becomes a remark.
-
-        Arguments
-        ---------
-        name : str
-            The name of the function in the remark.
-        function : callable
-            The function.
-        *args : object
-            Its arguments.
-
-        Returns
-        -------
-        object
-            The return value of the function; None if it failed.
-        """
+        """Call a function that only looks, and return what it returns; a failure becomes a remark, and returns None."""
         try:
             return function(*args)
         except Exception as error:
@@ -119,19 +80,7 @@ class Log:
 
 
 def failure(code, error):
-    """Turn an exception into a finding.
-
-    Arguments
-    ---------
-    code : str
-        The code of the finding.
-    error : BaseException
-        The exception.
-
-    Returns
-    -------
-    Finding
-        Its place is a line of the YAML file or the last line of the user's own code; the traceback is added to it.
+    """Turn an exception into a finding, whose place is a line of the YAML file or the last line of the user's own code.
 
     Example
     -------
@@ -185,15 +134,6 @@ def _traceback(error, frames):
 def is_own(file):
     """Return whether a file is the user's: it is not of Python, of a package, or of the preflight.
 
-    Arguments
-    ---------
-    file : str
-        The path of a source file.
-
-    Returns
-    -------
-    bool
-
     Example
     -------
     >>> is_own("/home/me/train.py"), is_own(traceback.__file__), is_own("<frozen runpy>")
@@ -205,15 +145,6 @@ def is_own(file):
 def shown(file):
     """Return a path as a person would write it: relative, if it is below the current folder.
 
-    Arguments
-    ---------
-    file : str
-        The path.
-
-    Returns
-    -------
-    str
-
     Example
     -------
     >>> shown(os.path.abspath("train.py"))
@@ -224,18 +155,7 @@ def shown(file):
 
 
 def yaml_line(error):
-    """Find the line of a YAML file that an exception of HyperPyYAML is about.
-
-    Arguments
-    ---------
-    error : BaseException
-        The exception.
-
-    Returns
-    -------
-    str
-        The file and the line; "" if it is not about one.
-    """
+    """Find the line of a YAML file that an exception of HyperPyYAML is about; "" if it is not about one."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     loading = [frame.f_locals for frame in frames if frame.f_globals.get("__name__", "").startswith("hyperpyyaml")]
     opened = [getattr(value, "name", None) for frame in frames for value in [*frame.f_locals.values()]]

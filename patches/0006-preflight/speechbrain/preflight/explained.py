@@ -63,16 +63,6 @@ EXPLAINED = (
 def without_explained(findings):
     """Leave out findings that another one explains.
 
-    Arguments
-    ---------
-    findings : list of Finding
-        The findings.
-
-    Returns
-    -------
-    list of Finding
-        Those that remain.
-
     Example
     -------
     >>> from speechbrain.preflight.report import Finding

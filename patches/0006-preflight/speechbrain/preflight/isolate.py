@@ -24,26 +24,10 @@ def can_fork(brain):
 
 
 def in_child(function, seconds=None):
-    """Run a function in a forked process.
+    """Run a function in a forked process, and return what it returns.
 
-    Arguments
-    ---------
-    function : callable
-        Takes no arguments; its return value must be picklable.
-    seconds : float
-        How long it may take; by default, as long as it needs.
-
-    Returns
-    -------
-    object
-        The return value of the function.
-
-    Raises
-    ------
-    ChildProcessError
-        If the process ended without a result, for example because it was killed when memory ran out.
-    TimeoutError
-        If it took longer than that.
+    A process that ends without a result, for example because memory ran out, raises a ChildProcessError; one that takes longer
+    than ``seconds`` is killed, and raises a TimeoutError.
 
     Example
     -------
@@ -160,13 +144,6 @@ def put_back(brain, *others):
     that these refer to, and the random states of Python, NumPy and torch. It
     does not cover what a hook changes elsewhere, and a lazy parameter that was
     initialized stays initialized.
-
-    Arguments
-    ---------
-    brain : speechbrain.Brain
-        The Brain.
-    *others : object
-        Other objects to restore: samplers, generators.
 
     Example
     -------

@@ -16,20 +16,7 @@ WAITS = (10, 20, 30, 60)  # seconds between lines that say what a script is doin
 
 
 def supervised(function, options):
-    """Run a function in a forked process, and report if a script ends it.
-
-    Arguments
-    ---------
-    function : callable
-        Returns the exit status; takes no arguments.
-    options : argparse.Namespace
-        The options of the command line.
-
-    Returns
-    -------
-    int
-        The exit status.
-    """
+    """Run a function in a forked process, report if a script ends it, and return the exit status."""
     reader, writer = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -70,22 +57,7 @@ def supervised(function, options):
 
 
 def write(report, options, out):
-    """Write the report.
-
-    Arguments
-    ---------
-    report : Report
-        The report.
-    options : argparse.Namespace
-        The options of the command line.
-    out : file
-        Where to print it, even if a script has replaced ``sys.stdout``; if this fails, it is printed to the standard error.
-
-    Returns
-    -------
-    bool
-        Whether it could be written.
-    """
+    """Write the report, and return whether that was possible."""
     written = True
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):

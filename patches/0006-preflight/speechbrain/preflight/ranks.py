@@ -49,33 +49,11 @@ class Ranks:
         return [item]
 
     def agree(self, well):
-        """Return whether all processes succeeded.
-
-        Arguments
-        ---------
-        well : bool
-            Whether this process succeeded.
-
-        Returns
-        -------
-        bool
-            Whether all did; False if one of them does not answer.
-        """
+        """Return whether all processes succeeded; False if one of them does not answer."""
         return all(self._gather(well, PATIENCE if well else HASTE)) and not self.lost
 
     def merge(self, report):
-        """Merge the reports of all processes into one.
-
-        Arguments
-        ---------
-        report : Report
-            The report of this process.
-
-        Returns
-        -------
-        Report
-            All findings; those of only some processes name their ranks.
-        """
+        """Merge the reports of all processes into one, in which findings of only some processes name their ranks."""
         reports = self._gather(report)
         found = {}
         for rank, one in enumerate(reports):

@@ -11,17 +11,6 @@ COLOURS = {"error": "\033[1;31m", "warning": "\033[1;33m", "note": "\033[1;36m"}
 def some(texts, shown=3):
     """List the first few texts, each once, and the number of the others.
 
-    Arguments
-    ---------
-    texts : iterable of str
-        The texts.
-    shown : int
-        How many to list.
-
-    Returns
-    -------
-    str
-
     Example
     -------
     >>> some("abbcde")

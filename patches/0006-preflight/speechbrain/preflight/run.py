@@ -22,22 +22,7 @@ from speechbrain.utils.parameter_transfer import Pretrainer
 
 
 def examine(given, loaded, ranks):
-    """Take a Brain to its first step, look at its data, and run all checks. This changes the Brain.
-
-    Arguments
-    ---------
-    given : Given
-        What ``fit`` is given.
-    loaded : Loaded
-        What was loaded from files.
-    ranks : Ranks
-        The processes of torchrun.
-
-    Returns
-    -------
-    Report
-        The findings of all processes.
-    """
+    """Take a Brain to its first step, look at its data, and run all checks. This changes the Brain."""
     log = Log(ranks)
     with nothing_changes(log.said) as stepped:
         before = start(given, log)

@@ -12,18 +12,7 @@ UTF8 = "save the file as UTF-8, for example with: iconv -f {} -t UTF-8"
 
 
 def unreadable(error):
-    """Find out why a manifest cannot be read.
-
-    Arguments
-    ---------
-    error : BaseException
-        The exception that was raised while it was read.
-
-    Returns
-    -------
-    tuple of str
-        What is wrong, where (file, line and column) and the remedy; None if the exception has another cause.
-    """
+    """Find out why a manifest cannot be read: what is wrong, where, and the remedy; None if the exception has another cause."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     found = None
     for frame in reversed(frames):

@@ -157,18 +157,7 @@ def _is_part(tensor, read):
 
 
 def expected_rate(given):
-    """Find the sample rate that the model expects.
-
-    Arguments
-    ---------
-    given : Given
-        What ``fit`` is given.
-
-    Returns
-    -------
-    int
-        In Hz: ``sample_rate`` of the hparams; without it, of the modules, if they agree; else None.
-    """
+    """Find the sample rate that the model expects: that of the hparams, or of the modules, if they agree; else None."""
     if "sample_rate" in given.hparams:
         rates = [given.hparams["sample_rate"]]
     else:

@@ -14,36 +14,14 @@ from speechbrain.preflight.observe.start import Start
 
 @dataclass(frozen=True)
 class Observed:
-    """The records of a run up to its first step: the input of the checks.
+    """The records of a run up to its first step: the input of the checks."""
 
-    Attributes
-    ----------
-    given : Given
-        What ``fit`` is given.
-    loaded : Loaded
-        What was loaded from files.
-    start : Start
-        The Brain and its first batch before the first step.
-    step : FirstStep
-        The first step.
-    valid : FirstValid
-        The first validation batch.
-    failures : list of speechbrain.preflight.observe.manifests.Failure
-        The items that cannot be evaluated.
-    clips : Clips
-        The audio files of all items.
-    labels : Labels
-        The labels of all items.
-    sequences : Sequences
-        The tokens of all items.
-    """
-
-    given: Given
-    loaded: Loaded = field(default_factory=Loaded)
-    start: Start = field(default_factory=Start)
-    step: FirstStep = field(default_factory=FirstStep)
-    clips: Clips = field(default_factory=lambda: Clips({}))
-    labels: Labels = field(default_factory=Labels)
-    valid: FirstValid = field(default_factory=FirstValid)
-    failures: list = field(default_factory=list)
-    sequences: Sequences = field(default_factory=Sequences)
+    given: Given  # what ``fit`` is given
+    loaded: Loaded = field(default_factory=Loaded)  # what was loaded from files
+    start: Start = field(default_factory=Start)  # the Brain and its first batch before the first step
+    step: FirstStep = field(default_factory=FirstStep)  # the first step
+    clips: Clips = field(default_factory=lambda: Clips({}))  # the audio files of all items
+    labels: Labels = field(default_factory=Labels)  # the labels of all items
+    valid: FirstValid = field(default_factory=FirstValid)  # the first validation batch
+    failures: list = field(default_factory=list)  # the items that cannot be evaluated
+    sequences: Sequences = field(default_factory=Sequences)  # the tokens of all items

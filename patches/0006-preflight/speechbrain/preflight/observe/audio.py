@@ -51,20 +51,7 @@ class Made(NamedTuple):
 
 
 def audio(given, log):
-    """Read the audio of the training and the validation set, and of augmentations.
-
-    Arguments
-    ---------
-    given : Given
-        What ``fit`` is given.
-    log : speechbrain.preflight.attempts.Log
-        Gets a remark about what was read.
-
-    Returns
-    -------
-    Clips
-        Empty in other processes than the main one, or if no file is known.
-    """
+    """Read the audio of the training and the validation set, and of augmentations, in the main process."""
     if not if_main_process():
         return Clips({})
     began = time.perf_counter()
@@ -108,18 +95,7 @@ def _of_augmentations(given):
 
 
 def sources(items):
-    """Find where the manifest names the files that an item reads.
-
-    Arguments
-    ---------
-    items : Items
-        The items; at least one.
-
-    Returns
-    -------
-    list of Source
-        The places of files that some items opened; without any, the places of names of existing audio files.
-    """
+    """Find where the manifest names the files that items open; if none is seen to open, the names of existing audio files."""
     n = len(items)
     certain, likely = {}, []
     for i in dict.fromkeys((n - 1, n // 2, n // 4)):  # not the first ones, which may be cached
@@ -185,36 +161,15 @@ def _sort(results, good, bad):
 
 
 class Clips:
-    """The audio files of a run, and what they contain.
-
-    Arguments
-    ---------
-    uses : dict of str to list of Use
-        The items that read each file.
-
-    Attributes
-    ----------
-    headers, looks : dict of str to Header and Look
-        What was read, by file.
-    errors, damaged : dict of str to Exception
-        Why a header, or the rest of a file, could not be read.
-    """
+    """The audio files of a run, and what they contain."""
 
     def __init__(self, uses):
         self.uses = uses
-        self.headers = {}
-        self.looks = {}
-        self.errors = {}
-        self.damaged = {}
+        self.headers, self.looks = {}, {}  # by file, what was read
+        self.errors, self.damaged = {}, {}  # by file, why its header, or the rest of it, could not be read
 
     def read(self, deadline):
-        """Read all headers, then whole files until the deadline.
-
-        Arguments
-        ---------
-        deadline : float
-            A value of ``time.perf_counter``.
-        """
+        """Read all headers, then whole files until the deadline."""
         paths = list(self.uses)
         random.Random(0).shuffle(paths)  # so that the files for which there is time are a random sample
         both = {}
@@ -230,30 +185,10 @@ class Clips:
         _sort(in_parallel(work, paths, deadline, "audio"), self.looks, self.damaged)
 
     def of_sets(self, paths):
-        """Choose files of the training and the validation set.
-
-        Arguments
-        ---------
-        paths : iterable of str
-            Files, which augmentations may read, too.
-
-        Returns
-        -------
-        list of str
-        """
+        """Choose files of the training and the validation set."""
         return [path for path in paths if self.uses[path][0].items.split in ("train", "valid")]
 
     def make(self, path):
-        """Evaluate an item that reads a file.
-
-        Arguments
-        ---------
-        path : str
-            The file.
-
-        Returns
-        -------
-        Made
-        """
+        """Evaluate an item that reads a file."""
         use = self.uses[path][0]
         return _make(use.items, use.i)

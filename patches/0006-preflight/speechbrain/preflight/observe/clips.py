@@ -51,23 +51,7 @@ class Look(NamedTuple):
 
 
 def read(path, room=None, until=math.inf):
-    """Read a file's header, and the whole file if the header already needs a decoder.
-
-    Arguments
-    ---------
-    path : str
-        The file.
-    room : numpy.ndarray
-        The result of :func:`make_room`.
-    until : float
-        The value of ``time.perf_counter`` from which to read only headers.
-
-    Returns
-    -------
-    Header
-        The file's header.
-    Look, Exception or None
-        What the file contains, or why it cannot be read; None if it was not read.
+    """Read a file's header, and the whole file (a Look, or why it failed) if the header already needs a decoder.
 
     Example
     -------
@@ -130,20 +114,6 @@ def _flac_header(start):
 
 def read_whole(path, header, room=None):
     """Read a whole file.
-
-    Arguments
-    ---------
-    path : str
-        The file.
-    header : Header
-        Its header.
-    room : numpy.ndarray
-        The result of :func:`make_room`.
-
-    Returns
-    -------
-    Look
-        What the file contains.
 
     Example
     -------
@@ -216,13 +186,7 @@ def _shape(header):
 
 
 def make_room():
-    """Make the memory that files are read into.
-
-    Returns
-    -------
-    numpy.ndarray
-        An array of bytes.
-    """
+    """Make the memory that files are read into."""
     return np.empty(FRONT + ROOM, np.uint8)
 
 
@@ -236,24 +200,7 @@ def _in_runs(at_top):
 
 
 def in_parallel(work, paths, deadline, name):
-    """Call a function for many files, on several threads, with a progress bar.
-
-    Arguments
-    ---------
-    work : callable
-        Takes a path, and the result of :func:`make_room`.
-    paths : list of str
-        The files.
-    deadline : float
-        The value of ``time.perf_counter`` from which no further file is begun.
-    name : str
-        The text of the progress bar.
-
-    Yields
-    ------
-    tuple
-        A path, and the return value of the function or the exception it raised.
-    """
+    """Call a function for many files, on several threads, with a progress bar; yield each path, and the answer or exception."""
 
     def some(paths):
         room, done = make_room(), []

@@ -32,28 +32,15 @@ class Stopped(BaseException):
 
 @dataclass
 class LossCall:
-    """A call of one of torch's loss functions, whose value is part of what is minimized.
+    """A call of one of torch's loss functions, whose value is part of what is minimized."""
 
-    Attributes
-    ----------
-    name : str
-        The function's name in ``torch.nn.functional``.
-    input, target : torch.Tensor
-        Its first two arguments, detached.
-    options : dict
-        Its other arguments by name, including defaults: ``ignore_index``, ``reduction``.
-    value : torch.Tensor
-        Its return value, detached; None if the call failed.
-    nodes : set of torch.autograd.graph.Node
-        What the call adds to the graph.
-    """
-
-    name: str
-    input: Any
+    name: str  # the function's name in ``torch.nn.functional``
+    input: Any  # its first two arguments, detached
     target: Any
+    # Its other arguments by name, including defaults: ``ignore_index``, ``reduction``.
     options: dict = field(default_factory=dict)
-    value: Any = None
-    nodes: set = field(default_factory=set)
+    value: Any = None  # its return value, detached; None if the call failed
+    nodes: set = field(default_factory=set)  # what the call adds to the graph
 
 
 class Backward(NamedTuple):
@@ -71,74 +58,28 @@ class Backward(NamedTuple):
 
 @dataclass(frozen=True)
 class FirstStep:
-    """What happens in the first step.
+    """What happens in the first step."""
 
-    Attributes
-    ----------
-    custom : bool
-        Whether the Brain has its own ``fit_batch``.
-    frozen : set of int
-        The ids of the parameters that were frozen when the step began.
-    optimizers : dict of str to torch.optim.Optimizer
-        All optimizers that the Brain has, or that stepped.
-    taken : bool
-        Whether the step succeeded, as far as the preflight takes it.
-    losses : list of LossCall
-        The calls of loss functions that count: that are in the graph of a backward pass, or made the step fail.
-    norm_inputs : dict of str to torch.Size
-        The shape of each BatchNorm's first input, by the module's name.
-    backwards : list of Backward
-        The backward passes.
-    reached : dict of int to torch.nn.Parameter
-        The parameters that got a gradient, by id.
-    identical : dict of str to bool
-        By the name of a layer's weight whose values are all equal, whether all its units got the same gradient.
-    moved : set of str
-        The names of the modules whose running statistics changed.
-    resampled : list of int
-        The rates from which something was resampled; None for an unknown rate.
-    error : str
-        What it raised.
-    origin : Origin
-        If the loss is NaN, where NaN appears first; None if no module gets or returns NaN.
-    sequences : Watched
-        What takes sequences.
-    """
-
-    custom: bool = False
-    frozen: frozenset = frozenset()
-    optimizers: dict = field(default_factory=dict)
-    taken: bool = False
+    custom: bool = False  # whether the Brain has its own ``fit_batch``
+    frozen: frozenset = frozenset()  # the ids of the parameters that were frozen when the step began
+    optimizers: dict = field(default_factory=dict)  # all optimizers that the Brain has, or that stepped
+    taken: bool = False  # whether the step succeeded, as far as the preflight takes it
+    # The calls of loss functions that count: that are in the graph of a backward pass, or made the step fail.
     losses: list = field(default_factory=list)
-    norm_inputs: dict = field(default_factory=dict)
-    backwards: list = field(default_factory=list)
-    reached: dict = field(default_factory=dict)
+    norm_inputs: dict = field(default_factory=dict)  # the shape of each BatchNorm's first input, by the module's name
+    backwards: list = field(default_factory=list)  # the backward passes
+    reached: dict = field(default_factory=dict)  # the parameters that got a gradient, by id
+    # By the name of a layer's weight whose values are all equal, whether all its units got the same gradient.
     identical: dict = field(default_factory=dict)
-    moved: set = field(default_factory=set)
-    resampled: list = field(default_factory=list)
-    error: str = ""
-    origin: Origin | None = None
-    sequences: Watched = field(default_factory=Watched)
+    moved: set = field(default_factory=set)  # the names of the modules whose running statistics changed
+    resampled: list = field(default_factory=list)  # the rates from which something was resampled; None for an unknown rate
+    error: str = ""  # what it raised
+    origin: Origin | None = None  # if the loss is NaN, where NaN appears first; None if no module gets or returns NaN
+    sequences: Watched = field(default_factory=Watched)  # what takes sequences
 
 
 def first_step(given, start, stepped, log):
-    """Take the first step with the Brain's own ``fit_batch``.
-
-    Arguments
-    ---------
-    given : Given
-        What ``fit`` is given.
-    start : Start
-        What happened before.
-    stepped : list of torch.optim.Optimizer
-        The optimizers that step; it grows.
-    log : speechbrain.preflight.attempts.Log
-        Gets what fails.
-
-    Returns
-    -------
-    FirstStep
-    """
+    """Take the first step with the Brain's own ``fit_batch``."""
     brain, modules = given.brain, given.modules
     known = [*modules.parameters(), *parameters_of(start.optimizers)]
     frozen = frozenset(id(p) for p in known if not p.requires_grad)

@@ -36,21 +36,12 @@ FEW = re.compile(r"empty|at least|zero|one class|too few|not enough|no utterance
 
 @dataclass(frozen=True)
 class FirstValid:
-    """The first validation batch.
+    """The first validation batch."""
 
-    Attributes
-    ----------
-    losses : tuple of float
-        The losses of the same batch under seed 1, seed 2, and seed 1 again; the third only if the others differ.
-    dropouts : tuple of str
-        The modules whose dropout is active, and the lines that call a function with active dropout.
-    augments : tuple of str
-        The lines that call an augmentation.
-    """
-
+    # The losses of the same batch under seed 1, seed 2, and seed 1 again; the third only if the others differ.
     losses: tuple = ()
-    dropouts: tuple = ()
-    augments: tuple = ()
+    dropouts: tuple = ()  # the modules whose dropout is active, and the lines that call a function with active dropout
+    augments: tuple = ()  # the lines that call an augmentation
 
     @property
     def random(self):
@@ -63,23 +54,7 @@ def _same(one, other):
 
 
 def first_valid(given, start, step, log):
-    """Validate on one batch, in a forked process if possible; else everything is restored.
-
-    Arguments
-    ---------
-    given : Given
-        What ``fit`` is given.
-    start : Start
-        What happened before the first step.
-    step : FirstStep
-        The first step.
-    log : speechbrain.preflight.attempts.Log
-        Gets what fails.
-
-    Returns
-    -------
-    FirstValid
-    """
+    """Validate on one batch, in a forked process if possible; else everything is restored."""
     brain, answer, inner = given.brain, None, Log(log.ranks)
 
     def look():

@@ -11,35 +11,17 @@ import torch
 
 @dataclass(frozen=True)
 class Given:
-    """What ``fit`` is given, and what the preflight is asked for.
+    """What ``fit`` is given, and what the preflight is asked for."""
 
-    Attributes
-    ----------
-    brain : speechbrain.Brain
-        The Brain whose ``fit`` was called.
-    train_set, valid_set : Dataset or DataLoader
-        The sets as passed to ``fit``; ``valid_set`` may be None.
-    epochs : iterable
-        The epoch counter.
-    train_options, valid_options : dict
-        The options of the dataloaders.
-    progressbar : object
-        The argument of this name, which is a bool or None.
-    script : pathlib.Path
-        The training script; None if ``preflight()`` was called as a function.
-    scan_seconds : float
-        How many seconds to spend on reading audio.
-    """
-
-    brain: Any
-    train_set: Any = None
+    brain: Any  # the Brain whose ``fit`` was called
+    train_set: Any = None  # the sets as passed to ``fit``; ``valid_set`` may be None
     valid_set: Any = None
-    epochs: Iterable = (1,)
-    train_options: dict = field(default_factory=dict)
+    epochs: Iterable = (1,)  # the epoch counter
+    train_options: dict = field(default_factory=dict)  # the options of the dataloaders, as passed to ``fit``
     valid_options: dict = field(default_factory=dict)
-    progressbar: Any = None
-    script: Path | None = None
-    scan_seconds: float = 20.0
+    progressbar: Any = None  # the argument of this name, which is a bool or None
+    script: Path | None = None  # the training script; None if ``preflight()`` was called as a function
+    scan_seconds: float = 20.0  # how many seconds to spend on reading audio
 
     @property
     def hparams(self):
@@ -58,19 +40,7 @@ class Given:
 
 
 def held(brain, kind):
-    """Find the objects of a type among a Brain's attributes and hparams, and in lists and dicts there.
-
-    Arguments
-    ---------
-    brain : speechbrain.Brain
-        The Brain.
-    kind : type
-        The type.
-
-    Returns
-    -------
-    dict of str to object
-        Each object by the first name that it was found under.
+    """Find the objects of a type among a Brain's attributes and hparams, and in lists and dicts there, by their first names.
 
     Example
     -------
@@ -89,19 +59,7 @@ def held(brain, kind):
 
 
 def parts(brain):
-    """Find all modules, also those of augmentations, of a Brain, of its hparams and of lists and dicts there.
-
-    Arguments
-    ---------
-    brain : speechbrain.Brain
-        The Brain.
-
-    Yields
-    ------
-    str
-        The name of the module.
-    torch.nn.Module
-        The module.
+    """Yield all modules with their names, also those of augmentations: of a Brain, of its hparams and of lists and dicts there.
 
     Example
     -------

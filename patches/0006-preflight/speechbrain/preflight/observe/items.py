@@ -24,15 +24,6 @@ ENCODER = "speechbrain.dataio.encoder"
 def is_audio(value):
     """Return whether a value is a path with the extension of an audio file.
 
-    Arguments
-    ---------
-    value : object
-        Any value.
-
-    Returns
-    -------
-    bool
-
     Example
     -------
     >>> is_audio("a/b.FLAC"), is_audio("a/b.json"), is_audio(3)
@@ -43,17 +34,6 @@ def is_audio(value):
 
 class Watch:
     """A context that records opened and read audio files, resampling, and the label encoders in use.
-
-    Attributes
-    ----------
-    opened : list of str
-        The audio files, in the order in which the code first opened or tried to open them.
-    read : list of numpy.ndarray or torch.Tensor
-        What soundfile and torchaudio read from files, at the rate of the file.
-    resampled : list of int
-        The rates from which functions with "resampl" in their names resampled; None for an unknown rate.
-    encoders : list of speechbrain.dataio.encoder.CategoricalEncoder
-        The label encoders that encoded a label.
 
     Example
     -------
@@ -68,10 +48,10 @@ class Watch:
     """
 
     def __init__(self):
-        self.opened = []
-        self.read = []
-        self.resampled = []
-        self.encoders = []
+        self.opened = []  # audio files, in the order in which the code first opened or tried to open them
+        self.read = []  # what soundfile and torchaudio read from files, at the rate of the file
+        self.resampled = []  # the rates from which functions with "resampl" in their names resampled; None if unknown
+        self.encoders = []  # the label encoders that encoded a label
 
     def __enter__(self):
         self._before = (builtins.open, io.open)
@@ -154,15 +134,6 @@ def _kind(frame):
 class Items:
     """The items of a dataset that was passed to ``fit`` and whose manifest is known.
 
-    Arguments
-    ---------
-    split : str
-        ``train`` or ``valid``.
-    given : DynamicItemDataset or list of dict
-        The dataset.
-    indices : sequence of int
-        The indices of the items in it; all by default.
-
     Example
     -------
     >>> data = {"a": {"word": "yes"}, "b": {"word": "no"}}
@@ -179,20 +150,7 @@ class Items:
 
     @classmethod
     def of(cls, split, given):
-        """Find the items of an object that was passed to ``fit``.
-
-        Arguments
-        ---------
-        split : str
-            ``train`` or ``valid``.
-        given : object
-            A dataset, a subset of one, or a loader.
-
-        Returns
-        -------
-        Items
-            None if the items cannot be known without evaluating them.
-        """
+        """Find the items of what was passed to ``fit``; None if they cannot be known without evaluating them."""
         indices = None
         while True:
             if isinstance(given, Subset):
@@ -215,18 +173,7 @@ class Items:
         return len(self.indices)
 
     def static(self, i):
-        """Return what the manifest contains for an item.
-
-        Arguments
-        ---------
-        i : int
-            The number of the item, from 0.
-
-        Returns
-        -------
-        dict
-            Its values by key; its id is one of them.
-        """
+        """Return what the manifest contains for an item, by key; its id is one of them."""
         i = self.indices[i]
         if self.pipeline is None:
             return self.given[i]
@@ -235,18 +182,7 @@ class Items:
         return {"id": name, **values} if isinstance(values, Mapping) else {"id": name}  # an item in JSON may be null
 
     def needed(self, keys=None):
-        """Find the keys of the manifest that the pipeline takes.
-
-        Arguments
-        ---------
-        keys : list of str
-            The keys to provide; by default the pipeline's output keys.
-
-        Returns
-        -------
-        list of str
-            The keys of the manifest that are needed for them.
-        """
+        """Find the keys of the manifest that are needed for some keys; by default, for the output keys."""
         if self.pipeline is None:
             return list(self.static(0))
         wanted = list(self.pipeline.output_mapping.values()) if keys is None else keys
@@ -255,17 +191,7 @@ class Items:
 
     @contextlib.contextmanager
     def providing(self, keys):
-        """Replace the pipeline's output keys while this context lasts.
-
-        Arguments
-        ---------
-        keys : list of str
-            The keys, named as in the pipeline.
-
-        Yields
-        ------
-        None
-        """
+        """Replace the pipeline's output keys while this context lasts."""
         before = self.pipeline.output_mapping
         self.pipeline.set_output_keys(keys)
         try:
@@ -274,18 +200,7 @@ class Items:
             self.pipeline.set_output_keys(before)
 
     def evaluate(self, i):
-        """Evaluate an item.
-
-        Arguments
-        ---------
-        i : int
-            The number of the item, from 0.
-
-        Returns
-        -------
-        dict
-            Its values by key. Exceptions of the pipeline are not caught.
-        """
+        """Evaluate an item. Exceptions of the pipeline are not caught."""
         static = self.static(i)
         if self.pipeline is None:
             return static

@@ -63,43 +63,16 @@ class Column(NamedTuple):
 
 @dataclass(frozen=True)
 class Labels:
-    """The labels.
+    """The labels."""
 
-    Attributes
-    ----------
-    targets : dict of str to Target
-        By key of the batch, the labels that the first step learned.
-    columns : dict of tuple to Column
-        By set and key of the batch, the labels of all items.
-    lacking : dict of str to set
-        By the file that a label encoder was loaded from, the labels of its data that it does not have.
-    """
-
-    targets: dict = field(default_factory=dict)
-    columns: dict = field(default_factory=dict)
+    targets: dict = field(default_factory=dict)  # by key of the batch, the labels that the first step learned
+    columns: dict = field(default_factory=dict)  # by set and key of the batch, the labels of all items
+    # By the file that a label encoder was loaded from, the labels of its data that it does not have.
     lacking: dict = field(default_factory=dict)
 
 
 def labels(given, loaded, start, step, log):
-    """Read the labels of the training and the validation set.
-
-    Arguments
-    ---------
-    given : Given
-        What ``fit`` is given.
-    loaded : Loaded
-        What was loaded from files.
-    start : Start
-        What happened before the first step.
-    step : FirstStep
-        What happened in the first step.
-    log : speechbrain.preflight.attempts.Log
-        Gets a remark if there was no time for all items.
-
-    Returns
-    -------
-    Labels
-    """
+    """Read the labels of the training and the validation set."""
     targets, columns = _targets(given, start.batch, step.losses), {}
     deadline = time.perf_counter() + max(given.scan_seconds, AT_LEAST)
     for split, dataset in (("train", given.train_set), ("valid", given.valid_set)):
@@ -150,24 +123,7 @@ def _flat(source, sequences):
 
 
 def evaluate(items, key, deadline, wanted=True):
-    """Evaluate a key for all items.
-
-    Arguments
-    ---------
-    items : Items
-        The items; at least one.
-    key : str
-        The key, named as in the pipeline.
-    deadline : float
-        The value of ``time.perf_counter`` at which to stop.
-    wanted : bool
-        Whether to continue if the key uses no label encoder.
-
-    Returns
-    -------
-    Column
-        The values; None if evaluating the key reads audio, or if it uses no label encoder and is not ``wanted``.
-    """
+    """Evaluate a key for all items; None if that reads audio, or if it uses no label encoder and is not ``wanted``."""
     known, values = {}, []
     with items.providing([key]):
         with Watch() as watch:

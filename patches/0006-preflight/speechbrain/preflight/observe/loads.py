@@ -17,55 +17,26 @@ from speechbrain.utils.parameter_transfer import Pretrainer
 
 @dataclass(frozen=True)
 class Loaded:
-    """What was loaded from files: by the script before its ``fit``, or on the way to the first step.
+    """What was loaded from files: by the script before its ``fit``, or on the way to the first step."""
 
-    Attributes
-    ----------
-    states : list of tuple
-        The calls of ``load_state_dict``: a weak reference to the module, its
-        keys, the keys of the given state dict, and those of them whose value
-        is a dict.
-    pretrained : list of object
-        The objects that a Pretrainer loaded.
-    copies : list of tuple of pathlib.Path
-        The file that a Pretrainer used, and the file that it was asked for.
-    encoders : list of tuple
-        A label encoder, the file that it was loaded from instead of being built
-        from data, and the arguments that name these data.
-    files : list of tuple
-        A label encoder, and the file that the script loaded it from, whatever the data.
-    manifests : list of pathlib.Path
-        The JSON manifests.
-    selections : list of tuple
-        The calls of ``filtered_sorted``: the dataset, the arguments by name, and the ids of the chosen items.
-    """
-
+    # The calls of ``load_state_dict``: a weak reference to the module, its keys, the keys of the given state dict, and those
+    # of them whose value is a dict.
     states: list = field(default_factory=list)
-    pretrained: list = field(default_factory=list)
-    copies: list = field(default_factory=list)
+    pretrained: list = field(default_factory=list)  # the objects that a Pretrainer loaded
+    copies: list = field(default_factory=list)  # the file that a Pretrainer used, and the file that it was asked for
+    # A label encoder, the file that it was loaded from instead of being built from data, and the arguments that name these
+    # data.
     encoders: list = field(default_factory=list)
+    # A label encoder, and the file that the script loaded it from, whatever the data.
     files: list = field(default_factory=list)
-    manifests: list = field(default_factory=list)
+    manifests: list = field(default_factory=list)  # the JSON manifests
+    # The calls of ``filtered_sorted``: the dataset, the arguments by name, and the ids of the chosen items.
     selections: list = field(default_factory=list)
 
 
 @contextmanager
 def replaced(owner, name, value):
     """Replace an attribute while this context lasts.
-
-    Arguments
-    ---------
-    owner : object
-        The object that has the attribute.
-    name : str
-        The name of the attribute.
-    value : object
-        Its value within the context.
-
-    Yields
-    ------
-    object
-        Its value outside the context.
 
     Example
     -------
@@ -87,13 +58,7 @@ def replaced(owner, name, value):
 
 @contextmanager
 def watched_loads():
-    """Record what is loaded from files while this context lasts.
-
-    Yields
-    ------
-    Loaded
-        What was loaded so far; it grows.
-    """
+    """Record what is loaded from files while this context lasts."""
     loaded = Loaded()
     load_state_dict, load_hooks = torch.nn.Module.load_state_dict, Pretrainer._call_load_hooks
     load_json, select = dataio.load_data_json, dataio.DynamicItemDataset._filtered_sorted_ids

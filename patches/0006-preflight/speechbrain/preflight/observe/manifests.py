@@ -21,19 +21,7 @@ class Failure(NamedTuple):
 
 
 def failures(given, log):
-    """Evaluate all keys of all items, except those that read audio.
-
-    Arguments
-    ---------
-    given : Given
-        What ``fit`` is given.
-    log : speechbrain.preflight.attempts.Log
-        Gets a remark if there was no time for all items.
-
-    Returns
-    -------
-    list of Failure
-    """
+    """Evaluate all keys of all items, except those that read audio."""
     found = []
     for split, dataset in (("train", given.train_set), ("valid", given.valid_set)):
         items = Items.of(split, dataset)

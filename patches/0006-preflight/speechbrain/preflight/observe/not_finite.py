@@ -19,19 +19,7 @@ class Origin(NamedTuple):
 
 
 def tensors(value):
-    """Yield the tensors of floating-point values inside a value.
-
-    Arguments
-    ---------
-    value : object
-        A tensor, or a batch, list, tuple or dict with tensors.
-
-    Yields
-    ------
-    tuple of str
-        The keys that lead to the tensor.
-    torch.Tensor
-        The tensor.
+    """Yield the tensors of floating-point values inside a value, with the keys that lead to them.
 
     Example
     -------
@@ -51,18 +39,7 @@ def tensors(value):
 
 
 def spoiled_items(batch):
-    """Find the items of a batch that are not finite.
-
-    Arguments
-    ---------
-    batch : object
-        The batch as the loader yielded it.
-
-    Returns
-    -------
-    dict of str to list of str
-        By key, the ids of the items, or their numbers.
-    """
+    """Find the items of a batch that are not finite: by key, their ids or numbers."""
     found, ids = {}, getattr(batch, "id", None)
     for keys, tensor in tensors(batch):
         bad = (~tensor.isfinite()).nonzero()[:, :1].unique().tolist() if not tensor.isfinite().all() else ()
@@ -76,16 +53,8 @@ def spoiled_items(batch):
 def watched_modules(brain):
     """Record which modules get or return NaN while this context lasts, without waiting for the device.
 
-    Arguments
-    ---------
-    brain : speechbrain.Brain
-        The Brain. If it has compiled modules, nothing is recorded: they would be compiled differently.
-
-    Yields
-    ------
-    list of tuple
-        For each call of a module: the module that would be to blame, or None if
-        the Brain is, the module that gets it, or None, and the sums of its tensors. It grows.
+    The list has, for each call of a module: the module that would be to blame (None for the Brain), the module that gets it (or
+    None), and the sums of its tensors.
     """
     seen, inside = [], []
 
@@ -105,20 +74,7 @@ def watched_modules(brain):
 
 
 def first_nan(brain, seen):
-    """Find where NaN appears first.
-
-    Arguments
-    ---------
-    brain : speechbrain.Brain
-        The Brain.
-    seen : list of tuple
-        What :func:`watched_modules` recorded.
-
-    Returns
-    -------
-    Origin
-        None if no module gets or returns NaN.
-    """
+    """Find where NaN appears first; None if no module gets or returns NaN."""
     for module, follower, sums in seen:
         if any(math.isnan(float(one)) for one in sums):
             augments = type(module).__module__.startswith("speechbrain.augment")

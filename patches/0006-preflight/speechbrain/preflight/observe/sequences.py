@@ -90,28 +90,16 @@ class Taken(NamedTuple):
 
 @dataclass(frozen=True)
 class Sequences:
-    """The token sequences of a run.
+    """The token sequences of a run."""
 
-    Attributes
-    ----------
-    taken : list of Taken
-        What the losses that count, and embeddings, take in the first step.
-    lengths : dict of str to float
-        By name of a module, the largest of its relative lengths.
-    rows, vocabularies : dict of tuple
-        By set and key of the batch, the tokens of each item by its id, and what they are encoded with: a list of Vocabulary.
-    seconds : dict of tuple to float
-        By set and id of an item, how long its audio files are; empty unless the items of the first batch are whole files.
-    frames : dict of float to float
-        By number of seconds, the most frames that CTC gets in the first batch.
-    """
-
-    taken: list = field(default_factory=list)
-    lengths: dict = field(default_factory=dict)
+    taken: list = field(default_factory=list)  # what the losses that count, and embeddings, take in the first step
+    lengths: dict = field(default_factory=dict)  # by name of a module, the largest of its relative lengths
+    # By set and key of the batch, the tokens of each item by its id, and what they are encoded with: a list of Vocabulary.
     rows: dict = field(default_factory=dict)
     vocabularies: dict = field(default_factory=dict)
+    # By set and id of an item, how long its audio files are; empty unless the items of the first batch are whole files.
     seconds: dict = field(default_factory=dict)
-    frames: dict = field(default_factory=dict)
+    frames: dict = field(default_factory=dict)  # by number of seconds, the most frames that CTC gets in the first batch
 
     def most(self, split, name):
         """Return the most frames that CTC can get for an item: inf if unknown."""
@@ -123,15 +111,7 @@ class Sequences:
 
 @contextmanager
 def watched_sequences(brain, watched):
-    """Record what takes sequences while this context lasts.
-
-    Arguments
-    ---------
-    brain : speechbrain.Brain
-        The Brain.
-    watched : Watched
-        Gets what is recorded.
-    """
+    """Record what takes sequences while this context lasts."""
     if any(hasattr(module, "_orig_mod") for module in brain.modules.modules()):  # they would be compiled differently
         yield
         return
@@ -257,19 +237,7 @@ def _leaks(call, scores, ids, embedded):
 
 
 def sequences(seen, log):
-    """Read the token sequences of the training and the validation set.
-
-    Arguments
-    ---------
-    seen : Observed
-        The other records.
-    log : speechbrain.preflight.attempts.Log
-        Gets a remark if there was no time for all items.
-
-    Returns
-    -------
-    Sequences
-    """
+    """Read the token sequences of the training and the validation set."""
     given, batch, step, labels = seen.given, seen.start.batch, seen.step, seen.labels
     deadline = time.perf_counter() + max(given.scan_seconds / 2, AT_LEAST)
     sets = [Items.of("train", given.train_set), Items.of("valid", given.valid_set)]

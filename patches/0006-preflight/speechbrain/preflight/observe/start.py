@@ -18,53 +18,21 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, 
 
 @dataclass(frozen=True)
 class Start:
-    """The Brain and its first batch before the first step.
+    """The Brain and its first batch before the first step."""
 
-    Attributes
-    ----------
-    train_loader, valid_loader : DataLoader
-        The dataloaders; None if ``make_dataloader`` failed or there is no such set.
-    batch : object
-        The first training batch as the loader yielded it; None without one.
-    spoiled : dict of str to list of str
-        By key of the batch, the ids of the items that are not finite.
-    epoch : int
-        The epoch that begins.
-    began : bool
-        Whether ``on_fit_start`` and ``on_stage_start`` succeeded.
-    ready : bool
-        Whether everything that a step needs succeeded.
-    optimizers : dict of str to torch.optim.Optimizer
-        The optimizers that the Brain has after ``on_fit_start``.
-    weights : list of speechbrain.preflight.observe.weights.Weight
-        The weights before the first step.
-    """
-
-    train_loader: Any = None
+    train_loader: Any = None  # the dataloaders; None if ``make_dataloader`` failed or there is no such set
     valid_loader: Any = None
-    batch: Any = None
-    spoiled: dict = field(default_factory=dict)
-    epoch: int = 1
-    began: bool = False
-    ready: bool = False
-    optimizers: dict = field(default_factory=dict)
-    weights: list = field(default_factory=list)
+    batch: Any = None  # the first training batch as the loader yielded it; None without one
+    spoiled: dict = field(default_factory=dict)  # by key of the batch, the ids of the items that are not finite
+    epoch: int = 1  # the epoch that begins
+    began: bool = False  # whether ``on_fit_start`` and ``on_stage_start`` succeeded
+    ready: bool = False  # whether everything that a step needs succeeded
+    optimizers: dict = field(default_factory=dict)  # the optimizers that the Brain has after ``on_fit_start``
+    weights: list = field(default_factory=list)  # the weights before the first step
 
 
 def start(given, log):
-    """Do what ``fit`` does before the first step.
-
-    Arguments
-    ---------
-    given : Given
-        What ``fit`` is given.
-    log : speechbrain.preflight.attempts.Log
-        Gets what fails.
-
-    Returns
-    -------
-    Start
-    """
+    """Do what ``fit`` does before the first step."""
     brain, train_loader, valid_loader, batch, ready = given.brain, None, None, None, False
     made, train_loader = log.attempt("dataloader-failed", _loader, brain, given.train_set, Stage.TRAIN, given.train_options)
     if given.valid_set is not None:
@@ -106,34 +74,13 @@ def _start_stage(given, optimizers, log):
 
 
 def parameters_of(optimizers):
-    """Yield the parameters of optimizers.
-
-    Arguments
-    ---------
-    optimizers : dict of str to torch.optim.Optimizer
-        The optimizers.
-
-    Yields
-    ------
-    torch.nn.Parameter
-    """
+    """Yield the parameters of optimizers."""
     return (p for optimizer in optimizers.values() for group in optimizer.param_groups for p in group["params"])
 
 
 @contextmanager
 def nothing_changes(said):
-    """Keep ``fit``, checkpointers and optimizers from doing anything while this context lasts.
-
-    Arguments
-    ---------
-    said : list of str
-        Gets a remark if ``fit`` was called.
-
-    Yields
-    ------
-    list of torch.optim.Optimizer
-        The optimizers that were asked to step so far; it grows.
-    """
+    """Keep ``fit``, checkpointers and optimizers from doing anything; yield the optimizers that were asked to step."""
     emptied, stepped = {}, []
 
     def empty(optimizer, args, kwargs):

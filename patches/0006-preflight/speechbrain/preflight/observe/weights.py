@@ -19,27 +19,14 @@ SAMPLE = 1024
 
 @dataclass(frozen=True)
 class Weight:
-    """A parameter or buffer before the first step.
+    """A parameter or buffer before the first step."""
 
-    Attributes
-    ----------
-    name : str
-        Its name in the Brain's modules.
-    tensor : torch.Tensor
-        The parameter or buffer itself.
-    fan_in : int
-        The number of inputs of a unit; 0 if it is not a weight of a Linear, Conv or RNN layer.
-    gates : int
-        The number of gates whose units the rows of the weight belong to: 4 for an LSTM; 0 if its rows are not units.
-    norm : float
-        Its norm.
-    """
-
-    name: str
-    tensor: Any
-    fan_in: int = 0
+    name: str  # its name in the Brain's modules
+    tensor: Any  # the parameter or buffer itself
+    fan_in: int = 0  # the number of inputs of a unit; 0 if it is not a weight of a Linear, Conv or RNN layer
+    # The number of gates whose units the rows of the weight belong to: 4 for an LSTM; 0 if its rows are not units.
     gates: int = 1
-    norm: float = 0.0
+    norm: float = 0.0  # its norm
 
     @property
     def constant(self):
@@ -60,17 +47,7 @@ class Weight:
 
 
 def look(modules):
-    """Read all parameters and buffers once.
-
-    Arguments
-    ---------
-    modules : torch.nn.ModuleDict
-        The Brain's modules.
-
-    Returns
-    -------
-    list of Weight
-        One for each tensor of floating-point values.
+    """Read all parameters and buffers of floating-point values once.
 
     Example
     -------
@@ -119,18 +96,10 @@ def _shape_of_layer(module, weight):
 
 
 def identical_units(found):
-    """Find out, after a backward pass, which layers have identical units.
+    """Find out, for each layer whose values are all equal, whether all its units got the same gradient in a backward pass.
 
-    Arguments
-    ---------
-    found : list of Weight
-        The result of :func:`look`.
-
-    Returns
-    -------
-    dict of str to bool
-        For each layer whose values are all equal: whether all its units got the same gradient. A gradient of 0 counts only
-        if all layers get it, because a layer of zeros after this one may change, and then this one gets another gradient.
+    A gradient of 0 counts only if all layers get it, because a layer of zeros after this one may change, and then this one gets
+    another gradient.
     """
     layers = [weight for weight in found if weight.fan_in and weight.tensor.grad is not None]
     layers = [weight for weight in layers if not weight.tensor.grad.is_sparse]
