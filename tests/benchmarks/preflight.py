@@ -22,7 +22,7 @@ from speechbrain.preflight import run
 from speechbrain.preflight.__main__ import Takeover
 from speechbrain.preflight.checks import weights as rules
 from speechbrain.preflight.observe import weights
-from speechbrain.preflight.observe.loads import replaced
+from speechbrain.preflight.quiet import replaced
 
 ROUNDS = 9
 

@@ -215,7 +215,7 @@ def run(brain, folder, broken, hparams, valid=data, checkpoints=False, drops=Fal
 @pytest.mark.parametrize("forks", [True, False])
 def test_the_first_validation(monkeypatch, tmp_path, brain, code, level, says, hparams, options, forks):
     if not forks:
-        monkeypatch.setattr(first_valid, "can_fork", lambda brain: False)
+        monkeypatch.setattr(attempts, "can_fork", lambda brain: False)
     report = Takeover().run(run(brain, tmp_path, True, hparams, **options))
     assert [(f.code, f.level) for f in report.findings] == ([(code, level)] if level else []), report.text()
     for finding in report.findings:
@@ -262,7 +262,7 @@ def test_it_leaves_no_traces(monkeypatch, tmp_path, capfd, caplog, forks):
     brain.hparams.schedule = torch.optim.lr_scheduler.StepLR(sgd(brain.modules.parameters()), 1)
     before, files = copy.deepcopy(vars(brain.hparams.schedule)), {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
     if not forks:
-        for module in (isolate, first_valid):
+        for module in (isolate, attempts):
             monkeypatch.setattr(module, "can_fork", lambda brain: False)
         monkeypatch.setattr("speechbrain.preflight.run.can_fork", lambda brain: False)
     report = preflight(brain, data(), data(), LOADER, LOADER)
@@ -282,7 +282,7 @@ def test_it_takes_no_longer_than_it_may(monkeypatch, tmp_path, forks):
 
     monkeypatch.setattr(first_valid, "SECONDS", 0.5)
     if not forks:
-        monkeypatch.setattr(first_valid, "can_fork", lambda brain: False)
+        monkeypatch.setattr(attempts, "can_fork", lambda brain: False)
     report = Takeover().run(run(Slow, tmp_path, True, lambda folder: {}))
     assert not report.findings and any("takes more than 0.5 s" in said for said in report.said), report.text()
 

@@ -10,8 +10,9 @@ from speechbrain.core import Brain
 from speechbrain.preflight.attempts import Log, failure
 from speechbrain.preflight.checks import CODES
 from speechbrain.preflight.observe import Given
-from speechbrain.preflight.observe.loads import replaced, watched_loads
+from speechbrain.preflight.observe.loads import watched_loads
 from speechbrain.preflight.outside import progress, supervised, write
+from speechbrain.preflight.quiet import replaced
 from speechbrain.preflight.ranks import Ranks
 from speechbrain.preflight.report import Report
 from speechbrain.preflight.run import examine

@@ -9,6 +9,9 @@ import traceback
 from pathlib import Path
 
 import speechbrain as sb
+import torch
+from speechbrain.preflight.isolate import can_fork, in_child, put_back
+from speechbrain.preflight.quiet import TimeUp, limited
 from speechbrain.preflight.report import Finding
 from speechbrain.preflight.unreadable import unreadable
 
@@ -77,6 +80,30 @@ class Log:
             return function(*args)
         except Exception as error:
             self.said.append(f"Not everything was checked: {name} failed with {type(error).__name__}: {error}")
+
+    def apart(self, name, brain, seconds, function, *args):
+        """Call a function that changes the Brain, and return what it returns; afterwards, the Brain is as before.
+
+        It runs in a forked process if possible; else everything is restored. Its last argument is a log of its own.
+        """
+        inner, answer = Log(self.ranks), None
+
+        def look():
+            return inner.guarded(name, function, *args, inner), inner.findings, inner.said
+
+        try:
+            if can_fork(brain) and not torch.cuda.is_available():  # where it is, a forked process cannot go backward
+                answer = in_child(look, seconds)
+            else:
+                with put_back(brain), limited(seconds):
+                    answer = look()
+        except (TimeUp, TimeoutError, ChildProcessError) as error:
+            self.said.append(f"Not everything was checked: {name} ended early: {error}.")
+        self.ranks.agree(True)  # wait for the others, which may take longer
+        returned, findings, said = answer or (None, [], [])
+        self.findings += findings
+        self.said += said
+        return returned
 
 
 def failure(code, error):

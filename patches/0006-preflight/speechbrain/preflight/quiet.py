@@ -14,7 +14,6 @@ from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 
 import soundfile
 import torch
-from speechbrain.preflight.observe.loads import replaced
 from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.train_logger import FileTrainLogger, TrainLogger
 
@@ -30,6 +29,28 @@ CHANGES = {
 
 class TimeUp(BaseException):
     """Something takes too long; a BaseException, so that a script's ``except Exception`` cannot catch it."""
+
+
+@contextmanager
+def replaced(owner, name, value):
+    """Replace an attribute while this context lasts.
+
+    Example
+    -------
+    >>> class Owner:
+    ...     name = "old"
+    >>> with replaced(Owner, "name", "new"):
+    ...     Owner.name
+    'new'
+    >>> Owner.name
+    'old'
+    """
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield before
+    finally:
+        setattr(owner, name, before)
 
 
 def _loggers(cls):

@@ -11,11 +11,11 @@ import torch
 from speechbrain.core import Brain
 from speechbrain.preflight.observe import weights
 from speechbrain.preflight.observe.items import Watch
-from speechbrain.preflight.observe.loads import replaced
 from speechbrain.preflight.observe.not_finite import Origin, first_nan, watched_modules
 from speechbrain.preflight.observe.sequences import Watched, watched_sequences
 from speechbrain.preflight.observe.start import parameters_of
 from speechbrain.preflight.observe.weights import COUNTS, STATISTICS
+from speechbrain.preflight.quiet import replaced
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 

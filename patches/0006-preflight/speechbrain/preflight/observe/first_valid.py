@@ -14,11 +14,10 @@ from time import perf_counter
 import numpy as np
 import torch
 from speechbrain.core import Brain, Stage
-from speechbrain.preflight.attempts import Log, failure, is_own, shown
-from speechbrain.preflight.isolate import can_fork, in_child, put_back
+from speechbrain.preflight.attempts import failure, is_own, shown
 from speechbrain.preflight.observe.first_step import alone
 from speechbrain.preflight.observe.given import parts
-from speechbrain.preflight.quiet import TimeUp, limited, writes_nothing
+from speechbrain.preflight.quiet import writes_nothing
 from speechbrain.utils import checkpoints
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.module import register_module_forward_pre_hook
@@ -54,29 +53,15 @@ def _same(one, other):
 
 
 def first_valid(given, start, step, log):
-    """Validate on one batch, in a forked process if possible; else everything is restored."""
-    brain, answer, inner = given.brain, None, Log(log.ranks)
-
-    def look():
-        return inner.guarded("the first validation", _validate, given, start, step, inner), inner.findings, inner.said
-
+    """Validate on one batch."""
+    brain = given.brain
     finite = all(math.isfinite(backward.value) for backward in step.backwards)
     usual = all(getattr(type(brain), name) is getattr(Brain, name) for name in ("_fit_train", "_fit_valid"))
     usual = usual and not any(hasattr(module, "_orig_mod") for module in brain.modules.modules())  # whose compiler writes files
     if step.taken and finite and usual and start.valid_loader is not None:
-        try:
-            if can_fork(brain) and not torch.cuda.is_available():  # where it is, a forked process cannot go backward
-                answer = in_child(look, SECONDS)
-            else:
-                with put_back(brain), limited(SECONDS):
-                    answer = look()
-        except (TimeUp, TimeoutError, ChildProcessError) as error:
-            log.said.append(f"The first validation was not checked: {error}.")
-    log.ranks.agree(True)  # wait for the others, which may take longer
-    valid, findings, said = answer or (None, [], [])
-    log.findings += findings
-    log.said += said
-    return valid or FirstValid()
+        return log.apart("the first validation", brain, SECONDS, _validate, given, start, step) or FirstValid()
+    log.ranks.agree(True)  # other processes may validate
+    return FirstValid()
 
 
 def _validate(given, start, step, log):

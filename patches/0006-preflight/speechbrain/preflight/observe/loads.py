@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from speechbrain.dataio import dataset as dataio
 from speechbrain.dataio.encoder import CategoricalEncoder
+from speechbrain.preflight.quiet import replaced
 from speechbrain.utils.fetching import FetchSource
 from speechbrain.utils.parameter_transfer import Pretrainer
 
@@ -32,28 +33,6 @@ class Loaded:
     manifests: list = field(default_factory=list)  # the JSON manifests
     # The calls of ``filtered_sorted``: the dataset, the arguments by name, and the ids of the chosen items.
     selections: list = field(default_factory=list)
-
-
-@contextmanager
-def replaced(owner, name, value):
-    """Replace an attribute while this context lasts.
-
-    Example
-    -------
-    >>> class Owner:
-    ...     name = "old"
-    >>> with replaced(Owner, "name", "new"):
-    ...     Owner.name
-    'new'
-    >>> Owner.name
-    'old'
-    """
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield before
-    finally:
-        setattr(owner, name, before)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from speechbrain.augment.time_domain import SpeedPerturb
 from speechbrain.preflight.observe.given import parts
 from speechbrain.preflight.observe.items import Items, Watch
 from speechbrain.preflight.observe.labels import AT_LEAST, evaluate
-from speechbrain.preflight.observe.loads import replaced
+from speechbrain.preflight.quiet import replaced
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from torch.overrides import TorchFunctionMode

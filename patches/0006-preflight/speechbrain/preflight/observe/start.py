@@ -10,8 +10,8 @@ from speechbrain.core import Brain, Stage
 from speechbrain.dataio.dataloader import LoopedLoader
 from speechbrain.preflight.observe import weights
 from speechbrain.preflight.observe.given import held
-from speechbrain.preflight.observe.loads import replaced
 from speechbrain.preflight.observe.not_finite import spoiled_items
+from speechbrain.preflight.quiet import replaced
 from speechbrain.utils.checkpoints import Checkpointer
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
