@@ -24,6 +24,7 @@ def pytest_configure(config):
     """Stop with one sentence if speechbrain is not installed, or has another version than the one to test."""
     config.addinivalue_line("markers", "regression: this test fails on the stock release, as tests/fork/test_stock.py checks")
     config.addinivalue_line("markers", "torchrun: two processes, which take seconds to start")
+    config.addinivalue_line("markers", "cuda: needs a GPU, and is skipped elsewhere")
     expected = FORK.base.version if STOCK else FORK.version
     try:
         from importlib.metadata import version
@@ -48,7 +49,11 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(items):
     """Mark the tests that start torchrun; on the stock release, also mark the regression tests in the report."""
+    import torch
+
     for item in items:
+        if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="there is no GPU"))
         if "torchrun" in getattr(item, "fixturenames", ()):
             item.add_marker("torchrun")
         if STOCK and item.get_closest_marker("regression"):
@@ -94,15 +99,15 @@ def stock(stock_wheel):
 
 @pytest.fixture
 def torchrun(tmp_path, request):
-    """callable: Runs a script in two processes on the CPU, in ``tmp_path``; returns the exit status and the output."""
+    """callable: Runs a script in two processes, in ``tmp_path``; returns the exit status and the output."""
     # On the stock release, the processes of a regression test may wait for each other forever
     limit = 30 if STOCK and request.node.get_closest_marker("regression") else 60
 
-    def run(script, *arguments, seconds=limit):
+    def run(script, *arguments, seconds=limit, processes=2):
         (tmp_path / "train.py").write_text(script)
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py", *arguments]
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
         process = subprocess.Popen(
-            command,
+            [*command, "train.py", *arguments],
             cwd=tmp_path,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,

@@ -179,12 +179,12 @@ class Brain:
             )
             for parameters in trained
         ]
+        total = sum(norm.to(self.device) for norm in norms)
+        nonfinite = bool(norms) and _is_nonfinite_anywhere(total)
         # In fp16 the GradScaler skips steps with non-finite gradients
-        if norms and not self.scaler.is_enabled():
-            total = sum(norm.to(self.device) for norm in norms)
-            if _is_nonfinite_anywhere(total):
-                self._skip_step()
-                return
+        if nonfinite and not self.scaler.is_enabled():
+            self._skip_step()
+            return
         if self.max_grad_norm >= 0:
             for parameters, norm in zip(trained, norms):
                 torch.nn.utils.clip_grads_with_norm_(
@@ -198,6 +198,10 @@ class Brain:
 
         for opt in valid_optimizers.values():
             opt.zero_grad(set_to_none=True)
+
+        # Scaled gradients often overflow, and then the statistics are finite
+        if nonfinite and self._lost_statistics_anywhere():
+            self._restore_statistics()
 
         self.optimizer_step += 1
         self._skipped_in_a_row = 0
@@ -221,8 +225,7 @@ class Brain:
             which = "the gradients of another process are not finite"
             if not self.distributed_launch:
                 which = "the norm of the gradients overflows"
-        ids = "" if self.distributed_launch else self._name_ids()
-        self._batch_ids = None
+        ids = self._name_ids()
         logger.warning(
             f"Skipping step {self.optimizer_step + 1} (batch {self.step}): "
             f"{which}.{ids}"
@@ -231,17 +234,8 @@ class Brain:
         for opt in optimizers.values():
             opt.zero_grad(set_to_none=True)
 
-        if self._kept_statistics is not None:
-            self._kept_statistics.restore()
-        lost = self._nonfinite_statistics()
-        flag = torch.tensor(math.nan if lost else 0.0, device=self.device)
-        if _is_nonfinite_anywhere(flag):
-            raise ValueError(
-                f"Running statistics are not finite after batch {self.step}, "
-                "and there are no earlier finite ones to restore: "
-                f"{_first_three(lost) or 'on another process'}.{ids} Look at "
-                "the audio of that batch and at its augmentation."
-            )
+        self._restore_statistics()
+        self._batch_ids = None
         if self._skipped_in_a_row > self.nonfinite_patience:
             raise ValueError(
                 f"Skipped {self._skipped_in_a_row} steps in a row, and "
@@ -250,10 +244,25 @@ class Brain:
                 f"{self._where_nonfinite()}"
             )
 
+    def _restore_statistics(self):
+        """Restores the running statistics before the batches of a step."""
+        if self._kept_statistics is not None:
+            self._kept_statistics.restore()
+        if self._lost_statistics_anywhere():
+            which = _first_three(self._nonfinite_statistics())
+            raise ValueError(
+                f"Running statistics are not finite after batch {self.step}, "
+                "and there are no earlier finite ones to restore: "
+                f"{which or 'on another process'}.{self._name_ids()} Look at "
+                "the audio of that batch and at its augmentation."
+            )
+
+    def _lost_statistics_anywhere(self):
+        """Whether running statistics are not finite on any process."""
+        value = math.nan if self._nonfinite_statistics() else 0.0
+        return _is_nonfinite_anywhere(torch.tensor(value, device=self.device))
+
     def _keep_statistics(self):
-        # In fp16 none are restored
-        if self.scaler.is_enabled():
-            return
         if self._kept_statistics is None:
             self._kept_statistics = _KeptStatistics()
         self._kept_statistics.keep(self.modules)
@@ -269,7 +278,10 @@ class Brain:
 
     def _name_ids(self, batches=0):
         """Returns a sentence with the ids of the last batches, or of all that
-        belong to the step; empty if they have none."""
+        belong to the step, whose cause may be on another process; empty if
+        they have none."""
+        if not batches and self.distributed_launch:
+            return ""
         several = (self._batch_ids or [])[-batches:]
         ids = [each for batch in several for each in batch]
         which = f"{len(several)} batches" if len(several) > 1 else "batch"

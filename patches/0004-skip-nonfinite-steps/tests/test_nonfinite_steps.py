@@ -18,18 +18,19 @@ class Brain(sb.Brain):
     """Its loss is the mean output, multiplied by a factor that comes with the data."""
 
     def compute_forward(self, batch, stage):
-        x = batch[0]
+        x = batch[0].to(self.device)
         if "norm" in self.modules:
-            x = self.modules.norm(x.view(-1, 2, 2), torch.ones(len(x))).reshape(-1, 4)
+            x = self.modules.norm(x.view(-1, 2, 2), torch.ones(len(x), device=x.device)).reshape(-1, 4)
         return self.modules.model(x)
 
     def compute_objectives(self, predictions, batch, stage):
-        return predictions.mean() * batch[1].mean()
+        return predictions.mean() * batch[1].to(self.device).mean()
 
 
-def make(modules, optimizer=torch.optim.SGD, kind=Brain, **options):
+def make(modules, optimizer=torch.optim.SGD, kind=Brain, device="cpu", precision="fp32", **options):
     torch.manual_seed(0)
-    return kind(modules(), lambda p: optimizer(p, lr=0.1), options, {"device": "cpu", "noprogressbar": True})
+    run_opts = {"device": device, "precision": precision, "noprogressbar": True}
+    return kind(modules(), lambda p: optimizer(p, lr=0.1), options, run_opts)
 
 
 def data(inputs=(), losses=(), length=6):
@@ -199,6 +200,49 @@ def test_a_healthy_run_has_the_weights_and_statistics_of_stock(monkeypatch, capl
     other.fit(range(2), data())
     assert all(torch.equal(one, two) for one, two in zip(state(brain), state(other)))
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+class Scaled(Brain):
+    """Trains with a GradScaler, as in fp16 on a GPU."""
+
+    def on_fit_start(self):
+        super().on_fit_start()
+        self.scaler = torch.GradScaler(torch.device(self.device).type, init_scale=2.0**15)
+
+    def compute_objectives(self, predictions, batch, stage):
+        # The scaled gradients of the second batch overflow
+        return super().compute_objectives(predictions, batch, stage) * (1e35 if self.step == 2 else 1.0)
+
+
+CUDA = pytest.param("cuda", marks=pytest.mark.cuda)
+
+
+@pytest.mark.parametrize("device", ["cpu", CUDA])
+@pytest.mark.parametrize("place", [0, 3, pytest.param(None, id="healthy")])
+def test_the_gradscaler_skips_steps_and_the_statistics_stay_finite(monkeypatch, device, place):
+    def trained(finite):
+        monkeypatch.setattr(sb.Brain, "only_finite_steps", finite, raising=False)
+        brain = make(normalised, torch.optim.Adam, Scaled, device, nonfinite_patience=9)
+        brain.fit(range(1), data(inputs=[] if place is None else [place]))
+        return brain
+
+    ours, stocks = trained(True), trained(False)
+    assert ours.scaler.get_scale() == 2.0 ** (15 - 1 - (place is not None))
+    assert all(tensor.isfinite().all() for tensor in state(ours))
+    same = [torch.equal(one, two) for one, two in zip(state(ours), state(stocks))]
+    assert all(same) if place is None else not all(tensor.isfinite().all() for tensor in state(stocks))
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_on_a_gpu_a_healthy_run_has_the_weights_and_statistics_of_stock(monkeypatch, precision):
+    def trained(finite):
+        monkeypatch.setattr(sb.Brain, "only_finite_steps", finite)
+        brain = make(normalised, torch.optim.Adam, Brain, "cuda", precision)
+        brain.fit(range(2), data())
+        return state(brain)
+
+    assert all(torch.equal(one, two) for one, two in zip(trained(True), trained(False)))
 
 
 @regression
