@@ -7,7 +7,7 @@ PYTEST := OMP_NUM_THREADS=1 $(IN_VENV) -m pytest -n auto --dist loadfile
 DELTA := $(shell find speechbrain patches/*/speechbrain -name '*.py')
 MODULES := speechbrain.fork $(sort $(subst /,.,$(basename $(shell echo $(DELTA) | sed -E 's:patches/[^ ]*/speechbrain:speechbrain:g'))))
 
-.PHONY: verify quick test recipes bench faults fuzz parity reproducible bases diff lint
+.PHONY: verify quick test cuda recipes bench faults fuzz parity reproducible bases diff lint
 
 verify: .venv/installed    ## the recipe on the stock release, on the minimal fork and on the fork, side by side
 	$(IN_VENV) $(RECIPE)/verify_fix.py
@@ -18,6 +18,9 @@ quick: .venv/installed lint    ## between two edits: tests of the composer and o
 test: .venv/installed      ## what CI runs: all tests, then the doctests of the composer and of the modules that the fork changes
 	$(PYTEST)
 	$(PYTEST) --doctest-modules composer --ignore=composer/fork.py --pyargs $(MODULES)
+
+cuda: .venv/installed      ## the tests that need a GPU; the others skip them
+	$(IN_VENV) -m pytest -m cuda
 
 recipes: .venv/installed   ## only the tests of the recipe; with UPSTREAM=<a checkout>, the preflight on all recipes of upstream
 	$(if $(UPSTREAM),$(IN_VENV) tests/upstream/recipes.py $(UPSTREAM),$(PYTEST) tests/recipes)

@@ -11,6 +11,7 @@ from contextlib import nullcontext
 
 import numpy as np
 import pytest
+import speechbrain as sb
 import torch
 import yaml
 from speechbrain.utils import checkpoints
@@ -462,3 +463,31 @@ def test_a_process_that_saves_alone_does_not_wait_forever(torchrun):
     status, output = torchrun(MAIN_ONLY)
     assert status == 1 and output.count("2 saved") == 2, output
     assert " s in save_checkpoint() for these processes: 1. All processes have to call it" in output
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("saves, loads", [("cuda", "cuda"), ("cuda", "cpu"), ("cpu", "cuda")])
+def test_a_run_resumes_on_the_device_that_it_gets(tmp_path, saves, loads):
+    class Brain(sb.Brain):
+        def compute_forward(self, batch, stage):
+            return self.modules.model(batch[0].to(self.device))
+
+        def compute_objectives(self, predictions, batch, stage):
+            return predictions.pow(2).mean()
+
+    def train(device, epochs):
+        torch.manual_seed(0)
+        modules, counter = {"model": torch.nn.Linear(4, 4)}, EpochCounter(epochs)
+        checkpointer = Checkpointer(tmp_path, {**modules, "counter": counter})
+        options = {"device": device, "noprogressbar": True}
+        brain = Brain(modules, lambda p: torch.optim.Adam(p, lr=0.1), {}, options, checkpointer)
+        brain.fit(counter, [(torch.eye(4),)])
+        checkpointer.save_and_keep_only()
+        return brain
+
+    before = [p.detach().cpu() for p in train(saves, 1).modules.parameters()]
+    brain = train(loads, 1)  # it is at its limit, and only loads
+    assert all(torch.equal(one, two.detach().cpu()) for one, two in zip(before, brain.modules.parameters()))
+    brain = train(loads, 2)
+    (moments,) = {state["exp_avg"].device.type for state in brain.optimizer.state.values()}
+    assert moments == loads and brain.optimizer_step == 2

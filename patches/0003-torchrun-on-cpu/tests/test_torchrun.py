@@ -55,6 +55,19 @@ def test_two_processes_train_one_model(torchrun, case, warning):
     assert len(warnings) == bool(warning) and all(warning in line for line in warnings)
 
 
+def on_gpu(script):
+    """The same script for a GPU and NCCL, which takes one process a GPU."""
+    script = script.replace('"cpu"', '"cuda"').replace("gloo", "nccl").replace("p.detach()", "p.detach().cpu()")
+    return script.replace("self.modules.body(batch[0])", "self.modules.body(batch[0].cuda())")
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("case", ["plain", "norm", "bare"])
+def test_one_process_trains_on_a_gpu(torchrun, case):
+    status, output = torchrun(on_gpu(SCRIPT), case, processes=1)
+    assert status == 0 and len(re.findall(r"weights: (\w+)", output)) == 1 and "BatchNorm normalizes" not in output, output
+
+
 SAVING = """
 import sys, torch, speechbrain as sb
 from speechbrain.utils.checkpoints import Checkpointer
@@ -184,8 +197,12 @@ torch.distributed.destroy_process_group()
 """
 
 
+DEVICES = [("cpu", 2), pytest.param("cuda", 1, marks=pytest.mark.cuda)]
+
+
 @pytest.mark.regression
-def test_parameters_without_a_gradient_are_named(torchrun):
+@pytest.mark.parametrize("device, processes", DEVICES)
+def test_parameters_without_a_gradient_are_named(torchrun, device, processes):
     expected = {
         "uncalled": "4 steps",  # DDP only looks at modules that are called
         "second-module": "head.rest.0.weight, head.rest.0.bias",
@@ -193,14 +210,14 @@ def test_parameters_without_a_gradient_are_named(torchrun):
         "many": "head.rest.0.weight, head.rest.0.bias, head.rest.1.weight and 1 more",
         "frozen-late": "body.0.weight, body.0.bias",
     }
-    _, output = torchrun(UNUSED, *expected)
+    _, output = torchrun(UNUSED if device == "cpu" else on_gpu(UNUSED), *expected, processes=processes)
     printed = re.findall(r"<([\w-]+): (.*)>", output)
     message = (
         "These parameters got no gradient in the step before: {}. Freeze them before fit(), or use them in the loss, or run "
         "with --find_unused_parameters."
     )
     expected = {case: names if "steps" in names else message.format(names) for case, names in expected.items()}
-    assert dict(printed) == expected and len(printed) == 2 * len(expected), output
+    assert dict(printed) == expected and len(printed) == processes * len(expected), output
 
 
 def test_other_errors_and_healthy_modules_are_as_on_stock(torchrun):

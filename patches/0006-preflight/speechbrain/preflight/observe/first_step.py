@@ -110,7 +110,7 @@ def _take(brain, modules, start, step, known, log):
         if step.custom or any(output.requires_grad for output in outputs):
             real_backward(tensors, *args, **kwargs)
         step.reached.update((id(p), p) for p in chain(known, parameters) if p.grad is not None)
-        value = float(sum(output.detach().float().sum() for output in outputs))
+        value = float(sum(output.detach().float().sum() for output in outputs)) / brain.scaler.get_scale()
         flat = value == 0 and not any(p.grad.any() for p in step.reached.values() if p.grad is not None)
         step.backwards.append(Backward(value, flat, bool(leaves) and not parameters, nodes))
         step.identical.update(log.guarded("gradients", weights.identical_units, start.weights) or {})

@@ -6,7 +6,7 @@ import random
 import re
 import statistics
 import traceback
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -17,6 +17,7 @@ from speechbrain.core import Brain, Stage
 from speechbrain.preflight.attempts import failure, is_own, shown
 from speechbrain.preflight.observe.first_step import alone
 from speechbrain.preflight.observe.given import parts
+from speechbrain.preflight.observe.sequences import Watched, watched_sequences
 from speechbrain.preflight.quiet import writes_nothing
 from speechbrain.utils import checkpoints
 from torch.nn.modules.dropout import _DropoutNd
@@ -77,6 +78,9 @@ def _validate(given, start, step, log):
                 log.findings.append(failure("first-validation-failed", error))
             return False, None
 
+    def watch():  # on a GPU, a label that is not a class would also make all later calls fail
+        return nullcontext() if torch.device(brain.device).type == "cpu" else watched_sequences(brain, Watched())
+
     def evaluate(seed):
         random.seed(seed)
         np.random.seed(seed)
@@ -84,7 +88,7 @@ def _validate(given, start, step, log):
         brain.on_stage_start(Stage.VALID, epoch)
         brain.modules.eval()
         brain.step = 1
-        with torch.no_grad(), _Draws(drops, augments), _hooked(modules):
+        with torch.no_grad(), _Draws(drops, augments), _hooked(modules), watch():
             loss = brain.evaluate_batch(batch, stage=Stage.VALID)
             average = brain.update_average(loss, 0.0)
             # Stock's average of NaN is 0
