@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from brains import Classifier, body, data, head, normed, sgd
 
 LOADER = {"batch_size": 8, "shuffle": True}
+forks = pytest.mark.skipif(torch.cuda.is_available(), reason="where there is a GPU, nothing is forked")
 
 
 class Noisy(Classifier):
@@ -124,6 +125,7 @@ def test_the_child_process_can_use_dataloader_workers():
     assert preflight(Classifier({"head": Linear(4, 3)}), data(), data(), workers, workers).ok
 
 
+@forks
 def test_a_killed_child_process_is_a_finding():
     class Greedy(Classifier):
         def compute_forward(self, batch, stage):

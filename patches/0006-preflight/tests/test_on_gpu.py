@@ -1,5 +1,7 @@
 """On a GPU, the preflight runs in the same process, and restores everything. ``make cuda`` runs these tests."""
 
+import gc
+
 import pytest
 import torch
 from speechbrain.preflight import preflight
@@ -42,9 +44,11 @@ def test_training_is_the_same_after_a_preflight(tmp_path, precision):
     for flown in (False, True):
         brain = make(tmp_path / str(flown), precision)
         if flown:
+            gc.collect()
             before = torch.cuda.memory_allocated()
             report = preflight(brain, data(), data(24), LOADER, LOADER)
             assert not report.findings and not any("Not everything" in said for said in report.said), report.text()
+            gc.collect()
             assert torch.cuda.memory_allocated() == before and not brain.hparams.losses
         torch.manual_seed(1)
         brain.fit(range(1, 3), data(), data(24), train_loader_kwargs={**LOADER, "shuffle": True}, valid_loader_kwargs=LOADER)

@@ -10,6 +10,7 @@ import sys
 import time
 
 import pytest
+import torch
 from speechbrain.preflight import attempts, outside
 from speechbrain.preflight.__main__ import main
 from speechbrain.preflight.checks import SUBJECTS
@@ -192,6 +193,7 @@ def test_a_folder_for_json_has_to_exist(flight):
     assert status == 2 and "there is no folder" in err and not out
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="where there is a GPU, nothing is forked")
 @pytest.mark.parametrize(
     "end, status, said",
     [
@@ -213,6 +215,24 @@ def test_a_script_that_ends_the_process_is_reported(tmp_path, capfd, end, status
             os._exit(answer if "answer" in locals() else 130)
     out = capfd.readouterr().out
     assert answer == status and re.search(said, out) and options.json.exists() is (status == 1), out
+
+
+@pytest.mark.parametrize(
+    "script, status, said",
+    [
+        ("import os; os._exit(3)", 1, "the script ended the process before the report was ready: status 3"),
+        ("1 / 0", 1, "error[script-failed]: ZeroDivisionError"),
+        ("pass", 2, "it ended without calling Brain.fit"),
+    ],
+    ids=["os._exit", "an error", "no fit"],
+)
+def test_where_there_is_a_gpu_the_command_is_started_again(tmp_path, script, status, said):
+    (tmp_path / "train.py").write_text(script)
+    main = "import sys, torch; torch.cuda.is_available = lambda: True\n"
+    main += "from speechbrain.preflight.__main__ import main; sys.exit(main())"
+    command = [sys.executable, "-c", main, "train.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == status and said in done.stdout + done.stderr, done
 
 
 @pytest.mark.parametrize("device", ["/dev/full", "a closed pipe", "a closed file"])

@@ -9,7 +9,6 @@ import traceback
 from pathlib import Path
 
 import speechbrain as sb
-import torch
 from speechbrain.preflight.isolate import can_fork, in_child, put_back
 from speechbrain.preflight.quiet import TimeUp, limited
 from speechbrain.preflight.report import Finding
@@ -92,7 +91,7 @@ class Log:
             return inner.guarded(name, function, *args, inner), inner.findings, inner.said
 
         try:
-            if can_fork(brain) and not torch.cuda.is_available():  # where it is, a forked process cannot go backward
+            if can_fork(brain):
                 answer = in_child(look, seconds)
             else:
                 with put_back(brain), limited(seconds):

@@ -18,9 +18,9 @@ from speechbrain.core import Brain
 
 
 def can_fork(brain):
-    """Return whether a Brain can run in a forked process."""
+    """Return whether a Brain can run in a forked process: where there is a GPU, that cannot use it, or go backward."""
     alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
-    return alone and torch.device(brain.device).type == "cpu" and not torch.cuda.is_initialized() and hasattr(os, "fork")
+    return alone and torch.device(brain.device).type == "cpu" and not torch.cuda.is_available() and hasattr(os, "fork")
 
 
 def in_child(function, seconds=None):

@@ -4,35 +4,35 @@ import contextlib
 import faulthandler
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
 import traceback
 
+import torch
 from speechbrain.preflight.attempts import is_own, shown
 from speechbrain.preflight.report import Finding, Report
 
+PIPE = "SPEECHBRAIN_PREFLIGHT_PIPE"  # in the environment: the number of the pipe to the process that supervises this one
 WAITS = (10, 20, 30, 60)  # seconds between lines that say what a script is doing; the last one repeats
 
 
 def supervised(function, options):
-    """Run a function in a forked process, report if a script ends it, and return the exit status."""
+    """Run a function in another process, report if a script ends it, and return the exit status."""
+    if PIPE in os.environ:
+        return _answered(function, int(os.environ.pop(PIPE)))
     reader, writer = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
-    child = os.fork()
+    if torch.cuda.is_available():  # a forked process could not use it, so the command is started again
+        command = [sys.executable, *sys.orig_argv[1:]]
+        child = subprocess.Popen(command, pass_fds=[writer], env={**os.environ, PIPE: str(writer)}).pid
+    else:
+        child = os.fork()
     if child == 0:
         os.close(reader)
-        with contextlib.suppress(Exception):
-            faulthandler.enable()
-        try:
-            status = function()
-        except Exception:  # a mistake of the preflight itself
-            traceback.print_exc()
-            status = 2
-        with contextlib.suppress(OSError):
-            os.write(writer, bytes([status]))
-        return status
+        return _answered(function, writer)
     os.close(writer)
     handlers = {
         signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),  # the child gets it as well
@@ -54,6 +54,20 @@ def supervised(function, options):
     remedy = "look at what was printed last, and at how much memory it takes"
     report = Report([Finding("error", "script-failed", what, str(options.script), remedy)])
     return 1 if write(report, options, sys.stdout) else 2
+
+
+def _answered(function, writer):
+    """Run a function, and write the exit status that it returns to a pipe."""
+    with contextlib.suppress(Exception):
+        faulthandler.enable()
+    try:
+        status = function()
+    except Exception:  # a mistake of the preflight itself
+        traceback.print_exc()
+        status = 2
+    with contextlib.suppress(OSError):
+        os.write(writer, bytes([status]))
+    return status
 
 
 def write(report, options, out):

@@ -42,9 +42,9 @@ def examine(given, loaded, ranks):
 def preflight(brain, train_set, valid_set=None, train_loader_kwargs=None, valid_loader_kwargs=None, scan_seconds=20.0):
     """Report what is wrong with a training run before it starts.
 
-    Training after this call gives the same result as without it. On a CPU, the
-    preflight runs in a forked process. On a GPU, and under torchrun, it runs in
-    this process and restores what :func:`~speechbrain.preflight.isolate.put_back` lists.
+    Training after this call gives the same result as without it. Without
+    a GPU, the preflight runs in a forked process. With one, and under torchrun, it
+    runs in this process and restores what :func:`~speechbrain.preflight.isolate.put_back` lists.
 
     Arguments
     ---------
