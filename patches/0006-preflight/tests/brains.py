@@ -5,6 +5,7 @@ import torch
 from speechbrain.preflight.attempts import Log
 from speechbrain.preflight.observe import Observed
 from speechbrain.preflight.observe.audio import audio
+from speechbrain.preflight.observe.columns import evaluated
 from speechbrain.preflight.observe.labels import labels
 from speechbrain.preflight.ranks import Ranks
 from torch.nn import BatchNorm1d, Linear, ReLU, Sequential
@@ -59,8 +60,9 @@ def head():
 def observe(given, **moments):
     """Observe a run whose first step needs no more than the given records; returns the records and the remarks."""
     log, seen = Log(Ranks()), Observed(given, **moments)
-    clips, words = audio(given, log), labels(given, seen.loaded, seen.start, seen.step, log)
-    return Observed(given, seen.loaded, seen.start, seen.step, clips, words), log.said
+    clips, (columns, failures) = audio(given, log), evaluated(given, log)
+    words = labels(given, seen.loaded, seen.start, seen.step, columns, log)
+    return Observed(given, seen.loaded, seen.start, seen.step, clips, words, failures=failures), log.said
 
 
 def judge(subject, seen):

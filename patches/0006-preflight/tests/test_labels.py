@@ -14,8 +14,7 @@ from speechbrain.dataio.sampler import ReproducibleWeightedRandomSampler
 from speechbrain.nnet.losses import AdditiveAngularMargin, LogSoftmaxWrapper, nll_loss
 from speechbrain.preflight.attempts import Log
 from speechbrain.preflight.checks import batches, labels
-from speechbrain.preflight.observe import Given
-from speechbrain.preflight.observe import labels as of_labels
+from speechbrain.preflight.observe import Given, columns
 from speechbrain.preflight.observe.first_step import first_step
 from speechbrain.preflight.observe.items import Items
 from speechbrain.preflight.observe.loads import Loaded, watched_loads
@@ -405,6 +404,6 @@ def test_the_pipeline_stays_the_same_after_an_exception():
 
 
 def test_the_report_says_how_many_labels_were_checked(monkeypatch):
-    monkeypatch.setattr(of_labels, "AT_LEAST", 0)
+    monkeypatch.setattr(columns, "AT_LEAST", 0)
     seen, said = observe(Given(None, Run().dataset(Run().train), scan_seconds=0))
-    assert judge(labels, seen) == [] and said[-1:] == ["Labels (train label): 1 of 16 items were checked."]
+    assert judge(labels, seen) == [] and said[-1:] == ["There was only time to evaluate 1 of 16 items (train)."]

@@ -9,11 +9,11 @@ from speechbrain.preflight.explained import without_explained
 from speechbrain.preflight.isolate import can_fork, in_child, put_back
 from speechbrain.preflight.observe import Clips, Given, Labels, Observed, Sequences
 from speechbrain.preflight.observe.audio import audio
+from speechbrain.preflight.observe.columns import evaluated
 from speechbrain.preflight.observe.first_step import first_step
 from speechbrain.preflight.observe.first_valid import first_valid
 from speechbrain.preflight.observe.labels import labels
 from speechbrain.preflight.observe.loads import watched_loads
-from speechbrain.preflight.observe.manifests import failures
 from speechbrain.preflight.observe.sequences import sequences
 from speechbrain.preflight.observe.start import nothing_changes, start
 from speechbrain.preflight.ranks import Ranks
@@ -29,10 +29,10 @@ def examine(given, loaded, ranks):
         step = first_step(given, before, stepped, log)
         valid = first_valid(given, before, step, log)
     clips = log.guarded("audio", audio, given, log) or Clips({})
-    words = log.guarded("labels", labels, given, loaded, before, step, log) or Labels()
-    failed = log.guarded("items", failures, given, log) or []
+    columns, failed = log.guarded("items", evaluated, given, log) or ({}, [])
+    words = log.guarded("labels", labels, given, loaded, before, step, columns, log) or Labels()
     seen = Observed(given, loaded, before, step, clips, words, valid, failed)
-    seen = replace(seen, sequences=log.guarded("sequences", sequences, seen, log) or Sequences())
+    seen = replace(seen, sequences=log.guarded("sequences", sequences, seen) or Sequences())
     for rule in RULES:
         log.guarded(f"{rule.__module__}.{rule.__name__}", lambda: log.findings.extend(rule(seen)))  # noqa: B023
     report = ranks.merge(Report(log.findings, log.said))

@@ -3,7 +3,7 @@
 from collections import Counter
 from itertools import pairwise
 
-from speechbrain.preflight.observe.labels import Unknown
+from speechbrain.preflight.observe.columns import Unknown
 from speechbrain.preflight.report import Finding, some
 from torch.utils.data import BatchSampler, SequentialSampler
 

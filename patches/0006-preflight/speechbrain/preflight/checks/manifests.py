@@ -129,7 +129,7 @@ def same_content(seen):
             continue
         for key in seen.labels.targets:
             column = seen.labels.columns.get((split, key))
-            groups = [[i for i in group if i < len(column.values)] for group in contents.values()] if column else []
+            groups = [[i for i in group if column.values[i] is not None] for group in contents.values()] if column else []
             wrong = [group for group in groups if len({column.values[i] for i in group}) > 1]
             if wrong:
                 names = ", ".join(f"{column.items.static(i)['id']} ({column.say(i)})" for i in wrong[0][:3])

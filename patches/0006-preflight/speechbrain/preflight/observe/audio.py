@@ -18,7 +18,7 @@ from speechbrain.augment.time_domain import AddNoise, AddReverb
 from speechbrain.dataio.legacy import ExtendedCSVDataset
 from speechbrain.preflight.observe.clips import in_parallel, read, read_whole
 from speechbrain.preflight.observe.given import parts
-from speechbrain.preflight.observe.items import Items, Watch, is_audio
+from speechbrain.preflight.observe.items import Items, is_audio
 from speechbrain.utils.distributed import if_main_process
 
 
@@ -71,11 +71,8 @@ def audio(given, log):
 def _uses(given, log):
     """The items that read each file: a dict of path to list of Use."""
     uses = defaultdict(list)
-    of_sets = [Items.of("train", given.train_set), Items.of("valid", given.valid_set)]
-    for items in (*of_sets, *(log.guarded("augmentations", lambda: [*_of_augmentations(given)]) or ())):
-        if items is None or not len(items):
-            continue
-        found = sources(items)
+    for items in (*given.sets.values(), *(log.guarded("augmentations", lambda: [*_of_augmentations(given)]) or ())):
+        found = sources(items) if len(items) else ()
         for i in range(len(items)) if found else ():
             static = items.static(i)
             for source in found:
@@ -96,22 +93,21 @@ def _of_augmentations(given):
 
 def sources(items):
     """Find where the manifest names the files that items open; if none is seen to open, the names of existing audio files."""
-    n = len(items)
     certain, likely = {}, []
-    for i in dict.fromkeys((n - 1, n // 2, n // 4)):  # not the first ones, which may be cached
+    for i, watches in zip(items.probed, zip(*items.probes.values())):
         leaves = list(_leaves(items.static(i)))
         matched = set()
-        for path in _make(items, i).opened:
+        for path in (path for watch in watches for path in watch.opened):
             fits = [Source(keys, *around) for keys, value in leaves for around in _around(value, path)]
             if fits:
                 matched.add(min(fits, key=lambda source: len(source.before + source.after)))
         certain.update((source, None) for source in matched if not source.before + source.after)
         likely.append({source for source in matched if source.before + source.after})
-    found = [*certain, *set.intersection(*likely)]
+    found = [*certain, *(set.intersection(*likely) if likely else ())]
     if found:
         return found
     taken = items.needed()
-    named = [(keys, value) for keys, value in _leaves(items.static(n - 1)) if keys[0] in taken and is_audio(value)]
+    named = [(keys, value) for keys, value in _leaves(items.static(len(items) - 1)) if keys[0] in taken and is_audio(value)]
     return list(dict.fromkeys(Source(keys) for keys, value in named if os.path.isfile(value)))
 
 
@@ -140,11 +136,7 @@ def _around(value, path):
 
 def _make(items, i):
     """Evaluate an item, and record what it does: Made."""
-    with Watch() as watch:
-        try:
-            made = items.evaluate(i)
-        except Exception:
-            made = None
+    made, watch = items.watched(i)
     if made is not None:
         made = {key: torch.as_tensor(value) for key, value in made.items() if _is_array(value)}
     return Made(made, watch.opened, watch.read, watch.resampled)

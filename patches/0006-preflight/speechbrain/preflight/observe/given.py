@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from speechbrain.preflight.observe.items import Items
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,12 @@ class Given:
     def hparams(self):
         """dict: The Brain's hparams by name."""
         return vars(getattr(self.brain, "hparams", SimpleNamespace()))
+
+    @cached_property
+    def sets(self):
+        """dict: The items of the training and the validation set, by "train" and "valid", if they are known."""
+        found = {"train": Items.of("train", self.train_set), "valid": Items.of("valid", self.valid_set)}
+        return {split: items for split, items in found.items() if items is not None and len(items)}
 
     @property
     def modules(self):

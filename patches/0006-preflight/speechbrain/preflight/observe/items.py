@@ -6,6 +6,7 @@ import io
 import os
 import sys
 from collections.abc import Mapping
+from functools import cached_property
 
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.utils.data_pipeline import StaticItem
@@ -33,7 +34,7 @@ def is_audio(value):
 
 
 class Watch:
-    """A context that records opened and read audio files, resampling, and the label encoders in use.
+    """A context that records opened and read audio files, resampling, and the label encoders and tokenizers in use.
 
     Example
     -------
@@ -52,6 +53,7 @@ class Watch:
         self.read = []  # what soundfile and torchaudio read from files, at the rate of the file
         self.resampled = []  # the rates from which functions with "resampl" in their names resampled; None if unknown
         self.encoders = []  # the label encoders that encoded a label
+        self.tokenizers = []  # the SentencePiece tokenizers that were used
 
     def __enter__(self):
         self._before = (builtins.open, io.open)
@@ -88,10 +90,11 @@ class Watch:
         if event == "return" and result is not None:
             self.read.append(result[0] if isinstance(result, tuple) else result)
 
-    def _note_encoder(self, frame, event, _):
-        encoder = frame.f_locals.get("self")
-        if not any(encoder is known for known in self.encoders):
-            self.encoders.append(encoder)
+    def _note_maker(self, frame, event, _):
+        maker = frame.f_locals.get("self")
+        known = self.encoders if hasattr(maker, "lab2ind") else self.tokenizers if hasattr(maker, "get_piece_size") else None
+        if event == "call" and known is not None and not any(maker is other for other in known):
+            known.append(maker)
 
     def _note_file(self, frame, event, _):
         if event == "call":  # soundfile opens files of any name, and takes open files
@@ -122,8 +125,8 @@ def _kind(frame):
     name, module = frame.f_code.co_name, frame.f_globals.get("__name__") or ""
     if "resampl" in name.lower():
         return Watch._note_resampling
-    if module == ENCODER and name.startswith("encode_"):
-        return Watch._note_encoder
+    if (module == ENCODER and name.startswith("encode_")) or module == "sentencepiece":
+        return Watch._note_maker
     if module == "soundfile" and name == "__init__":
         return Watch._note_file
     if module.partition(".")[0] in READERS:
@@ -189,6 +192,23 @@ class Items:
         order = self.pipeline.dg.get_evaluation_order(self.pipeline.get_selected_node_ids(wanted))
         return [item.key for _, _, item in order if isinstance(item, StaticItem)]
 
+    @cached_property
+    def probes(self):
+        """dict: By key of the batch, what evaluating it does for the last item, the middle one, and one more."""
+        found = {}
+        for outer, key in self.pipeline.output_mapping.items() if self.pipeline is not None else ():
+            with self.providing([key]):
+                found[outer] = [self.watched(i)[1] for i in self.probed]
+            for watch in found[outer]:
+                watch.read.clear()  # which may be large
+        return found
+
+    @property
+    def probed(self):
+        """list: The numbers of the items of ``probes``; not the first ones, which may be cached."""
+        n = len(self)
+        return [*dict.fromkeys((n - 1, n // 2, n // 4))]
+
     @contextlib.contextmanager
     def providing(self, keys):
         """Replace the pipeline's output keys while this context lasts."""
@@ -207,3 +227,12 @@ class Items:
         for item in self.pipeline.dynamic_items:
             item.reset()  # after an exception, a generator would continue where it stopped
         return self.pipeline.compute_outputs(static)
+
+    def watched(self, i):
+        """Evaluate an item; returns it, or None if that fails, and a Watch."""
+        with Watch() as watch:
+            try:
+                made = self.evaluate(i)
+            except Exception:
+                made = None
+        return made, watch

@@ -1,13 +1,11 @@
 """Reads token sequences: those that losses and embeddings take in the first step, then those of all items.
 
-A key of the batch contains the tokens of a call if its values in the first batch are equal to them. This key is then evaluated
-for all items, unless that reads audio.
+A key of the batch contains the tokens of a call if its values in the first batch are equal to them.
 """
 
 import inspect
 import math
 import sys
-import time
 from collections.abc import Iterable
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -17,8 +15,6 @@ import torch
 import torchaudio
 from speechbrain.augment.time_domain import SpeedPerturb
 from speechbrain.preflight.observe.given import parts
-from speechbrain.preflight.observe.items import Items, Watch
-from speechbrain.preflight.observe.labels import AT_LEAST, evaluate
 from speechbrain.preflight.quiet import replaced
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
@@ -236,27 +232,16 @@ def _leaks(call, scores, ids, embedded):
         yield float(later / own.clamp(min=1e-20))
 
 
-def sequences(seen, log):
+def sequences(seen):
     """Read the token sequences of the training and the validation set."""
-    given, batch, step, labels = seen.given, seen.start.batch, seen.step, seen.labels
-    deadline = time.perf_counter() + max(given.scan_seconds / 2, AT_LEAST)
-    sets = [Items.of("train", given.train_set), Items.of("valid", given.valid_set)]
-    sets = [items for items in sets if items is not None and items.pipeline is not None and len(items)]
-    keys = [key for items in sets[:1] for key in items.pipeline.output_mapping] if batch is not None else []
+    given, batch, step, columns = seen.given, seen.start.batch, seen.step, seen.labels.columns
+    pipeline = getattr(given.sets.get("train"), "pipeline", None)
+    keys = [*pipeline.output_mapping] if pipeline is not None and batch is not None else []
     calls = [call for call in step.sequences.calls if call.ids.numel() > 1]
     counts = [call.trained is not None or call.failed or call.name in ("embedding", TRANSDUCER) for call in calls]
     taken = [_taken(call, batch, keys) for call, count in zip(calls, counts) if count]
-    rows, vocabularies = {}, {key: [*map(_vocabulary, column.encoders)] for key, column in labels.columns.items()}
-    for items in sets:
-        for outer in dict.fromkeys(one.key for one in taken if one.key in items.pipeline.output_mapping):
-            key, inner = (items.split, outer), items.pipeline.output_mapping[outer]
-            column = labels.columns.get(key) or evaluate(items, inner, deadline)
-            if column is not None:
-                found = {_name(items, i): value for i, value in enumerate(column.values)}
-                rows[key] = {name: value for name, value in found.items() if isinstance(value, tuple)}
-                vocabularies[key] = [*map(_vocabulary, _encoders(items, inner))]
-                if len(column.values) < len(items) and key not in labels.columns:
-                    log.said.append(f"Tokens ({column.where}): {len(column.values)} of {len(items)} items were checked.")
+    vocabularies = {key: [*map(_vocabulary, column.encoders + column.tokenizers)] for key, column in columns.items()}
+    rows = {key: _rows(columns[key]) for key in columns if key[1] in {one.key for one in taken}}
     seconds, drawn = _seconds(given, batch, keys, seen.clips)
     lengths = {name: float(value) for name, value in step.sequences.lengths.items()}
     return Sequences(taken, lengths, rows, vocabularies, seconds, _frames(given, drawn, taken))
@@ -266,22 +251,9 @@ def _name(items, i):
     return str(items.static(i).get("id", i))
 
 
-class _Encoders(Watch):
-    """Records also the tokenizers in use."""
-
-    def _called(self, frame, event, value):
-        super()._called(frame, event, value)
-        if event == "call" and frame.f_globals.get("__name__") == "sentencepiece":
-            tokenizer = frame.f_locals.get("self")
-            if hasattr(tokenizer, "get_piece_size") and not any(tokenizer is known for known in self.encoders):
-                self.encoders.append(tokenizer)
-
-
-def _encoders(items, key):
-    """The tokenizers and label encoders that make a key."""
-    with items.providing([key]), _Encoders() as watch, suppress(Exception):
-        items.evaluate(len(items) - 1)
-    return watch.encoders
+def _rows(column):
+    """The tokens of the items by their ids."""
+    return {_name(column.items, i): value for i, value in enumerate(column.values) if isinstance(value, tuple)}
 
 
 def _vocabulary(encoder):
