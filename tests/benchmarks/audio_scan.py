@@ -41,7 +41,7 @@ def write(folder, count, seconds, extension, subtype):
 
 def only_read(paths):
     """Read the files as recipes do, on as many threads as the scan uses."""
-    return in_parallel(lambda path, _: soundfile.read(path, dtype="float32"), paths, math.inf, "reading")
+    return in_parallel(lambda path: soundfile.read(path, dtype="float32"), paths, math.inf, "reading")
 
 
 def scan(paths):

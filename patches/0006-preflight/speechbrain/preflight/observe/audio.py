@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from speechbrain.augment.time_domain import AddNoise, AddReverb
 from speechbrain.dataio.legacy import ExtendedCSVDataset
-from speechbrain.preflight.observe.clips import in_parallel, read, read_whole
+from speechbrain.preflight.observe.clips import in_parallel, read_header, read_whole
 from speechbrain.preflight.observe.given import parts
 from speechbrain.preflight.observe.items import Items, is_audio
 from speechbrain.utils.distributed import if_main_process
@@ -164,17 +164,13 @@ class Clips:
         """Read all headers, then whole files until the deadline."""
         paths = list(self.uses)
         random.Random(0).shuffle(paths)  # so that the files for which there is time are a random sample
-        both = {}
-        _sort(in_parallel(lambda path, room: read(path, room, deadline), paths, math.inf, "headers"), both, self.errors)
-        self.headers = {path: header for path, (header, _) in both.items()}
-        _sort(((path, look) for path, (_, look) in both.items() if look is not None), self.looks, self.damaged)
-        paths = [path for path, (_, look) in both.items() if look is None]
+        _sort(in_parallel(read_header, paths, math.inf, "headers"), self.headers, self.errors)
         splits = defaultdict(set)
         for path, header in self.headers.items():
             splits[header[:3]].update(use.items.split for use in self.uses[path])
+        paths = [path for path in paths if path in self.headers]
         paths.sort(key=lambda path: len(splits[self.headers[path][:3]]) < 2)  # first, files that may be in both sets
-        work = lambda path, room: read_whole(path, self.headers[path], room)  # noqa: E731
-        _sort(in_parallel(work, paths, deadline, "audio"), self.looks, self.damaged)
+        _sort(in_parallel(read_whole, paths, deadline, "audio"), self.looks, self.damaged)
 
     def of_sets(self, paths):
         """Choose files of the training and the validation set."""
