@@ -39,18 +39,7 @@ COLOUR = r"\x1b\[[0-9;]*[A-Za-z]"
 
 
 class Log:
-    """The findings and remarks so far.
-
-    Example
-    -------
-    >>> from speechbrain.preflight.ranks import Ranks
-    >>> log = Log(Ranks())
-    >>> log.attempt("first-batch-failed", len, "ab"), log.attempt("first-batch-failed", len, 2)
-    ((True, 2), (False, None))
-    >>> log.guarded("lengths", len, 2)
-    >>> [finding.code for finding in log.findings], log.said
-    (['first-batch-failed'], ["Not everything was checked: lengths failed with TypeError: object of type 'int' has no len()"])
-    """
+    """The findings and remarks so far."""
 
     whole_tracebacks = False  # whether tracebacks show the lines of libraries
 
@@ -106,14 +95,7 @@ class Log:
 
 
 def failure(code, error):
-    """Turn an exception into a finding, whose place is a line of the YAML file or the last line of the user's own code.
-
-    Example
-    -------
-    >>> finding = failure("first-batch-failed", ValueError("no such file"))
-    >>> finding.what.splitlines()[0]
-    'ValueError: no such file'
-    """
+    """Turn an exception into a finding, whose place is a line of the YAML file or the last line of the user's own code."""
     reason = unreadable(error)
     if reason:
         return Finding("error", "manifest-unreadable", *reason)
@@ -158,24 +140,12 @@ def _traceback(error, frames):
 
 
 def is_own(file):
-    """Return whether a file is the user's: it is not of Python, of a package, or of the preflight.
-
-    Example
-    -------
-    >>> is_own("/home/me/train.py"), is_own(traceback.__file__), is_own("<frozen runpy>")
-    (True, False, False)
-    """
+    """Return whether a file is the user's: it is not of Python, of a package, or of the preflight."""
     return not file.startswith(("<", *LIBRARIES)) and PACKAGES.isdisjoint(Path(file).parts)
 
 
 def shown(file):
-    """Return a path as a person would write it: relative, if it is below the current folder.
-
-    Example
-    -------
-    >>> shown(os.path.abspath("train.py"))
-    'train.py'
-    """
+    """Return a path as a person would write it: relative, if it is below the current folder."""
     here = os.path.join(os.getcwd(), "")
     return file.removeprefix(here)
 

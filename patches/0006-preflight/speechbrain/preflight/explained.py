@@ -61,15 +61,7 @@ EXPLAINED = (
 
 
 def without_explained(findings):
-    """Leave out findings that another one explains.
-
-    Example
-    -------
-    >>> from speechbrain.preflight.report import Finding
-    >>> cause, follower = Finding("error", "label-encoder-stale", "it is old"), Finding("error", "label-unknown", "no label")
-    >>> [finding.code for finding in without_explained([follower, cause])]
-    ['label-encoder-stale']
-    """
+    """Leave out findings that another one explains."""
     return [
         finding
         for finding in findings

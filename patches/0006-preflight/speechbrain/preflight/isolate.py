@@ -28,14 +28,6 @@ def in_child(function, seconds=None):
 
     A process that ends without a result, for example because memory ran out, raises a ChildProcessError; one that takes longer
     than ``seconds`` is killed, and raises a TimeoutError.
-
-    Example
-    -------
-    >>> seen = []
-    >>> in_child(lambda: seen.append(1) or len(seen))
-    1
-    >>> seen
-    []
     """
     reader, writer = os.pipe()
     sys.stdout.flush()
@@ -144,16 +136,6 @@ def put_back(brain, *others):
     that these refer to, and the random states of Python, NumPy and torch. It
     does not cover what a hook changes elsewhere, and a lazy parameter that was
     initialized stays initialized.
-
-    Example
-    -------
-    >>> brain = Brain({"model": torch.nn.Linear(2, 2)}, hparams={"seen": []}, run_opts={"device": "cpu"})
-    >>> with put_back(brain):
-    ...     brain.step = 9
-    ...     brain.hparams.seen.append(brain.modules.model)
-    ...     _ = brain.modules.model.requires_grad_(False)
-    >>> brain.step, brain.hparams.seen, brain.modules.model.weight.requires_grad
-    (0, [], True)
     """
     kept = _Kept(brain, *others)
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()

@@ -33,18 +33,7 @@ class TimeUp(BaseException):
 
 @contextmanager
 def replaced(owner, name, value):
-    """Replace an attribute while this context lasts.
-
-    Example
-    -------
-    >>> class Owner:
-    ...     name = "old"
-    >>> with replaced(Owner, "name", "new"):
-    ...     Owner.name
-    'new'
-    >>> Owner.name
-    'old'
-    """
+    """Replace an attribute while this context lasts."""
     before = getattr(owner, name)
     setattr(owner, name, value)
     try:

@@ -13,14 +13,7 @@ PATIENCE, HASTE = timedelta(minutes=30), timedelta(minutes=1)
 
 
 class Ranks:
-    """The processes of torchrun; without torchrun, this process only.
-
-    Example
-    -------
-    >>> ranks = Ranks()
-    >>> ranks.agree(True), ranks.agree(False)
-    (True, False)
-    """
+    """The processes of torchrun; without torchrun, this process only."""
 
     talks = count()
 

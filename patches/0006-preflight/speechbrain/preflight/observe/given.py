@@ -48,15 +48,7 @@ class Given:
 
 
 def held(brain, kind):
-    """Find the objects of a type among a Brain's attributes and hparams, and in lists and dicts there, by their first names.
-
-    Example
-    -------
-    >>> from speechbrain.core import Brain
-    >>> brain = Brain(hparams={"heads": [torch.nn.Linear(2, 2)]}, run_opts={"device": "cpu"})
-    >>> list(held(brain, torch.nn.Linear))
-    ['heads[0]']
-    """
+    """Find the objects of a type among a Brain's attributes and hparams, and in lists and dicts there, by their first names."""
     found = {}
     for name, value in {**vars(getattr(brain, "hparams", SimpleNamespace())), **vars(brain)}.items():
         inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
@@ -67,15 +59,7 @@ def held(brain, kind):
 
 
 def parts(brain):
-    """Yield all modules with their names, also those of augmentations: of a Brain, of its hparams and of lists and dicts there.
-
-    Example
-    -------
-    >>> from speechbrain.core import Brain
-    >>> brain = Brain({"head": torch.nn.Linear(2, 2)}, run_opts={"device": "cpu"})
-    >>> [name for name, _ in parts(brain)]
-    ['head']
-    """
+    """Yield all modules of a Brain, of its hparams, and of lists and dicts there with their names; also those of augmentations."""
     tops = [("", brain.modules), *held(brain, torch.nn.Module).items()]
     known = {id(brain.modules)}
     while tops:

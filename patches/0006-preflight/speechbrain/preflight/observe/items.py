@@ -23,30 +23,12 @@ ENCODER = "speechbrain.dataio.encoder"
 
 
 def is_audio(value):
-    """Return whether a value is a path with the extension of an audio file.
-
-    Example
-    -------
-    >>> is_audio("a/b.FLAC"), is_audio("a/b.json"), is_audio(3)
-    (True, False, False)
-    """
+    """Return whether a value is a path with the extension of an audio file."""
     return isinstance(value, (str, os.PathLike)) and os.path.splitext(os.fspath(value))[1].lower() in AUDIO
 
 
 class Watch:
-    """A context that records opened and read audio files, resampling, and the label encoders and tokenizers in use.
-
-    Example
-    -------
-    >>> import soundfile
-    >>> with Watch() as watch:
-    ...     try:
-    ...         _ = soundfile.read("absent.wav")
-    ...     except soundfile.LibsndfileError:
-    ...         pass
-    >>> watch.opened, watch.resampled
-    (['absent.wav'], [])
-    """
+    """A context that records opened and read audio files, resampling, and the label encoders and tokenizers in use."""
 
     def __init__(self):
         self.opened = []  # audio files, in the order in which the code first opened or tried to open them
@@ -135,15 +117,7 @@ def _kind(frame):
 
 
 class Items:
-    """The items of a dataset that was passed to ``fit`` and whose manifest is known.
-
-    Example
-    -------
-    >>> data = {"a": {"word": "yes"}, "b": {"word": "no"}}
-    >>> items = Items("train", DynamicItemDataset(data, output_keys=["word"]))
-    >>> len(items), items.static(1)
-    (2, {'id': 'b', 'word': 'no'})
-    """
+    """The items of a dataset that was passed to ``fit`` and whose manifest is known."""
 
     def __init__(self, split, given, indices=None):
         self.split = split

@@ -19,13 +19,7 @@ class Origin(NamedTuple):
 
 
 def tensors(value):
-    """Yield the tensors of floating-point values inside a value, with the keys that lead to them.
-
-    Example
-    -------
-    >>> [keys for keys, _ in tensors({"sig": (torch.ones(2), 3)})]
-    [('sig', '0')]
-    """
+    """Yield the tensors of floating-point values inside a value, with the keys that lead to them."""
     if isinstance(value, torch.Tensor):
         if value.is_floating_point() and not value.is_sparse:
             yield (), value

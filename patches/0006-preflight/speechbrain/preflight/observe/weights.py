@@ -47,13 +47,7 @@ class Weight:
 
 
 def look(modules):
-    """Read all parameters and buffers of floating-point values once.
-
-    Example
-    -------
-    >>> [(weight.name, weight.fan_in) for weight in look(torch.nn.ModuleDict({"head": torch.nn.Linear(3, 2)}))]
-    [('head.weight', 3), ('head.bias', 0)]
-    """
+    """Read all parameters and buffers of floating-point values once."""
     plain = [
         (f"{name}.{key}", module.__dict__[key])  # of normalizations that keep their statistics outside their buffers
         for name, module in modules.named_modules()
