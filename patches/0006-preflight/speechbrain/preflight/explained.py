@@ -55,6 +55,7 @@ EXPLAINED = (
     ("validation-loss", ("buffer-not-finite", "weight-not-finite"), lambda finding, cause: True),
     ("batch-not-finite", ("audio-not-finite",), _same_set),
     ("first-loss", ("more-labels-than-frames",), lambda finding, cause: cause.what.endswith("batch, all")),
+    ("first-loss", ("loss-of-itself",), lambda finding, cause: "exactly 0" in finding.what),
     *((code, ("lengths-not-relative",), _names_ctc) for code in ("token-is-blank", "more-labels-than-frames", "first-loss")),
     ("first-step-failed", ("lengths-not-relative",), lambda finding, cause: "length" in finding.what or "size" in finding.what),
 )

@@ -1,6 +1,7 @@
 """Checks the first loss: its input, its value, and where NaN comes from."""
 
 import math
+import re
 
 import torch
 from speechbrain.preflight.report import Finding, some
@@ -8,11 +9,21 @@ from speechbrain.preflight.report import Finding, some
 CODES = {
     "nll-without-log-softmax": "nll_loss gets values that are not log-probabilities, so it can fall without limit",
     "cross-entropy-on-probabilities": "cross_entropy gets probabilities, and applies a second softmax to them",
+    "bce-on-probabilities": "binary_cross_entropy_with_logits gets probabilities, and applies a second sigmoid to them",
+    "loss-broadcast": "the input and the target of a loss have different shapes, so that it compares all items with all others",
+    "loss-of-itself": "the input and the target of a loss are the same tensor",
+    "loss-maximized": "what is minimized is the negative of a loss",
+    "margin-without-cosine": "an angular margin gets values that are not cosines",
+    "smoothing-strong": "label smoothing is 0.9 or more",
     "batch-not-finite": "the first loss is NaN or infinite, and the first batch contains such values as it was loaded",
     "output-not-finite": "the first loss is NaN, although the weights and the first batch are finite",
     "first-loss": "the first loss is 0, NaN or infinite; a classifier's is negative, or above ln(number of classes) + 20",
 }
 
+ELEMENTWISE = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
+MARGINS = ("AngularMargin", "AdditiveAngularMargin")
+SIGNED = ("speechbrain.nnet.losses.cal_si_snr", "speechbrain.nnet.losses.cal_snr")  # they already have a minus sign
+STRONG = 0.9  # label smoothing
 HUGE = 1e30  # the norm of a weight that makes outputs overflow
 REMEDY = "check the scale of the classifier's inputs and weights, the targets, and the masks"
 
@@ -59,6 +70,76 @@ def _look(call):
     if call.name == "cross_entropy" and probabilities:
         what = "its inputs are probabilities: they are not negative and sum to 1"
         yield Finding("error", "cross-entropy-on-probabilities", what, where, "remove the softmax before it")
+
+
+def _squashed(call):
+    if call.name == "binary_cross_entropy_with_logits" and re.match("(Hards|S)igmoid|Softmax", call.made_by):
+        return "its inputs are probabilities: they come from a sigmoid or softmax"
+
+
+def _broadcast(call):
+    shapes = [tuple(getattr(tensor, "shape", ())) for tensor in (call.input, call.target)]
+    same = [[size for size in shape if size > 1] for shape in shapes]
+    if call.name in ELEMENTWISE and len(shapes[0]) != len(shapes[1]) and same[0] == same[1]:
+        both = torch.broadcast_shapes(*shapes)
+        if both.numel() > call.input.numel():
+            one, other, all_ = (" x ".join(map(str, shape)) for shape in (*shapes, both))
+            return f"its input is {one}, but its target is {other}: it compares {all_} pairs"
+
+
+def _itself(call):
+    one, other = call.input, call.target
+    if call.name in ELEMENTWISE and isinstance(other, torch.Tensor) and one.numel() > 1:
+        places = {(tensor.data_ptr(), tensor.shape, tensor.stride()) for tensor in (one, other)}
+        return "its input and its target are the same tensor" if len(places) == 1 else None
+
+
+def _no_cosine(call):
+    most = float(call.input.abs().max()) if call.name in MARGINS and call.input.numel() else 0.0
+    if most > 1.01 and call.options["margin"]:
+        clamped = ", and limits them to this range" * (call.name == MARGINS[1])
+        return f"it takes cosines, from -1 to 1, but gets values up to {most:.3g}{clamped}"
+
+
+def _smooth(call):
+    share = call.options.get("label_smoothing") or 0
+    return f"label_smoothing is {share:g}: the right class gets {1 - share:.2g} of the target" if share >= STRONG else None
+
+
+# What a call of a loss may get wrong: the code, the level, a function that says what it is, and the remedy.
+MISTAKES = (
+    ("bce-on-probabilities", "error", _squashed, "remove the sigmoid before it, or use binary_cross_entropy"),
+    ("loss-broadcast", "error", _broadcast, "give both the same shape: squeeze the one, or unsqueeze the other"),
+    ("loss-of-itself", "error", _itself, "give the loss the predictions and the targets"),
+    (
+        "margin-without-cosine",
+        "warning",
+        _no_cosine,
+        "normalize embeddings and weights, as speechbrain's Classifier of ECAPA_TDNN does",
+    ),
+    ("smoothing-strong", "warning", _smooth, "usual values are 0.1 and 0.2"),
+)
+
+
+def mistakes(seen):
+    """Yield calls of losses that get something wrong, each kind once."""
+    for code, level, look, remedy in MISTAKES:
+        for call, what in ((call, look(call)) for call in seen.step.losses):
+            if what:
+                yield Finding(level, code, what, _where(call), remedy)
+                break
+
+
+def maximized(seen):
+    """Yield a loss that is nothing but the negative of losses that should become small."""
+    calls = [call for call in seen.step.losses if call.slope is not None and call.name not in MARGINS]
+    calls = [call for call in calls if call.name in SIGNED or "." not in call.name]
+    down = calls and all((call.slope <= 0).all() and call.slope.any() for call in calls)
+    if down and len(seen.step.backwards) == 1 and len(seen.step.optimizers) < 2:
+        total = sum(float((call.slope * call.value).sum()) for call in calls)
+        if math.isclose(total, seen.step.backwards[0].value, rel_tol=1e-3):
+            what = "training would make it larger: what is minimized is its negative"
+            yield Finding("error", "loss-maximized", what, _where(calls[0]), "remove the minus sign")
 
 
 def value(seen):
@@ -108,4 +189,4 @@ def _mean(call):
     return torch.mean(call.value.float())
 
 
-RULES = (origin, scores, value)
+RULES = (origin, scores, mistakes, maximized, value)

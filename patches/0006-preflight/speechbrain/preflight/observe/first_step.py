@@ -2,15 +2,19 @@
 
 import inspect
 import math
+import re
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
+from speechbrain.augment.augmenter import Augmenter
 from speechbrain.core import Brain
+from speechbrain.nnet.losses import AngularMargin
 from speechbrain.preflight.observe import weights
-from speechbrain.preflight.observe.items import Watch
+from speechbrain.preflight.observe.items import LOSSES as SPEECHBRAIN
+from speechbrain.preflight.observe.items import Watch, note_slope
 from speechbrain.preflight.observe.not_finite import Origin, first_nan, watched_modules
 from speechbrain.preflight.observe.sequences import Watched, watched_sequences
 from speechbrain.preflight.observe.start import parameters_of
@@ -19,6 +23,7 @@ from speechbrain.preflight.quiet import replaced
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
+RESHAPING = re.compile("(Unsafe)?(View|Reshape|Squeeze|Unsqueeze|Transpose|Permute|Slice|Select|Alias|Expand|ToCopy|Clone)")
 LOSSES = {
     getattr(torch.nn.functional, name): name
     for name in dir(torch.nn.functional)
@@ -32,15 +37,17 @@ class Stopped(BaseException):
 
 @dataclass
 class LossCall:
-    """A call of one of torch's loss functions, whose value is part of what is minimized."""
+    """A call of a loss function of torch or SpeechBrain, whose value is part of what is minimized."""
 
-    name: str  # the function's name in ``torch.nn.functional``
+    name: str  # the function's name in ``torch.nn.functional``; with its module, or that of its class, for SpeechBrain's
     input: Any  # its first two arguments, detached
     target: Any
     # Its other arguments by name, including defaults: ``ignore_index``, ``reduction``.
     options: dict = field(default_factory=dict)
     value: Any = None  # its return value, detached; None if the call failed
     nodes: set = field(default_factory=set)  # what the call adds to the graph
+    slope: Any = None  # the gradient of what is minimized at the value
+    made_by: str = ""  # the operation that made its first argument, apart from changes of shape: ``SigmoidBackward0``
 
 
 class Backward(NamedTuple):
@@ -73,6 +80,7 @@ class FirstStep:
     identical: dict = field(default_factory=dict)
     moved: set = field(default_factory=set)  # the names of the modules whose running statistics changed
     resampled: list = field(default_factory=list)  # the rates from which something was resampled; None for an unknown rate
+    augmented: list = field(default_factory=list)  # the calls of Augmenters: the Augmenter, items before it and after it
     error: str = ""  # what it raised
     origin: Origin | None = None  # if the loss is NaN, where NaN appears first; None if no module gets or returns NaN
     sequences: Watched = field(default_factory=Watched)  # what takes sequences
@@ -135,9 +143,14 @@ def _take(brain, modules, start, step, known, log):
         brain.step += 1
         calls = stack.enter_context(watched_modules(brain))
         stack.enter_context(watched_sequences(brain, step.sequences))
-        with Watch() as watch, _Losses(step.losses), suppress(Stopped):
-            brain.fit_batch(start.batch)
-        step.resampled.extend(watch.resampled)
+        try:
+            with Watch() as watch, _Losses(step.losses), suppress(Stopped):
+                brain.fit_batch(start.batch)
+        finally:
+            step.resampled.extend(watch.resampled)
+            step.losses[:0] = _of_speechbrain(watch.calls)  # before the last call, which may have failed
+            ends = [call for call in watch.calls if isinstance(call.given.get("self"), Augmenter) and call.value]
+            step.augmented.extend((call.given["self"], len(call.given["x"]), len(call.value[0])) for call in ends)
         if any(math.isnan(backward.value) for backward in step.backwards):
             return log.guarded("NaN", first_nan, brain, calls)
 
@@ -156,14 +169,39 @@ class _Losses(TorchFunctionMode):
         bound.apply_defaults()
         given = [item.detach() if isinstance(item, torch.Tensor) else item for item in bound.arguments.values()]
         names = list(bound.arguments)
-        call = LossCall(LOSSES[func], *given[:2], dict(zip(names[2:], given[2:])))
+        call = LossCall(LOSSES[func], *given[:2], dict(zip(names[2:], given[2:])), made_by=_made_by(next(iter(bound.args))))
         self.calls.append(call)  # before the call, which fails for a label that is not a class
         value = func(*args, **(kwargs or {}))
+        value = value.clone() if value._is_view() else value  # a change in place would lose the hook of a view
         # Several nodes, because a change of the value in place may take the last one out of the graph.
         arguments = [item.grad_fn for item in bound.arguments.values() if isinstance(item, torch.Tensor)]
         call.value = value.detach()
         call.nodes = {node for node in _graph([value], arguments) if not hasattr(node, "variable")}
+        note_slope(call, value)
         return value
+
+
+def _made_by(tensor):
+    node = tensor.grad_fn if isinstance(tensor, torch.Tensor) else None
+    while node is not None and RESHAPING.match(node.name()):
+        node = node.next_functions[0][0]
+    return node.name() if node else ""
+
+
+def _of_speechbrain(calls):
+    """Yield the calls of SpeechBrain's losses that a rule needs."""
+    for call in calls:
+        given, loss = call.given, call.given.get("self")
+        tensors = [value.detach() for value in given.values() if isinstance(value, torch.Tensor)]
+        options = {name: value for name, value in given.items() if isinstance(value, (int, float))}
+        name = f"{SPEECHBRAIN}.{call.name}" if loss is None else type(loss).__name__
+        if isinstance(loss, AngularMargin):
+            options = {"margin": loss.margin}
+        elif loss is not None:
+            continue
+        if isinstance(call.value, torch.Tensor):
+            value, nodes = call.value.detach(), {call.value.grad_fn}
+            yield LossCall(name, tensors[0], tensors[1], options, value, nodes, call.slope)
 
 
 def _counted(step):

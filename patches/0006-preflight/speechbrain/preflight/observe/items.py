@@ -5,6 +5,7 @@ import contextlib
 import io
 import os
 import sys
+import weakref
 from collections.abc import Mapping
 from functools import cached_property
 
@@ -20,6 +21,7 @@ PLAIN = {("soundfile", "read"), ("torchaudio", "load"), ("torchaudio._torchcodec
 # Names that resampling functions have for the rates from which and to which they resample.
 RATES_BEFORE, RATES_AFTER = ("orig_freq", "orig_sr"), ("new_freq", "target_sr")
 ENCODER = "speechbrain.dataio.encoder"
+LOSSES, AUGMENTER = "speechbrain.nnet.losses", "speechbrain.augment.augmenter"
 
 
 def is_audio(value):
@@ -27,8 +29,22 @@ def is_audio(value):
     return isinstance(value, (str, os.PathLike)) and os.path.splitext(os.fspath(value))[1].lower() in AUDIO
 
 
+class Call:
+    """A call of one of SpeechBrain's losses, or of an Augmenter: its name, arguments, value, and the gradient of the value."""
+
+    def __init__(self, name, given):
+        self.name, self.given, self.value, self.slope = name, given, None, None
+
+
+def note_slope(call, value):
+    """Note the gradient of the value of a call in a backward pass."""
+    if getattr(value, "requires_grad", False):
+        one = weakref.ref(call)  # else, the graph would keep itself alive
+        value.register_hook(lambda slope: one() and one().__dict__.update(slope=slope))
+
+
 class Watch:
-    """A context that records opened and read audio files, resampling, and the label encoders and tokenizers in use."""
+    """A context that records audio files, resampling, label encoders, tokenizers, losses and augmentation."""
 
     def __init__(self):
         self.opened = []  # audio files, in the order in which the code first opened or tried to open them
@@ -36,6 +52,8 @@ class Watch:
         self.resampled = []  # the rates from which functions with "resampl" in their names resampled; None if unknown
         self.encoders = []  # the label encoders that encoded a label
         self.tokenizers = []  # the SentencePiece tokenizers that were used
+        self.calls = []  # the calls of SpeechBrain's losses that say more than torch's inside them, and of Augmenters
+        self._running = {}  # by frame, its call
 
     def __enter__(self):
         self._before = (builtins.open, io.open)
@@ -98,6 +116,15 @@ class Watch:
         if event == "call" and (old != new or old is None):
             self.resampled.append(old)
 
+    def _note_call(self, frame, event, result):
+        if event == "call":
+            self.calls.append(Call(frame.f_code.co_name, dict(frame.f_locals)))
+            self._running[frame] = self.calls[-1]
+        elif event == "return" and frame in self._running:
+            call = self._running.pop(frame)
+            call.value = result
+            note_slope(call, result)
+
 
 KINDS = {}  # by id of a code object: the object, which thus stays, and the method of Watch that notes its calls, or None
 
@@ -109,6 +136,10 @@ def _kind(frame):
         return Watch._note_resampling
     if (module == ENCODER and name.startswith("encode_")) or module == "sentencepiece":
         return Watch._note_maker
+    if module == LOSSES and (name in ("forward", "cal_si_snr", "cal_snr") or "label_smoothing" in frame.f_locals):
+        return Watch._note_call
+    if module == AUGMENTER and name == "forward":
+        return Watch._note_call
     if module == "soundfile" and name == "__init__":
         return Watch._note_file
     if module.partition(".")[0] in READERS:
