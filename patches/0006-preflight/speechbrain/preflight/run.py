@@ -9,6 +9,7 @@ from speechbrain.preflight.explained import without_explained
 from speechbrain.preflight.isolate import can_fork, in_child, put_back
 from speechbrain.preflight.observe import Clips, Given, Labels, Observed, Sequences
 from speechbrain.preflight.observe.audio import audio
+from speechbrain.preflight.observe.augmentation import tries
 from speechbrain.preflight.observe.columns import evaluated
 from speechbrain.preflight.observe.first_step import first_step
 from speechbrain.preflight.observe.first_valid import first_valid
@@ -28,6 +29,7 @@ def examine(given, loaded, ranks):
         before = start(given, log)
         step = first_step(given, before, stepped, log)
         valid = first_valid(given, before, step, log)
+        tries(given, before, step, log)
     clips = log.guarded("audio", audio, given, log) or Clips({})
     columns, failed = log.guarded("items", evaluated, given, log) or ({}, [])
     words = log.guarded("labels", labels, given, loaded, before, step, columns, log) or Labels()

@@ -8,6 +8,7 @@ A module has ``CODES``, one line of documentation for each kind of finding, and 
 from speechbrain.preflight import attempts
 from speechbrain.preflight.checks import (
     audio,
+    augmentation,
     batches,
     frozen,
     hparams,
@@ -23,7 +24,7 @@ from speechbrain.preflight.checks import (
 )
 
 SUBJECTS = (
-    *(audio, losses, frozen, batches, hparams, labels, manifests, sequences),
+    *(audio, losses, augmentation, frozen, batches, hparams, labels, manifests, sequences),
     *(optimised, pretrained, validation, versions, weights),
 )
 RULES = tuple(rule for subject in SUBJECTS for rule in subject.RULES)

@@ -80,7 +80,7 @@ def _targets(given, batch, losses):
         target = _target(call)
         if target is None:
             continue
-        keys = [key for key in items.pipeline.output_mapping if _is_in(target.labels, _of_batch(batch, key))]
+        keys = [key for key in items.pipeline.output_mapping if _is_in(target.labels, of_batch(batch, key))]
         if len(keys) == 1:  # with two, it is not known which contains the labels
             targets[keys[0]] = target
     return targets
@@ -102,7 +102,7 @@ def _target(call):
     return None
 
 
-def _of_batch(batch, key):
+def of_batch(batch, key):
     """The values of a key in a batch: a tensor, or None."""
     try:
         value = batch[key]
