@@ -1,14 +1,19 @@
 """Checks how items become batches."""
 
 import torch
+from speechbrain.dataio.sampler import DynamicBatchSampler
 from speechbrain.preflight.report import Finding, some
 from torch.utils.data import BatchSampler
 
 CODES = {
     "fit-arguments-shifted": "fit gets options of the dataloaders by position, as its progressbar",
     "no-batch": "a loader yields no batches",
+    "dynamic-batch-limit": "all clips are longer than the limit of a DynamicBatchSampler, or none comes near it: another unit",
     "batch-of-one": "the last batch has only one item, from which a BatchNorm gets only one value per channel",
 }
+
+FEWEST = 4  # clips that say something about units
+MANY = 1000  # clips of the longest kind that nobody wants in a batch
 
 
 def shifted(seen):
@@ -74,4 +79,27 @@ def _values_an_item(module, shape, items):
     return shape.numel() / shape[1] / items
 
 
-RULES = (shifted, no_batch, batch_of_one)
+def dynamic(seen):
+    """Yield samplers whose limit has another unit than the lengths of the items."""
+    for split, loader in (("train", seen.start.train_loader), ("valid", seen.start.valid_loader)):
+        sampler = getattr(getattr(loader, "loader", loader), "batch_sampler", None)
+        while not isinstance(sampler, DynamicBatchSampler) and hasattr(sampler, "sampler"):
+            sampler = sampler.sampler  # of a wrapper for several processes
+        lengths = sorted(getattr(sampler, "_ex_lengths", {}).values())
+        if not isinstance(sampler, DynamicBatchSampler) or len(lengths) < FEWEST or not lengths[-1] > 0:
+            continue
+        limit, most = sampler._max_batch_length, sampler._max_batch_ex
+        what = ""
+        if lengths[0] > limit and most > 1:
+            what = (
+                f"each batch has one clip: max_batch_length is {limit:g}, but the shortest of {len(lengths)} has {lengths[0]:g}"
+            )
+        elif limit > MANY * lengths[-1] and most > MANY:
+            many = f"{limit / lengths[-1]:.0f} clips of the longest, {lengths[-1]:g}"
+            what = f"max_batch_length is {limit:g}, which {many}, do not fill"
+        if what:
+            remedy = "give max_batch_length in the unit of the lengths (of length_func; by default, the manifest's durations)"
+            yield Finding("warning", "dynamic-batch-limit", what, f"{split} DynamicBatchSampler", remedy)
+
+
+RULES = (shifted, no_batch, batch_of_one, dynamic)

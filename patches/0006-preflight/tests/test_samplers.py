@@ -1,0 +1,49 @@
+"""Limits of dynamic batches in another unit are reported."""
+
+import pytest
+import torch
+from speechbrain.dataio.dataset import DynamicItemDataset
+from speechbrain.dataio.sampler import DynamicBatchSampler
+from speechbrain.preflight.__main__ import Takeover
+from torch.nn import Linear
+
+from brains import Classifier
+
+ONE_EACH, NO_LIMIT = "each batch has one clip: max_batch_length is", "which {} clips of the longest, 12, do not fill"
+LIMITS = [  # of items that last 1 to 12 seconds
+    ({"max_batch_length": 0.02, "num_buckets": 2}, f"{ONE_EACH} 0.02, but the shortest of 12 has 1"),
+    (
+        {"max_batch_length": 60, "length_func": lambda item: item["duration"] * 16000},
+        f"{ONE_EACH} 60, but the shortest of 12 has",
+    ),
+    ({"max_batch_length": 960000}, NO_LIMIT.format(80000)),
+    ({"max_batch_length": 60000, "max_batch_ex": 5000}, NO_LIMIT.format(5000)),
+    ({"max_batch_length": 60000, "max_batch_ex": 8}, None),  # limits the clips, not their length
+    ({"max_batch_length": 0.5, "max_batch_ex": 1}, None),
+    ({"max_batch_length": 60}, None),
+    ({"max_batch_length": 12, "num_buckets": 1}, None),
+    ({"max_batch_length": 5, "shuffle": False}, None),
+    ({"max_batch_length": 2000}, None),
+]
+
+
+class Brain(Classifier):
+    def compute_forward(self, batch, stage):
+        return self.modules.head(batch.x.data)
+
+    def compute_objectives(self, predictions, batch, stage):
+        return predictions.square().mean()
+
+
+@pytest.mark.parametrize("options, what", LIMITS)
+def test_the_limit_of_a_dynamic_batch(options, what):
+    items = {str(i): {"duration": i} for i in range(1, 13)}
+    dataset = DynamicItemDataset(items, output_keys=["id", "x"])
+    dataset.add_dynamic_item(lambda duration: torch.full((4,), 1.0 * duration), "duration", "x")
+    sampler = DynamicBatchSampler(dataset, **{"num_buckets": 4, **options})
+    report = Takeover().run(
+        lambda: Brain({"head": Linear(4, 3)}).fit(range(1, 2), dataset, train_loader_kwargs={"batch_sampler": sampler})
+    )
+    found = [(f.level, f.code, f.where) for f in report.findings]
+    assert found == [("warning", "dynamic-batch-limit", "train DynamicBatchSampler")] * bool(what), report.text()
+    assert not what or (what in report.findings[0].what and report.findings[0].remedy)
