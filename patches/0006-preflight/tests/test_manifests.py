@@ -393,6 +393,15 @@ def test_a_yaml_file_in_another_encoding(tmp_path, monkeypatch):
     assert report.findings[0].where.endswith("hparams.yaml:8:10")
 
 
+def test_a_reference_inside_a_tuple(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    report = Takeover().run(start_with(tmp_path / "hparams.yaml", YAML.encode() + b"kernel: (3, !ref <n_mels_1>)"))
+    assert [(f.code, f.level) for f in report.findings] == [("script-failed", "error")], report.text()
+    (finding,) = report.findings
+    assert "does not resolve !ref inside a tuple: (3, !ref <n_mels_1>)" in finding.what
+    assert finding.where.endswith("hparams.yaml:8") and finding.remedy == "write a list: [3, !ref <n_mels_1>]"
+
+
 def test_every_code_has_a_case():
     assert {*manifests.CODES, "audio-missing"} == {param.values[1] for param in CASES}
     assert "manifest-unreadable" in attempts.CODES and "key-mistyped" in hparams.CODES

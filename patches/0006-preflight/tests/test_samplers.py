@@ -1,4 +1,4 @@
-"""Limits of dynamic batches in another unit are reported."""
+"""Items that make no batch, and limits of dynamic batches in another unit, are reported."""
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ from torch.nn import Linear
 from brains import Classifier
 
 ONE_EACH, NO_LIMIT = "each batch has one clip: max_batch_length is", "which {} clips of the longest, 12, do not fill"
+WORKERS = [{}, {"num_workers": 1}]
 LIMITS = [  # of items that last 1 to 12 seconds
     ({"max_batch_length": 0.02, "num_buckets": 2}, f"{ONE_EACH} 0.02, but the shortest of 12 has 1"),
     (
@@ -47,3 +48,16 @@ def test_the_limit_of_a_dynamic_batch(options, what):
     found = [(f.level, f.code, f.where) for f in report.findings]
     assert found == [("warning", "dynamic-batch-limit", "train DynamicBatchSampler")] * bool(what), report.text()
     assert not what or (what in report.findings[0].what and report.findings[0].remedy)
+
+
+@pytest.mark.parametrize("options", WORKERS)
+@pytest.mark.parametrize("make, codes", [(torch.tensor, ["tensor-without-dimension"]), (int, [])])
+def test_a_label_without_dimensions(options, make, codes):
+    items = {str(i): {"label": i % 3} for i in range(8)}
+    dataset = DynamicItemDataset(items, output_keys=["id", "x", "number"])
+    dataset.add_dynamic_item(lambda label: torch.full((4,), 1.0 * label), "label", "x")
+    dataset.add_dynamic_item(make, "label", "number")
+    brain = Brain({"head": Linear(4, 3)})
+    report = Takeover().run(lambda: brain.fit(range(1, 2), dataset, train_loader_kwargs={"batch_size": 4, **options}))
+    assert [finding.code for finding in report.findings] == codes, report.text()
+    assert not codes or report.findings[0].where == "train number"

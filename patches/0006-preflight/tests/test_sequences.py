@@ -23,6 +23,19 @@ BLANK, BOS, EOS, LETTERS = 0, 1, 2, "abcdefgh"
 SIZE = 3 + len(LETTERS)
 RATE = 8000
 CODES = {}
+TOKENIZER = {"__name__": "transformers.stub"}
+exec(
+    """class Tokenizer:
+    unk_token_id = 11
+
+    def __len__(self):
+        return 12
+
+    def convert_tokens_to_ids(self, word):
+        return [3 + "abcdefgh".index(letter) if letter.islower() else 11 for letter in word]
+""",
+    TOKENIZER,
+)
 
 
 class Run:
@@ -262,6 +275,12 @@ def another_case(run):
     for module, size in (("ctc", Linear(8, 12)), ("embed", Embedding(12, 8)), ("head", Linear(8, 12))):
         run.modules[module] = size
     run.words = {name: word[:2] + word[2:].upper() for name, word in run.words.items()}
+
+
+@broken("many-unknown", "warning", "of the tokens are the unknown token, 11")
+def another_case_for_transformers(run):
+    another_case(run)
+    run.tokens = TOKENIZER["Tokenizer"]().convert_tokens_to_ids
 
 
 @broken("transcript-empty", "warning", "2 of 24 targets have no tokens", "t9, t12")

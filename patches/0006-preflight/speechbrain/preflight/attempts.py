@@ -120,6 +120,8 @@ def failure(code, error):
     override = re.search(r"Override '(\w+)' not found in: (.*)", said)
     near = difflib.get_close_matches(override[1], re.findall(r"\w+", override[2]), 1) if override else []
     remedy = f"did you mean --{near[0]}?" if near else REMEDIES.get(code, REMEDY)
+    for text in _tuples(error):
+        first, remedy = f"HyperPyYAML does not resolve !ref inside a tuple: {text}", f"write a list: [{text[1:-1]}]"
     return Finding("error", code, f"{first}\n{_traceback(error, frames)}", where, remedy)
 
 
@@ -150,6 +152,12 @@ def shown(file):
     return file.removeprefix(here)
 
 
+def _tuples(error):
+    """The texts of tuples that HyperPyYAML cannot parse because of a !ref."""
+    texts = [frame.f_locals.get("tuple_string") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return [text for text in texts if text and "!ref" in text]
+
+
 def yaml_line(error):
     """Find the line of a YAML file that an exception of HyperPyYAML is about; "" if it is not about one."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
@@ -160,11 +168,11 @@ def yaml_line(error):
     if not loading or file is None:
         return ""
     mark = getattr(error, "problem_mark", None)
-    if mark is not None:
+    if mark is not None and not _tuples(error):  # which are parsed on their own
         return f"{shown(file)}:{mark.line + 1}"
     wanted = [str(names["callable_string"]) for names in loading if "callable_string" in names]
     wanted += [str(names["node"].value) for names in loading if isinstance(getattr(names.get("node"), "value", None), str)]
-    wanted += re.findall(r"<[^<>]+>", str(error))
+    wanted += re.findall(r"<[^<>]+>", str(error)) + _tuples(error)
     with open(file, encoding="utf-8", errors="replace") as text:
         lines = text.read().splitlines()
     for one in reversed(wanted):

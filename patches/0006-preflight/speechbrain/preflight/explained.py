@@ -54,6 +54,7 @@ EXPLAINED = (
     ("output-not-finite", ("audio-empty", "audio-not-finite"), _same_part),
     ("validation-loss", ("buffer-not-finite", "weight-not-finite"), lambda finding, cause: True),
     ("first-step-failed", ("labels-not-repeated",), lambda finding, cause: True),
+    ("first-batch-failed", ("tensor-without-dimension",), lambda finding, cause: "list index out of range" in finding.what),
     ("batch-not-finite", ("audio-not-finite",), _same_set),
     ("first-loss", ("more-labels-than-frames",), lambda finding, cause: cause.what.endswith("batch, all")),
     ("first-loss", ("loss-of-itself",), lambda finding, cause: "exactly 0" in finding.what),

@@ -1,13 +1,18 @@
 """Checks how items become batches."""
 
+from contextlib import suppress
+
 import torch
+from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.sampler import DynamicBatchSampler
+from speechbrain.preflight.observe.items import Items
 from speechbrain.preflight.report import Finding, some
 from torch.utils.data import BatchSampler
 
 CODES = {
     "fit-arguments-shifted": "fit gets options of the dataloaders by position, as its progressbar",
     "no-batch": "a loader yields no batches",
+    "tensor-without-dimension": "an item has a tensor without dimensions, which PaddedBatch cannot pad",
     "dynamic-batch-limit": "all clips are longer than the limit of a DynamicBatchSampler, or none comes near it: another unit",
     "batch-of-one": "the last batch has only one item, from which a BatchNorm gets only one value per channel",
 }
@@ -79,6 +84,19 @@ def _values_an_item(module, shape, items):
     return shape.numel() / shape[1] / items
 
 
+def without_dimension(seen):
+    """Yield keys that make the first batch fail, because PaddedBatch pads along a dimension that they do not have."""
+    loader, items = seen.start.train_loader, Items.of("train", seen.given.train_set)
+    if seen.start.batch is not None or getattr(loader, "collate_fn", None) is not PaddedBatch or not items:
+        return
+    with suppress(Exception):  # which other checks report
+        for key, value in items.evaluate(len(items) - 1).items():
+            if isinstance(value, torch.Tensor) and not value.dim():
+                what = f"{key!r} is a tensor without dimensions, and PaddedBatch pads the first one"
+                remedy = "return a number, or a tensor with one dimension: torch.LongTensor([label])"
+                yield Finding("error", "tensor-without-dimension", what, f"train {key}", remedy)
+
+
 def dynamic(seen):
     """Yield samplers whose limit has another unit than the lengths of the items."""
     for split, loader in (("train", seen.start.train_loader), ("valid", seen.start.valid_loader)):
@@ -102,4 +120,4 @@ def dynamic(seen):
             yield Finding("warning", "dynamic-batch-limit", what, f"{split} DynamicBatchSampler", remedy)
 
 
-RULES = (shifted, no_batch, batch_of_one, dynamic)
+RULES = (shifted, no_batch, batch_of_one, without_dimension, dynamic)

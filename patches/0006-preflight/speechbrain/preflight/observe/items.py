@@ -51,7 +51,7 @@ class Watch:
         self.read = []  # what soundfile and torchaudio read from files, at the rate of the file
         self.resampled = []  # the rates from which functions with "resampl" in their names resampled; None if unknown
         self.encoders = []  # the label encoders that encoded a label
-        self.tokenizers = []  # the SentencePiece tokenizers that were used
+        self.tokenizers = []  # the tokenizers of SentencePiece and of the package transformers that were used
         self.calls = []  # the calls of SpeechBrain's losses that say more than torch's inside them, and of Augmenters
         self._running = {}  # by frame, its call
 
@@ -92,7 +92,8 @@ class Watch:
 
     def _note_maker(self, frame, event, _):
         maker = frame.f_locals.get("self")
-        known = self.encoders if hasattr(maker, "lab2ind") else self.tokenizers if hasattr(maker, "get_piece_size") else None
+        tokenizer = any(hasattr(type(maker), name) for name in ("get_piece_size", "convert_tokens_to_ids"))
+        known = self.encoders if "lab2ind" in getattr(maker, "__dict__", ()) else self.tokenizers if tokenizer else None
         if event == "call" and known is not None and not any(maker is other for other in known):
             known.append(maker)
 
@@ -134,7 +135,7 @@ def _kind(frame):
     name, module = frame.f_code.co_name, frame.f_globals.get("__name__") or ""
     if "resampl" in name.lower():
         return Watch._note_resampling
-    if (module == ENCODER and name.startswith("encode_")) or module == "sentencepiece":
+    if (module == ENCODER and name.startswith("encode_")) or module.startswith(("sentencepiece", "transformers.")):
         return Watch._note_maker
     if module == LOSSES and (name in ("forward", "cal_si_snr", "cal_snr") or "label_smoothing" in frame.f_locals):
         return Watch._note_call

@@ -259,6 +259,8 @@ def _rows(column):
 def _vocabulary(encoder):
     if hasattr(encoder, "get_piece_size"):
         return Vocabulary(range(encoder.get_piece_size()), encoder.unk_id(), {})
+    if hasattr(encoder, "unk_token_id"):  # of the package transformers
+        return Vocabulary(range(len(encoder)), encoder.unk_token_id, {})
     unknown = encoder.lab2ind.get(encoder.unk_label) if hasattr(encoder, "unk_label") else None
     return Vocabulary(encoder.ind2lab, unknown, encoder.lab2ind)
 
