@@ -603,5 +603,5 @@ def test_its_healthy_twin_has_no_findings(tmp_path, start):
 def test_every_code_has_a_case():
     codes = {code for module in (attempts, frozen, losses, optimised, pretrained, weights) for code in module.CODES}
     elsewhere = {"preflight-killed", "first-validation-failed", "manifest-unreadable", "loss-maximized"}
-    elsewhere.update(code for code, *_ in losses.MISTAKES)  # in test_losses.py
+    elsewhere.update(code for code, *_ in losses.MISTAKES[2:])  # in test_losses.py
     assert codes - elsewhere == {param.values[1] for param in CASES}

@@ -162,6 +162,14 @@ def only_one(run):
     run.valid = None
 
 
+def one_class_dominates(run):
+    run.train = {f"t{i}": {"word": WORDS[max(0, i - 396)], "size": i} for i in range(400)}
+
+
+def one_class_is_rare(run):
+    run.train = {f"t{i}": {"word": WORDS[(i % 3) if i else 3], "size": i} for i in range(400)}
+
+
 BROKEN = [
     (more_classes, "label-outside", "train label: dog"),
     (from_one, "label-outside", "train label: tree"),
@@ -175,6 +183,8 @@ BROKEN = [
     (encoder_of_fewer_words, "label-unknown", "train label"),
     (encoder_of_other_words_and_unk, "label-unknown", "train label"),
     (in_order, "labels-sorted", "train label"),
+    (one_class_dominates, "class-imbalance", "train label"),
+    (one_class_is_rare, "class-imbalance", "train label"),
     (drop_last, "no-batch", "train"),
     (drop_last_in_valid, "no-batch", "valid"),
     (no_item, "no-batch", "valid"),
@@ -182,7 +192,7 @@ BROKEN = [
     (only_one, "batch-of-one", "model.1"),
     (one_by_one, "batch-of-one", "model.1"),
 ]
-LEVELS = {"label-only-in-valid": "warning", "labels-sorted": "warning"}
+LEVELS = {"class-imbalance": "note", "label-only-in-valid": "warning", "labels-sorted": "warning"}
 
 
 @pytest.mark.parametrize(("spoil", "code", "where"), BROKEN, ids=[spoil.__name__ for spoil, *_ in BROKEN])
@@ -233,7 +243,7 @@ def test_the_remedy_for_an_unknown_label(tmp_path, spoil, where, remedy):
 
 
 def test_every_code_has_a_case():
-    elsewhere = {"fit-arguments-shifted", "tensor-without-dimension", "dynamic-batch-limit"}
+    elsewhere = {"fit-arguments-shifted", "tensor-without-dimension", "dynamic-batch-limit", "generator-copied"}
     assert {*labels.CODES, *batches.CODES} - elsewhere == {code for _, code, _ in BROKEN}
 
 

@@ -75,6 +75,7 @@ class Run:
             def compute_objectives(self, predictions, batch, stage):
                 return cross_entropy(predictions, batch.target.data[:, 0])
 
+        torch.manual_seed(0)
         train, valid = self.dataset("train", self.train), self.dataset("valid", self.valid)
         brain = Brain({"head": torch.nn.Linear(1, 2)}, sgd)
         brain.fit(range(1, 2), train, valid, train_loader_kwargs=self.sampler(train), valid_loader_kwargs={"batch_size": 4})
@@ -135,6 +136,11 @@ def one_file_for_all(run):
 )
 def one_file_with_two_labels(run):
     run.train["t1"]["wav"] = run.train["t0"]["wav"]
+
+
+@case("audio-twice", "note", "1 of 8 items have the audio of another item", "train: t0, t2")
+def one_file_for_two(run):
+    run.train["t2"]["wav"] = run.train["t0"]["wav"]
 
 
 @case("label-constant", "warning", "all 8 items have the label 0; the classifier has 2 outputs", "train target")

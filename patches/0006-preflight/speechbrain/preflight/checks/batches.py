@@ -1,10 +1,17 @@
 """Checks how items become batches."""
 
+import inspect
+import os
+import pickle
+import random
 from contextlib import suppress
+from types import SimpleNamespace
 
+import numpy as np
 import torch
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.sampler import DynamicBatchSampler
+from speechbrain.preflight.isolate import in_child
 from speechbrain.preflight.observe.items import Items
 from speechbrain.preflight.report import Finding, some
 from torch.utils.data import BatchSampler
@@ -13,11 +20,14 @@ CODES = {
     "fit-arguments-shifted": "fit gets options of the dataloaders by position, as its progressbar",
     "no-batch": "a loader yields no batches",
     "tensor-without-dimension": "an item has a tensor without dimensions, which PaddedBatch cannot pad",
+    "generator-copied": "items draw from a generator that each loader worker copies, so that all draw the same numbers",
     "dynamic-batch-limit": "all clips are longer than the limit of a DynamicBatchSampler, or none comes near it: another unit",
     "batch-of-one": "the last batch has only one item, from which a BatchNorm gets only one value per channel",
 }
 
 FEWEST = 4  # clips that say something about units
+SECONDS = 10.0  # how long it may take to evaluate an item
+GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 MANY = 1000  # clips of the longest kind that nobody wants in a batch
 
 
@@ -120,4 +130,45 @@ def dynamic(seen):
             yield Finding("warning", "dynamic-batch-limit", what, f"{split} DynamicBatchSampler", remedy)
 
 
-RULES = (shifted, no_batch, batch_of_one, without_dimension, dynamic)
+def copied(seen):
+    """Yield generators that items draw from, that loader workers copy, and that nothing seeds."""
+    loader = getattr(seen.start.train_loader, "loader", seen.start.train_loader)
+    workers, held = getattr(loader, "num_workers", 0), {}
+    if workers and loader.worker_init_fn is None and hasattr(loader.dataset, "__getitem__") and hasattr(os, "fork"):
+        held = _generators(loader.dataset)
+    if not held or (workers == 1 and loader.persistent_workers):
+        return
+
+    def drawn():
+        """The generators that two evaluations of an item change, each time."""
+        states = []
+        for _ in range(3):
+            states.append([pickle.dumps(getattr(one, "get_state", one.__reduce__)()) for one in held.values()])
+            loader.dataset[0]
+        return [name for name, *three in zip(held, *states) if len(set(three)) == 3]  # else it is seeded for each item
+
+    with suppress(Exception):  # of an item, which other checks report
+        names = in_child(drawn, SECONDS)
+        if names:
+            epochs = "" if loader.persistent_workers else " and each epoch"
+            what = f"each of the {workers} workers{epochs} begins with a copy of it, and draws the same numbers"
+            remedy = "use the generators of torch, random or np.random, which workers seed, or seed it in worker_init_fn"
+            yield Finding("warning", "generator-copied", what, f"train {some(names)}", remedy)
+
+
+def _generators(dataset):
+    """The random generators that a dataset and the functions of its pipeline refer to, by name."""
+    functions = [
+        item.func for item in getattr(getattr(dataset, "pipeline", None), "dynamic_items", ()) if hasattr(item, "func")
+    ]
+    names, known = {**getattr(dataset, "__dict__", {})}, (np.random.mtrand._rand, random._inst, torch.default_generator)
+    for function in (type(dataset).__getitem__, *functions):
+        function = getattr(function, "func", function)  # of a partial
+        names |= vars(getattr(function, "__self__", SimpleNamespace()))
+        with suppress(TypeError):  # of what is not a function of Python
+            found = inspect.getclosurevars(getattr(function, "__func__", function))
+            names |= {**found.globals, **found.nonlocals}
+    return {name: value for name, value in names.items() if isinstance(value, GENERATORS) and value not in known}
+
+
+RULES = (shifted, no_batch, batch_of_one, without_dimension, dynamic, copied)

@@ -10,7 +10,10 @@ import speechbrain.core
 from speechbrain.preflight.attempts import is_own, shown
 from speechbrain.preflight.report import Finding
 
-CODES = {"key-mistyped": "nothing reads a key of the YAML file, and a similar one is read"}
+CODES = {
+    "key-mistyped": "nothing reads a key of the YAML file, and a similar one is read",
+    "stopper-unfed": "an EpochCounterWithStopper gets no metric at the end of the first validation, so it never stops",
+}
 
 
 def mistyped(seen):
@@ -41,4 +44,12 @@ def _near(one, other):
     return min(len(one), len(other)) > 5 and max(len(one), len(other)) - same <= 2 and not digits
 
 
-RULES = (mistyped,)
+def unfed(seen):
+    """Yield an epoch counter that should stop early, but gets no metric."""
+    if seen.valid.unfed:
+        what = f"it should stop after {seen.given.epochs.limit_to_stop} epochs without improvement, but gets no metric"
+        remedy = "call update_metric of the epoch counter with the validation metric in on_stage_end"
+        yield Finding("warning", "stopper-unfed", what, "EpochCounterWithStopper", remedy)
+
+
+RULES = (mistyped, unfed)

@@ -3,6 +3,7 @@
 from collections import Counter
 from itertools import pairwise
 
+import torch
 from speechbrain.preflight.observe.columns import Unknown
 from speechbrain.preflight.report import Finding, some
 from torch.utils.data import BatchSampler, SequentialSampler
@@ -12,9 +13,11 @@ CODES = {
     "label-ignored": "a class has the label that the loss ignores (ignore_index)",
     "label-only-in-valid": "the validation set has classes that the training set does not have",
     "label-unknown": "a label encoder does not know some labels of the data",
+    "class-imbalance": "one class has 9 of 10 items, or 100 times as many as another, and neither loss nor sampler knows",
     "labels-sorted": "the items are sorted by class, so that most batches contain only one class",
 }
 
+MANY, DOMINANT, RARE = 300, 0.9, 100  # items that show an imbalance; the share, or the ratio, from which it is one
 SHOWN = 4  # labels or names in a message
 SORTED = 0.1  # items are sorted if the class changes less often than this share of the changes in a random order
 
@@ -92,6 +95,22 @@ def only_in_valid(seen):
             yield Finding("warning", "label-only-in-valid", what, where, "split so that the training set has every class")
 
 
+def imbalanced(seen):
+    """Yield training sets in which one class dominates, or one is rare."""
+    sampler = getattr(getattr(seen.start.train_loader, "loader", seen.start.train_loader), "sampler", None)
+    weighted = any(isinstance(call.options.get("weight"), torch.Tensor) for call in seen.step.losses)
+    for outer in seen.labels.targets if not weighted and not hasattr(sampler, "weights") else ():
+        train = seen.labels.columns.get(("train", outer))
+        if train is not None and train.complete and len(train.items) >= MANY:
+            counts = Counter(train.values).most_common()
+            (most, many), (least, few) = counts[0], counts[-1]
+            if len(counts) > 1 and (many > DOMINANT * len(train.items) or many > RARE * few):
+                names = [train.say(train.values.index(value)) for value in (most, least)]
+                what = f"of {len(train.items)} items, {many} are of class {names[0]!r}, and only {few} of class {names[1]!r}"
+                remedy = "give the loss weights, or use a weighted sampler, if rare classes matter"
+                yield Finding("note", "class-imbalance", what, train.where, remedy)
+
+
 def sorted_by_class(seen):
     """Yield labels whose order makes most batches contain only one class."""
     loader = getattr(seen.start.train_loader, "loader", seen.start.train_loader)  # that of a LoopedLoader
@@ -117,4 +136,4 @@ def _sorted(train, size):
         yield Finding("warning", "labels-sorted", what, train.where, "pass train_loader_kwargs with shuffle: True to fit")
 
 
-RULES = (unknown, outside, only_in_valid, sorted_by_class)
+RULES = (unknown, outside, only_in_valid, imbalanced, sorted_by_class)

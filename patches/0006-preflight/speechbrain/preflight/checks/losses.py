@@ -47,29 +47,23 @@ def origin(seen):
     yield Finding("error", "output-not-finite", what, name, remedy)
 
 
-def scores(seen):
-    """Yield losses of a classifier that get something else than they need."""
-    found = {}
-    for call in _of_classes(seen):
-        for finding in _look(call):
-            found.setdefault(finding.code, finding)
-    yield from found.values()
+def _unnormalized(call):
+    scores, classes = _scores(call, "nll_loss"), 1 if call.input.dim() > 1 else 0
+    if scores is not None and (scores.logsumexp(classes).abs() > 0.1).float().mean() > 0.5:
+        return f"the classes' probabilities sum to {scores.logsumexp(classes).exp().median():.3g}, not to 1"
 
 
-def _look(call):
-    scores = _scores(call)
-    classes = 1 if scores.dim() > 1 else 0
-    where = _where(call)
-    if scores.isnan().any():
-        return
-    if call.name == "nll_loss" and (scores.logsumexp(classes).abs() > 0.1).float().mean() > 0.5:
-        what = f"the classes' probabilities sum to {scores.logsumexp(classes).exp().median():.3g}, not to 1"
-        yield Finding("error", "nll-without-log-softmax", what, where, "apply a log_softmax, or use cross_entropy")
-        return
-    probabilities = scores.shape[classes] > 1 and (scores >= 0).all() and ((scores.sum(classes) - 1).abs() < 1e-3).all()
-    if call.name == "cross_entropy" and probabilities:
-        what = "its inputs are probabilities: they are not negative and sum to 1"
-        yield Finding("error", "cross-entropy-on-probabilities", what, where, "remove the softmax before it")
+def _normalized(call):
+    scores, classes = _scores(call, "cross_entropy"), 1 if call.input.dim() > 1 else 0
+    if scores is not None and scores.shape[classes] > 1 and (scores >= 0).all():
+        sums = (scores.sum(classes) - 1).abs()
+        return "its inputs are probabilities: they are not negative and sum to 1" if (sums < 1e-3).all() else None
+
+
+def _scores(call, name):
+    """The scores of a classifier's loss, unless they are NaN; a mask may set the log-probability of a class to -inf."""
+    if call.name == name and call.value is not None and call.input.dim() and call.input.numel():
+        return None if call.input.isnan().any() else call.input.float().nan_to_num(neginf=-math.inf)
 
 
 def _squashed(call):
@@ -108,15 +102,12 @@ def _smooth(call):
 
 # What a call of a loss may get wrong: the code, the level, a function that says what it is, and the remedy.
 MISTAKES = (
+    ("nll-without-log-softmax", "error", _unnormalized, "apply a log_softmax, or use cross_entropy"),
+    ("cross-entropy-on-probabilities", "error", _normalized, "remove the softmax before it"),
     ("bce-on-probabilities", "error", _squashed, "remove the sigmoid before it, or use binary_cross_entropy"),
     ("loss-broadcast", "error", _broadcast, "give both the same shape: squeeze the one, or unsqueeze the other"),
     ("loss-of-itself", "error", _itself, "give the loss the predictions and the targets"),
-    (
-        "margin-without-cosine",
-        "warning",
-        _no_cosine,
-        "normalize embeddings and weights, as speechbrain's Classifier of ECAPA_TDNN does",
-    ),
+    ("margin-without-cosine", "warning", _no_cosine, "normalize embeddings and weights, as ECAPA_TDNN's Classifier does"),
     ("smoothing-strong", "warning", _smooth, "usual values are 0.1 and 0.2"),
 )
 
@@ -147,9 +138,11 @@ def value(seen):
     if _spoiled(seen):
         return
     backwards, where = seen.step.backwards, type(seen.given.brain).__name__
-    for call in _of_classes(seen):
-        first, usual = float(_mean(call)), math.log(_scores(call).shape[1 if call.input.dim() > 1 else 0])
-        known = seen.step.origin or seen.start.spoiled or any(_look(call))
+    for call in (call for call in seen.step.losses if call.name in ("cross_entropy", "nll_loss") and call.value is not None):
+        if not call.input.dim() or not call.input.numel():
+            continue
+        first, usual = float(_mean(call)), math.log(call.input.shape[1 if call.input.dim() > 1 else 0])
+        known = seen.step.origin or seen.start.spoiled or any(look(call) for _, _, look, _ in MISTAKES)
         if not 0 <= first <= usual + 20 and not known:
             what = f"it is {first:.4g}; guessing among {round(math.exp(usual))} classes gives {usual:.3g}"
             yield Finding("warning", "first-loss", what, _where(call), REMEDY)
@@ -166,18 +159,6 @@ def _spoiled(seen):
     return any(not weight.norm < HUGE for weight in seen.start.weights)
 
 
-def _of_classes(seen):
-    """The calls of losses that compare scores of classes with labels."""
-    calls = (call for call in seen.step.losses if call.name in ("cross_entropy", "nll_loss") and call.value is not None)
-    return [call for call in calls if call.input.dim() > 0 and call.input.numel()]
-
-
-def _scores(call):
-    """The scores; a mask may set the log-probability of a class to -inf."""
-    scores = call.input.float()
-    return scores if scores.isnan().any() else scores.nan_to_num(neginf=-math.inf)
-
-
 def _where(call):
     return f"{call.name}, input {' x '.join(map(str, call.input.shape))}"
 
@@ -189,4 +170,4 @@ def _mean(call):
     return torch.mean(call.value.float())
 
 
-RULES = (origin, scores, mistakes, maximized, value)
+RULES = (origin, mistakes, maximized, value)

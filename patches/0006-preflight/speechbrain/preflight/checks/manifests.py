@@ -9,6 +9,7 @@ from itertools import combinations, pairwise
 
 import torch
 from speechbrain.preflight.attempts import failure
+from speechbrain.preflight.observe.items import Items
 from speechbrain.preflight.report import Finding, some
 
 CODES = {
@@ -20,6 +21,7 @@ CODES = {
     "duration-unlike-audio": "durations in the manifest are not the files' seconds, but a multiple, or a sampler gets zeros",
     "label-contradicts": "items with the same audio have different labels",
     "label-constant": "all items have the same label",
+    "audio-twice": "several items of the training set have the same audio",
     "audio-constant": "all items have the same audio",
     "signals-equal": "two keys of each item in the first batch have the same signal",
 }
@@ -135,6 +137,19 @@ def same_content(seen):
                 names = ", ".join(f"{column.items.static(i)['id']} ({column.say(i)})" for i in wrong[0][:3])
                 what = f"{len(wrong)} times, items with the same audio have different labels: {names}"
                 yield Finding("warning", "label-contradicts", what, column.where, "keep one of these items")
+                return
+        reads, twice = defaultdict(set), defaultdict(list)  # items may read several files
+        for content, group in contents.items() if len(seen.clips.looks) == len(seen.clips.uses) else ():
+            for i in group:
+                reads[i].add(content)
+        for i, read in reads.items():
+            twice[frozenset(read)].append(i)
+        again = [group for group in twice.values() if len(group) > 1]
+        if again and split == "train":
+            items = Items.of(split, seen.given.train_set)
+            what = f"{sum(map(len, again)) - len(again)} of {len(reads)} items have the audio of another item"
+            where = f"{split}: {some(items.static(i)['id'] for i in again[0])}"
+            yield Finding("note", "audio-twice", what, where, "keep one of these items, unless this is meant")
 
 
 def _contents(seen, split):

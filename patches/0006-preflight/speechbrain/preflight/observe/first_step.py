@@ -148,9 +148,7 @@ def _take(brain, modules, start, step, known, log):
                 brain.fit_batch(start.batch)
         finally:
             step.resampled.extend(watch.resampled)
-            step.losses[:0] = _of_speechbrain(watch.calls)  # before the last call, which may have failed
-            ends = [call for call in watch.calls if isinstance(call.given.get("self"), Augmenter) and call.value]
-            step.augmented.extend((call.given["self"], len(call.given["x"]), len(call.value[0])) for call in ends)
+            log.guarded("losses", _note, step, [call for call in watch.calls if call.value is not None])
         if any(math.isnan(backward.value) for backward in step.backwards):
             return log.guarded("NaN", first_nan, brain, calls)
 
@@ -188,20 +186,19 @@ def _made_by(tensor):
     return node.name() if node else ""
 
 
-def _of_speechbrain(calls):
-    """Yield the calls of SpeechBrain's losses that a rule needs."""
-    for call in calls:
-        given, loss = call.given, call.given.get("self")
-        tensors = [value.detach() for value in given.values() if isinstance(value, torch.Tensor)]
-        options = {name: value for name, value in given.items() if isinstance(value, (int, float))}
-        name = f"{SPEECHBRAIN}.{call.name}" if loss is None else type(loss).__name__
-        if isinstance(loss, AngularMargin):
-            options = {"margin": loss.margin}
-        elif loss is not None:
-            continue
-        if isinstance(call.value, torch.Tensor):
-            value, nodes = call.value.detach(), {call.value.grad_fn}
-            yield LossCall(name, tensors[0], tensors[1], options, value, nodes, call.slope)
+def _note(step, calls):
+    """Note the calls of SpeechBrain's losses that a rule needs, and those of Augmenters."""
+    for call in reversed(calls):
+        given, owner = call.given, call.given.get("self")
+        if isinstance(owner, Augmenter):
+            step.augmented.append((owner, len(given["x"]), len(call.value[0])))
+        elif owner is None or isinstance(owner, AngularMargin):
+            name = f"{SPEECHBRAIN}.{call.name}" if owner is None else type(owner).__name__
+            one, other = [value.detach() for value in given.values() if isinstance(value, torch.Tensor)][:2]
+            options = {key: value for key, value in given.items() if isinstance(value, float)}
+            options.update(margin=getattr(owner, "margin", 0.0))
+            found = LossCall(name, one, other, options, call.value.detach(), {call.value.grad_fn}, call.slope)
+            step.losses.insert(0, found)  # before the last call, which may have failed
 
 
 def _counted(step):

@@ -18,8 +18,9 @@ from speechbrain.preflight.attempts import failure, is_own, shown
 from speechbrain.preflight.observe.first_step import alone
 from speechbrain.preflight.observe.given import parts
 from speechbrain.preflight.observe.sequences import Watched, watched_sequences
-from speechbrain.preflight.quiet import writes_nothing
+from speechbrain.preflight.quiet import replaced, writes_nothing
 from speechbrain.utils import checkpoints
+from speechbrain.utils.epoch_loop import EpochCounterWithStopper
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
@@ -42,6 +43,7 @@ class FirstValid:
     losses: tuple = ()
     dropouts: tuple = ()  # the modules whose dropout is active, and the lines that call a function with active dropout
     augments: tuple = ()  # the lines that call an augmentation
+    unfed: bool = False  # whether ``on_stage_end`` succeeded, but gave no metric to the epoch counter, which may stop
 
     @property
     def random(self):
@@ -106,20 +108,25 @@ def _validate(given, start, step, log):
         with torch.no_grad():
             brain.on_stage_end(Stage.VALID, losses[0], epoch)
 
+    def feed(counter, metric):
+        fed.append(metric)
+        return update_metric(counter, metric)
+
+    fed, update_metric, unfed = [], EpochCounterWithStopper.update_metric, False
     _, batch = tried(lambda: next(iter(start.valid_loader), None))  # here, because workers make files
     if batch is None:
         return FirstValid()
-    with alone(brain), writes_nothing(writes):
+    with alone(brain), writes_nothing(writes), replaced(EpochCounterWithStopper, "update_metric", feed):
         ended, _ = tried(end_training)
         began = perf_counter()
         if not log.findings and tried(evaluate, 1)[0] and ended:
-            tried(end_validation)
+            unfed = tried(end_validation)[0] and not fed and type(given.epochs) is EpochCounterWithStopper
         again = bool(losses) and perf_counter() - began < AGAIN
         with suppress(Exception):  # which a run would not meet
             while again and (len(losses) == 1 or (len(losses) == 2 and not _same(*losses))):
                 evaluate(len(losses) % 2 + 1)
     dropouts = [name for name, module in parts(brain) if module in modules]
-    return FirstValid(tuple(losses), (*dropouts, *drops), tuple(augments))
+    return FirstValid(tuple(losses), (*dropouts, *drops), tuple(augments), unfed)
 
 
 def _certain(error, writes):
