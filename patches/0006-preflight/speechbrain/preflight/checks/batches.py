@@ -4,6 +4,7 @@ import inspect
 import os
 import pickle
 import random
+from collections import defaultdict
 from contextlib import suppress
 from types import SimpleNamespace
 
@@ -21,6 +22,7 @@ CODES = {
     "no-batch": "a loader yields no batches",
     "tensor-without-dimension": "an item has a tensor without dimensions, which PaddedBatch cannot pad",
     "generator-copied": "items draw from a generator that each loader worker copies, so that all draw the same numbers",
+    "signals-unlike": "the signals of an item differ in length, although those of other items do not",
     "dynamic-batch-limit": "all clips are longer than the limit of a DynamicBatchSampler, or none comes near it: another unit",
     "batch-of-one": "the last batch has only one item, from which a BatchNorm gets only one value per channel",
 }
@@ -130,6 +132,29 @@ def dynamic(seen):
             yield Finding("warning", "dynamic-batch-limit", what, f"{split} DynamicBatchSampler", remedy)
 
 
+def unlike(seen):
+    """Yield items whose signals differ in length, if those of most other items do not: the model may compare them."""
+    clips, paths = seen.clips, defaultdict(dict)
+    for path in clips.of_sets(clips.headers):
+        for use in clips.uses[path]:
+            paths[use.items.split, str(use.items.static(use.i).get("id", use.i))][use.source.keys] = path
+    paths = {item: files for item, files in paths.items() if len(files) > 1}
+    odd = [item for item, files in paths.items() if len({clips.headers[file].frames for file in files.values()}) > 1]
+    if not 0 < len(odd) <= 0.1 * len(paths):
+        return
+    usual, other = (next(iter(paths[item].values())) for item in (min(paths.keys() - odd), odd[0]))
+    usual, other = (
+        {key: len(tensor) for key, tensor in (clips.make(path).tensors or {}).items() if tensor.dim() == 1}
+        for path in (usual, other)
+    )
+    alike = [key for key in usual if [*usual.values()].count(usual[key]) > 1]
+    if len({other.get(key, 0) for key in alike}) > 1:  # the pipeline does not cut them
+        sizes = ", ".join(f"{key} {other.get(key)}" for key in alike)
+        what = f"{len(odd)} of {len(paths)} items have signals that differ in length: {sizes} samples"
+        where = some(" ".join(item) for item in odd)
+        yield Finding("warning", "signals-unlike", what, where, "cut them to the same length, or remove these items")
+
+
 def copied(seen):
     """Yield generators that items draw from, that loader workers copy, and that nothing seeds."""
     loader = getattr(seen.start.train_loader, "loader", seen.start.train_loader)
@@ -171,4 +196,4 @@ def _generators(dataset):
     return {name: value for name, value in names.items() if isinstance(value, GENERATORS) and value not in known}
 
 
-RULES = (shifted, no_batch, batch_of_one, without_dimension, dynamic, copied)
+RULES = (shifted, no_batch, batch_of_one, without_dimension, dynamic, unlike, copied)

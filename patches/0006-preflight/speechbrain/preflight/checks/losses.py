@@ -4,6 +4,7 @@ import math
 import re
 
 import torch
+from speechbrain.preflight.observe.items import SIGNED
 from speechbrain.preflight.report import Finding, some
 
 CODES = {
@@ -22,7 +23,6 @@ CODES = {
 
 ELEMENTWISE = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
 MARGINS = ("AngularMargin", "AdditiveAngularMargin")
-SIGNED = ("speechbrain.nnet.losses.cal_si_snr", "speechbrain.nnet.losses.cal_snr")  # they already have a minus sign
 STRONG = 0.9  # label smoothing
 HUGE = 1e30  # the norm of a weight that makes outputs overflow
 REMEDY = "check the scale of the classifier's inputs and weights, the targets, and the masks"
@@ -124,7 +124,7 @@ def mistakes(seen):
 def maximized(seen):
     """Yield a loss that is nothing but the negative of losses that should become small."""
     calls = [call for call in seen.step.losses if call.slope is not None and call.name not in MARGINS]
-    calls = [call for call in calls if call.name in SIGNED or "." not in call.name]
+    calls = [call for call in calls if "." not in call.name or call.name.endswith(SIGNED)]
     down = calls and all((call.slope <= 0).all() and call.slope.any() for call in calls)
     if down and len(seen.step.backwards) == 1 and len(seen.step.optimizers) < 2:
         total = sum(float((call.slope * call.value).sum()) for call in calls)

@@ -8,6 +8,7 @@ import sys
 import weakref
 from collections.abc import Mapping
 from functools import cached_property
+from types import SimpleNamespace
 
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.utils.data_pipeline import StaticItem
@@ -22,6 +23,7 @@ PLAIN = {("soundfile", "read"), ("torchaudio", "load"), ("torchaudio._torchcodec
 RATES_BEFORE, RATES_AFTER = ("orig_freq", "orig_sr"), ("new_freq", "target_sr")
 ENCODER = "speechbrain.dataio.encoder"
 LOSSES, AUGMENTER = "speechbrain.nnet.losses", "speechbrain.augment.augmenter"
+SIGNED = ("cal_si_snr", "cal_snr")  # losses whose values are already negative for good estimates
 
 
 def is_audio(value):
@@ -29,11 +31,8 @@ def is_audio(value):
     return isinstance(value, (str, os.PathLike)) and os.path.splitext(os.fspath(value))[1].lower() in AUDIO
 
 
-class Call:
+class Call(SimpleNamespace):
     """A call of one of SpeechBrain's losses, or of an Augmenter: its name, arguments, value, and the gradient of the value."""
-
-    def __init__(self, name, given):
-        self.name, self.given, self.value, self.slope = name, given, None, None
 
 
 def note_slope(call, value):
@@ -119,7 +118,7 @@ class Watch:
 
     def _note_call(self, frame, event, result):
         if event == "call":
-            self.calls.append(Call(frame.f_code.co_name, dict(frame.f_locals)))
+            self.calls.append(Call(name=frame.f_code.co_name, given=dict(frame.f_locals), value=None, slope=None))
             self._running[frame] = self.calls[-1]
         elif event == "return" and frame in self._running:
             call = self._running.pop(frame)
@@ -137,9 +136,7 @@ def _kind(frame):
         return Watch._note_resampling
     if (module == ENCODER and name.startswith("encode_")) or module.startswith(("sentencepiece", "transformers.")):
         return Watch._note_maker
-    if module == LOSSES and (name in ("forward", "cal_si_snr", "cal_snr") or "label_smoothing" in frame.f_locals):
-        return Watch._note_call
-    if module == AUGMENTER and name == "forward":
+    if module in (LOSSES, AUGMENTER) and (name in ("forward", *SIGNED) or "label_smoothing" in frame.f_locals):
         return Watch._note_call
     if module == "soundfile" and name == "__init__":
         return Watch._note_file
