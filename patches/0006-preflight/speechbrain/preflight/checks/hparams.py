@@ -47,8 +47,9 @@ def _near(one, other):
 def unfed(seen):
     """Yield an epoch counter that should stop early, but gets no metric."""
     if seen.valid.unfed:
-        what = f"it should stop after {seen.given.epochs.limit_to_stop} epochs without improvement, but gets no metric"
-        remedy = "call update_metric of the epoch counter with the validation metric in on_stage_end"
+        what = f"it should stop after {seen.given.epochs.limit_to_stop} epochs without improvement"
+        what += ", but on_stage_end of the first validation gives it no metric"
+        remedy = "call update_metric of the epoch counter there, with a metric of the validation set"
         yield Finding("warning", "stopper-unfed", what, "EpochCounterWithStopper", remedy)
 
 

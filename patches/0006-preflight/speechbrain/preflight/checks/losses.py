@@ -60,9 +60,9 @@ def _normalized(call):
         return "its inputs are probabilities: they are not negative and sum to 1" if (sums < 1e-3).all() else None
 
 
-def _scores(call, name):
+def _scores(call, *names):
     """The scores of a classifier's loss, unless they are NaN; a mask may set the log-probability of a class to -inf."""
-    if call.name == name and call.value is not None and call.input.dim() and call.input.numel():
+    if call.name in names and call.value is not None and call.input.dim() and call.input.numel():
         return None if call.input.isnan().any() else call.input.float().nan_to_num(neginf=-math.inf)
 
 
@@ -74,7 +74,7 @@ def _squashed(call):
 def _broadcast(call):
     shapes = [tuple(getattr(tensor, "shape", ())) for tensor in (call.input, call.target)]
     same = [[size for size in shape if size > 1] for shape in shapes]
-    if call.name in ELEMENTWISE and len(shapes[0]) != len(shapes[1]) and same[0] == same[1]:
+    if call.name in ELEMENTWISE and call.value is not None and len(shapes[0]) != len(shapes[1]) and same[0] == same[1]:
         both = torch.broadcast_shapes(*shapes)
         if both.numel() > call.input.numel():
             one, other, all_ = (" x ".join(map(str, shape)) for shape in (*shapes, both))
@@ -138,12 +138,10 @@ def value(seen):
     if _spoiled(seen):
         return
     backwards, where = seen.step.backwards, type(seen.given.brain).__name__
-    for call in (call for call in seen.step.losses if call.name in ("cross_entropy", "nll_loss") and call.value is not None):
-        if not call.input.dim() or not call.input.numel():
-            continue
+    for call in (call for call in seen.step.losses if _scores(call, "cross_entropy", "nll_loss") is not None):
         first, usual = float(_mean(call)), math.log(call.input.shape[1 if call.input.dim() > 1 else 0])
-        known = seen.step.origin or seen.start.spoiled or any(look(call) for _, _, look, _ in MISTAKES)
-        if not 0 <= first <= usual + 20 and not known:
+        known = seen.step.origin or seen.start.spoiled
+        if not 0 <= first <= usual + 20 and not known and not any(look(call) for _, _, look, _ in MISTAKES):
             what = f"it is {first:.4g}; guessing among {round(math.exp(usual))} classes gives {usual:.3g}"
             yield Finding("warning", "first-loss", what, _where(call), REMEDY)
             return

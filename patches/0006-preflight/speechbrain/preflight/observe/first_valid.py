@@ -108,9 +108,9 @@ def _validate(given, start, step, log):
         with torch.no_grad():
             brain.on_stage_end(Stage.VALID, losses[0], epoch)
 
-    def feed(counter, metric):
-        fed.append(metric)
-        return update_metric(counter, metric)
+    def feed(*args, **kwargs):
+        fed.append(args)
+        return update_metric(*args, **kwargs)
 
     fed, update_metric, unfed = [], EpochCounterWithStopper.update_metric, False
     _, batch = tried(lambda: next(iter(start.valid_loader), None))  # here, because workers make files
