@@ -1,9 +1,14 @@
 """At a resume, fit() says once what it does not continue."""
 
+import contextlib
 import logging
+import math
 import time
 
-from speechbrain.core import logger
+import torch
+import yaml
+
+from speechbrain.core import Stage, logger
 from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.epoch_loop import EpochCounter
@@ -16,6 +21,9 @@ class Brain:
     # Whether fit() has said what it does not continue
     _said = False
 
+    # The first batch of this epoch's validation: ids, loss and so on
+    _first_valid = None
+
     def fit(
         self,
         epoch_counter,
@@ -25,14 +33,66 @@ class Brain:
         train_loader_kwargs={},
         valid_loader_kwargs={},
     ):
-        self._upstream_fit(
-            self._epochs(epoch_counter),
-            train_set,
-            valid_set,
-            progressbar,
-            train_loader_kwargs,
-            valid_loader_kwargs,
-        )
+        with self._recording_validation():
+            self._upstream_fit(
+                self._epochs(epoch_counter),
+                train_set,
+                valid_set,
+                progressbar,
+                train_loader_kwargs,
+                valid_loader_kwargs,
+            )
+
+    @contextlib.contextmanager
+    def _recording_validation(self):
+        """Lets each checkpoint that follows a validation record its first
+        batch, so that a later run can compare."""
+        replaced = (self, "evaluate_batch"), (self.checkpointer, "save_checkpoint")
+        # Something is already replaced in a fit() inside fit()
+        if not isinstance(self.checkpointer, Checkpointer) or any(
+            name in vars(owner) for owner, name in replaced
+        ):
+            yield
+            return
+        self.evaluate_batch = self._evaluate_and_note
+        self.checkpointer.save_checkpoint = self._save_and_record
+        try:
+            yield
+        finally:
+            for owner, name in replaced:
+                vars(owner).pop(name, None)
+
+    def _evaluate_and_note(self, batch, *args, **kwargs):
+        loss = type(self).evaluate_batch(self, batch, *args, **kwargs)
+        ids = getattr(batch, "id", None)
+        if (
+            self.step == 1
+            and Stage.VALID in (*args, *kwargs.values())
+            and isinstance(ids, (list, tuple))
+            and torch.is_tensor(loss)
+            and loss.numel() == 1
+        ):
+            self._first_valid = (ids, loss, self.optimizer_step)
+        return loss
+
+    def _save_and_record(self, *args, **kwargs):
+        checkpointer = self.checkpointer
+        ckpt = type(checkpointer).save_checkpoint(checkpointer, *args, **kwargs)
+        # At another step, training has gone on since the validation
+        if ckpt is not None and self._first_valid and self.step == 0:
+            ids, loss, optimizer_step = self._first_valid
+            loss = float(loss)
+            if optimizer_step == self.optimizer_step and math.isfinite(loss):
+                record = {
+                    "epoch": self._epoch,
+                    "ids": [str(item) for item in ids],
+                    "loss": loss,
+                    "precision": self.eval_precision,
+                    "device": str(self.device).partition(":")[0],
+                }
+                path = ckpt.path / "validation.yaml"
+                path.write_text(yaml.safe_dump(record), encoding="utf-8")
+        return ckpt
 
     def _epochs(self, epoch_counter):
         """Yields the epochs, and first says what is not continued."""
@@ -44,6 +104,7 @@ class Brain:
                 first = epoch
                 if is_first_call:
                     self._say_what_is_not_continued(epoch_counter, first)
+            self._epoch, self._first_valid = epoch, None
             yield epoch
         if first is None and is_first_call:
             self._say_what_is_not_continued(epoch_counter, first)
