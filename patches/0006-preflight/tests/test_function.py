@@ -43,6 +43,7 @@ class TwoOptimizers(Noisy):
         self.of_head = sgd(self.modules.head.parameters())
         self.optimizers_dict = {"body": self.of_body, "head": self.of_head}
         self.scheduler = torch.optim.lr_scheduler.ExponentialLR(self.of_head, 0.9)
+        self.checkpointer.add_recoverables({"of_body": self.of_body, "of_head": self.of_head, "scheduler": self.scheduler})
 
     def fit_batch(self, batch):
         for optimizer in (self.of_body, self.of_head):

@@ -40,7 +40,9 @@ class Brain(sb.Brain):
 
     def start(self, train, valid, shuffle=True):
         loader = {"batch_size": 4}
-        self.fit(EpochCounter(3), train, valid, train_loader_kwargs={**loader, "shuffle": shuffle}, valid_loader_kwargs=loader)
+        counter = EpochCounter(3)
+        self.checkpointer.add_recoverable("counter", counter)
+        self.fit(counter, train, valid, train_loader_kwargs={**loader, "shuffle": shuffle}, valid_loader_kwargs=loader)
 
 
 def speech(folder, split, count=12):
@@ -288,6 +290,7 @@ def adversarial(folder):
             self.optimizer_d = torch.optim.AdamW(self.modules.discriminator.parameters(), 2e-4)
             self.scheduler = torch.optim.lr_scheduler.ExponentialLR(self.optimizer_g, 0.9)  # wraps the optimizer's step
             self.checkpointer.add_recoverables({"optimizer_g": self.optimizer_g, "optimizer_d": self.optimizer_d})
+            self.checkpointer.add_recoverable("scheduler", self.scheduler)
 
         def fit_batch(self, batch):
             real = batch.sig.data[:, None, :4000]
@@ -600,6 +603,7 @@ def resumed(folder):
     brain = Tuning(folder, modules)
     brain.init_optimizers()
     modules["norm"](torch.randn(4, 9, 20), torch.ones(4), epoch=1)
+    brain.checkpointer.add_recoverable("counter", EpochCounter(3))
     brain.checkpointer.save_checkpoint()
     Tuning(folder, modules).start(train, valid)
 

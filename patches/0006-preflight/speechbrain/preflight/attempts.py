@@ -117,6 +117,9 @@ def failure(code, error):
         first = f"{kind} in `{frames[-1].line}`" if frames and frames[-1].line else kind
     else:  # a first line such as "Error(s) in loading state_dict:" says little without the next one
         first = f"{kind}: {' '.join(lines[: 2 if lines[0].endswith(':') else 1])}"
+    recovering = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code.co_name == "torch_recovery"]
+    path = str(recovering[-1].f_locals["path"]) if recovering else ""
+    first += f" ({shown(path)})" if path not in first else ""
     override = re.search(r"Override '(\w+)' not found in: (.*)", said)
     near = difflib.get_close_matches(override[1], re.findall(r"\w+", override[2]), 1) if override else []
     remedy = f"did you mean --{near[0]}?" if near else REMEDIES.get(code, REMEDY)

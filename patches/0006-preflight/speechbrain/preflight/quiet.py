@@ -110,3 +110,16 @@ def limited(seconds):
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+@contextmanager
+def alone(brain):
+    """Stop the processes of torchrun from waiting for one another, so that none waits for one that has failed."""
+    wrapped = [m for m in brain.modules.values() if isinstance(m, torch.nn.parallel.DistributedDataParallel)]
+    with ExitStack() as stack:
+        if torch.distributed.is_available():
+            stack.enter_context(replaced(torch.distributed, "is_initialized", lambda: False))
+        for module in wrapped:
+            stack.enter_context(replaced(module, "require_backward_grad_sync", False))
+            stack.enter_context(replaced(module, "require_forward_param_sync", False))
+        yield

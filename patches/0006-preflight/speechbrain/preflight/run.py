@@ -19,6 +19,7 @@ from speechbrain.preflight.observe.sequences import sequences
 from speechbrain.preflight.observe.start import nothing_changes, start
 from speechbrain.preflight.ranks import Ranks
 from speechbrain.preflight.report import Finding, Report
+from speechbrain.utils.epoch_loop import EpochCounter
 from speechbrain.utils.parameter_transfer import Pretrainer
 
 
@@ -26,7 +27,7 @@ def examine(given, loaded, ranks):
     """Take a Brain to its first step, look at its data, and run all checks. This changes the Brain."""
     log = Log(ranks)
     with nothing_changes(log.said) as stepped:
-        before = start(given, log)
+        before = start(given, log, loaded)
         step = first_step(given, before, stepped, log)
         valid = first_valid(given, before, step, log)
         tries(given, before, step, log)
@@ -84,9 +85,10 @@ def preflight(brain, train_set, valid_set=None, train_loader_kwargs=None, valid_
         with watched_loads() as loaded:
             for value in hparams.values():
                 if isinstance(value, Pretrainer):
+                    loaded.pretrainers[value] = "load_collected" if value.is_local or value.collect_in else ""
                     loaded.pretrained.extend([value.loadables[name] for name in value.is_local])
-            # A generator reads the counter only after a checkpoint was loaded.
-            epochs = (getattr(hparams.get("epoch_counter"), "current", 0) + 1 for _ in range(1))
+            epochs = hparams.get("epoch_counter")
+            epochs = epochs if isinstance(epochs, EpochCounter) else (1,)
             options = train_loader_kwargs or {}, valid_loader_kwargs or {}
             given = Given(brain, train_set, valid_set, epochs, *options, scan_seconds=scan_seconds)
             return examine(given, loaded, Ranks())

@@ -17,6 +17,7 @@ from speechbrain.preflight.checks import (
     manifests,
     optimised,
     pretrained,
+    resume,
     sequences,
     validation,
     versions,
@@ -25,7 +26,7 @@ from speechbrain.preflight.checks import (
 
 SUBJECTS = (
     *(audio, losses, augmentation, frozen, batches, hparams, labels, manifests, sequences),
-    *(optimised, pretrained, validation, versions, weights),
+    *(optimised, pretrained, resume, validation, versions, weights),
 )
 RULES = tuple(rule for subject in SUBJECTS for rule in subject.RULES)
 CODES = {code: line for subject in (attempts, *SUBJECTS) for code, line in subject.CODES.items()}

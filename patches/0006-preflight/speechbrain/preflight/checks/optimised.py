@@ -150,7 +150,7 @@ def _clips_first_group_only(brain):
 def not_saved(seen):
     """Yield parameters that are trained, but not saved."""
     training, checkpointer = _Training(seen), seen.given.brain.checkpointer
-    if not training.trains or checkpointer is None or _saves_its_own_way(seen.given.brain):
+    if not training.trains or checkpointer is None or saves_its_own_way(seen.given.brain):
         return
     saved = {
         id(p) for item in checkpointer.recoverables.values() if isinstance(item, torch.nn.Module) for p in item.parameters()
@@ -168,7 +168,7 @@ def not_saved(seen):
         )
 
 
-def _saves_its_own_way(brain):
+def saves_its_own_way(brain):
     """Whether parameters may be saved in a way that the recoverables do not show."""
     if brain.checkpointer.custom_save_hooks:
         return True

@@ -5,11 +5,20 @@ import os
 
 import torch
 from speechbrain.dataio.encoder import CategoricalEncoder
-from speechbrain.preflight.observe.given import held
+from speechbrain.preflight.observe.given import held, parts
+from speechbrain.preflight.observe.loads import sample
+from speechbrain.preflight.observe.resume import inside
 from speechbrain.preflight.report import Finding, some
 
 CODES = {
     "pretrained-not-loaded": "load_state_dict got few or none of a module's keys",
+    "loaded-in-part": "the file that a module was loaded from lacks some of its keys",
+    "loaded-elsewhere": "a file was loaded into a module that the Brain does not have, instead of its own of the same kind",
+    "loaded-then-changed": "parameters got other values after they were loaded, for example by an initialization",
+    "loaded-over-checkpoint": "a pretrained file was loaded after a checkpoint was recovered, and replaced its values",
+    "pretrainer-not-loaded": "a Pretrainer for a module of the Brain was made, but never loaded it",
+    "adapters-missing": "an AdaptedModel has no adapters: no layer matches, or they were never inserted",
+    "adapted-not-loaded": "the frozen model inside an AdaptedModel was not loaded, although other modules were",
     "pretrained-other-model": "a Pretrainer used a file from its own folder that differs from the file it was asked for",
     "label-encoder-empty": "a label encoder has no labels when training starts",
     "label-encoder-stale": "a label encoder was loaded from the file of an earlier run, and lacks labels of the data",
@@ -46,7 +55,7 @@ def not_loaded(seen):
     """Yield modules for which ``load_state_dict`` got few or none of the keys."""
     modules = seen.given.modules
     names = {id(module): name for name, module in modules.named_modules()}
-    states = [(reference(), *keys) for reference, *keys in seen.loaded.states if reference() is not None]
+    states = [(load.module(), *load[1:4]) for load in seen.loaded.states if load.module() is not None]
     used = {id(p) for module in [modules, *held(seen.given.brain, torch.nn.Module).values()] for p in module.parameters()}
     shares = {}  # by id of a parameter: the largest share of matching keys among the loads of its modules
     for module, own, given, _ in states:
@@ -74,4 +83,141 @@ def not_loaded(seen):
         )
 
 
-RULES = (not_loaded, other_model, encoders)
+class _Loads(dict):
+    """By id of a loaded parameter of the Brain: the loads that set it, oldest first, each with its key and values."""
+
+    def __init__(self, seen):
+        super().__init__()
+        modules = [seen.given.modules, *held(seen.given.brain, torch.nn.Module).values()]
+        self.used = {id(p): p for module in modules for p in module.parameters()}
+        self.now = seen.start.resumed.values
+        for load in seen.loaded.states:
+            for key, (reference, values, _) in load.parameters.items():
+                if id(reference()) in self.used and values is not None:
+                    self.setdefault(id(reference()), []).append((load, key, values))
+
+    def groups(self, changes):
+        """Collect the parameters for which a function of their id and loads holds, by the load that came last."""
+        groups = {}
+        for parameter, loads in self.items():
+            groups.setdefault(id(loads[-1][0]), (loads[-1][0], [], []))[2 - changes(parameter, loads)].append(loads[-1][1])
+        return [(load, keys, others) for load, keys, others in groups.values() if keys]
+
+
+def _equal(one, other):
+    scale = float(one.abs().max()) if one.numel() else 0.0
+    return one.shape == other.shape and torch.allclose(one, other, rtol=1e-2, atol=1e-2 * scale, equal_nan=True)
+
+
+def _from(load):
+    return load.file or "a state dict"
+
+
+def changed_after(seen):
+    """Yield loaded parameters that have other values when training starts: changed by the script, or by another load."""
+    loads = _Loads(seen)
+
+    def changed(parameter, history):
+        return parameter in loads.now and not _equal(history[-1][2], loads.now[parameter])
+
+    def replaced(parameter, history):
+        recovered = [values for load, _, values in history[:-1] if load.by == "checkpoint" and load.file == path]
+        return history[-1][0].by != "checkpoint" and bool(recovered) and not _equal(history[-1][2], recovered[-1])
+
+    for load, keys, others in loads.groups(changed):
+        layers = {key.rpartition(".")[0] for key in keys}
+        level = "note" if len(layers) == 1 and others else "warning"
+        what = f"{len(keys)} of {len(keys) + len(others)} parameters have other values than in {_from(load)}: {some(keys)}"
+        remedy = "load the file after the initialization, if these should start from it"
+        yield Finding(level, "loaded-then-changed", what, load.name, remedy)
+    recovery = seen.start.resumed.recovery
+    path = str(recovery.checkpoint.path) if recovery else None
+    for load, keys, _ in loads.groups(replaced):
+        what = f"{_from(load)} was loaded over the recovered checkpoint {path}: {some(keys)}"
+        remedy = "load pretrained files before the recovery, which replaces them if there is a checkpoint"
+        yield Finding("warning", "loaded-over-checkpoint", what, load.name, remedy)
+
+
+def in_part(seen):
+    """Yield modules for which the file lacks some of the keys."""
+    loads, brain = _Loads(seen), {id(module): name for name, module in parts(seen.given.brain)}
+    for load in {id(load.module()): load for load in seen.loaded.states if load.by != "checkpoint"}.values():
+        module, share = load.module(), len(load.own & load.given) / max(1, len(load.own))
+        if module is None or id(module) not in brain or share < FEW:
+            continue
+        own = dict(module.named_parameters())
+        lacking = [key for key, p in own.items() if key in load.own - load.given and id(p) not in loads and p.numel() > 1]
+        frozen = [key for key in lacking if id(own[key]) in seen.step.frozen]
+        if lacking:
+            what = f"{_from(load)} lacks {len(lacking)} of its {len(own)} parameters: {some(frozen or lacking)}"
+            what += "; they are frozen with their initial values" if frozen else ""
+            remedy = "check that these should be trained from their initial values" if not frozen else "unfreeze or load them"
+            yield Finding("warning" if frozen else "note", "loaded-in-part", what, brain[id(module)], remedy)
+
+
+def elsewhere(seen):
+    """Yield files that were loaded into another copy of a module than the Brain's."""
+    brain, loads = seen.given.brain, _Loads(seen)
+    idle = [load for load in seen.loaded.states if load.by != "checkpoint" and load.parameters]
+    idle = [load for load in idle if not any(id(reference()) in loads.used for reference, *_ in load.parameters.values())]
+    held_anywhere = inside(vars(brain), seen.given.hparams) if idle else ()
+    for load in idle:
+        if load.module() is not None and id(load.module()) in held_anywhere:
+            continue
+        shapes = {key: shape for key, (_, _, shape) in load.parameters.items()}
+        for name, module in seen.given.modules.named_modules():
+            own = dict(module.named_parameters())
+            if own.keys() != shapes.keys() or {key: p.shape for key, p in own.items()} != shapes:
+                continue
+            if any(id(p) in loads or _equal(sample(p)[0], load.parameters[key][1]) for key, p in own.items() if p.dim() > 1):
+                continue
+            what = f"{_from(load)} was loaded into another {type(module).__name__} of this shape, which the Brain does not have"
+            yield Finding("warning", "loaded-elsewhere", what, name, "load it into the module that the Brain has")
+
+
+def never_loaded(seen):
+    """Yield Pretrainers that did not load what they should."""
+    loads = _Loads(seen)
+    script = seen.given.script.read_text(encoding="utf-8", errors="replace") if seen.given.script else ""
+    for pretrainer, called in seen.loaded.pretrainers.items():
+        modules = {name: item for name, item in pretrainer.loadables.items() if isinstance(item, torch.nn.Module)}
+        mine = [
+            name
+            for name, module in modules.items()
+            if called != "load_collected"
+            and pretrainer.is_loadable(name)
+            and any(id(p) in loads.used for p in module.parameters())
+            and not any(id(p) in loads for p in module.parameters())
+        ]
+        if mine:
+            what = "it has collected the files, but not loaded them" if called else "it has not loaded anything"
+            level = "note" if "load_collected" in script and not called else "warning"
+            remedy = "call its load_collected()" + ("" if called else " after collect_files()")
+            yield Finding(
+                level, "pretrainer-not-loaded", f"{what}, so these are not pretrained", f"Pretrainer of {some(mine)}", remedy
+            )
+
+
+def adapters(seen):
+    """Yield AdaptedModels without adapters, or around a model that was not loaded."""
+    loads = _Loads(seen)
+    for name, module in parts(seen.given.brain):
+        if not hasattr(type(module), "insert_adapters"):
+            continue
+        inner = module._modules["adapted_model"]
+        layers = {layer: part for layer, part in inner.named_modules() if layer in module.replace_layers}
+        if not layers or all(type(part).__module__.startswith("torch.nn.modules.") for part in layers.values()):
+            what, remedy = "no layer of it matches", "check all_linear, all_conv and the names in target_layers"
+            if module.replace_layers:
+                what, remedy = "they were never inserted", "call its insert_adapters() after the pretrained model is loaded"
+            yield Finding("warning", "adapters-missing", f"it has no adapters: {what}", name, remedy)
+        frozen = [p for p in inner.parameters() if id(p) in seen.step.frozen]
+        known = any(type(part).__module__.startswith("transformers") for part in inner.modules())
+        if frozen and loads and not known and not any(id(p) in loads for p in frozen):
+            what = f"its {len(frozen)} frozen parameters were not loaded from a file, although other modules were"
+            yield Finding(
+                "warning", "adapted-not-loaded", what, name, "load the pretrained model before its adapters are inserted"
+            )
+
+
+RULES = (not_loaded, in_part, elsewhere, changed_after, never_loaded, adapters, other_model, encoders)

@@ -3,7 +3,7 @@
 import inspect
 import math
 import re
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from speechbrain.preflight.observe.not_finite import Origin, first_nan, watched_
 from speechbrain.preflight.observe.sequences import Watched, watched_sequences
 from speechbrain.preflight.observe.start import parameters_of
 from speechbrain.preflight.observe.weights import COUNTS, STATISTICS
-from speechbrain.preflight.quiet import replaced
+from speechbrain.preflight.quiet import alone, replaced
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
@@ -239,16 +239,3 @@ def _statistics(modules):
 
 def _differ(old, new):
     return len(old) != len(new) or any(a is not b or v != w for (a, v), (b, w) in zip(new, old))
-
-
-@contextmanager
-def alone(brain):
-    """Stop the processes of torchrun from waiting for one another, so that none waits for one that has failed."""
-    wrapped = [m for m in brain.modules.values() if isinstance(m, torch.nn.parallel.DistributedDataParallel)]
-    with ExitStack() as stack:
-        if torch.distributed.is_available():
-            stack.enter_context(replaced(torch.distributed, "is_initialized", lambda: False))
-        for module in wrapped:
-            stack.enter_context(replaced(module, "require_backward_grad_sync", False))
-            stack.enter_context(replaced(module, "require_forward_param_sync", False))
-        yield

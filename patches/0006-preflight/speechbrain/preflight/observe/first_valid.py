@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from speechbrain.core import Brain, Stage
 from speechbrain.preflight.attempts import failure, is_own, shown
-from speechbrain.preflight.observe.first_step import alone
 from speechbrain.preflight.observe.given import parts
+from speechbrain.preflight.observe.resume import changed
 from speechbrain.preflight.observe.sequences import Watched, watched_sequences
-from speechbrain.preflight.quiet import replaced, writes_nothing
+from speechbrain.preflight.quiet import alone, replaced, writes_nothing
 from speechbrain.utils import checkpoints
 from speechbrain.utils.epoch_loop import EpochCounterWithStopper
 from torch.nn.modules.dropout import _DropoutNd
@@ -44,6 +44,7 @@ class FirstValid:
     dropouts: tuple = ()  # the modules whose dropout is active, and the lines that call a function with active dropout
     augments: tuple = ()  # the lines that call an augmentation
     unfed: bool = False  # whether ``on_stage_end`` succeeded, but gave no metric to the epoch counter, which may stop
+    changed: tuple = ()  # the names of what a checkpointer could save, and whose state has changed by the end
 
     @property
     def random(self):
@@ -64,7 +65,7 @@ def first_valid(given, start, step, log):
     if step.taken and finite and usual and start.valid_loader is not None:
         return log.apart("the first validation", brain, SECONDS, _validate, given, start, step) or FirstValid()
     log.ranks.agree(True)  # other processes may validate
-    return FirstValid()
+    return FirstValid(changed=tuple(changed(start.resumed.states)))
 
 
 def _validate(given, start, step, log):
@@ -126,7 +127,8 @@ def _validate(given, start, step, log):
             while again and (len(losses) == 1 or (len(losses) == 2 and not _same(*losses))):
                 evaluate(len(losses) % 2 + 1)
     dropouts = [name for name, module in parts(brain) if module in modules]
-    return FirstValid(tuple(losses), (*dropouts, *drops), tuple(augments), unfed)
+    after = tuple(changed(start.resumed.states))
+    return FirstValid(tuple(losses), (*dropouts, *drops), tuple(augments), unfed, after)
 
 
 def _certain(error, writes):

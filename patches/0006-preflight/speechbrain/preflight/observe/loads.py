@@ -3,26 +3,55 @@
 import copy
 import inspect
 import os
+import time
 import weakref
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from speechbrain.dataio import dataset as dataio
 from speechbrain.dataio.encoder import CategoricalEncoder
 from speechbrain.preflight.quiet import replaced
+from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.fetching import FetchSource
 from speechbrain.utils.parameter_transfer import Pretrainer
+from torch.utils.weak import WeakTensorKeyDictionary
+
+BEGAN = time.time()  # checkpoints with an earlier time are of an earlier run
+
+
+class Load(NamedTuple):
+    """A call of ``load_state_dict``."""
+
+    module: Any  # a weak reference to the module
+    own: frozenset  # its keys
+    given: frozenset  # the keys of the given state dict
+    nested: list  # those of them whose value is a dict
+    by: str  # what called it: ``checkpoint``, ``pretrainer`` or ``script``
+    file: str  # the file, or the folder of the checkpoint; "" if unknown
+    parameters: dict  # by key that was given: a weak reference to the parameter, some of its values, and its shape
+    name: str  # the name of the module's class
+
+
+class Recovery(NamedTuple):
+    """A call of ``Checkpointer.load_checkpoint``."""
+
+    checkpointer: Any
+    checkpoint: Any
+    rates: dict  # by name of an optimizer: the learning rates of its groups before
+    error: str  # why it failed
 
 
 @dataclass(frozen=True)
 class Loaded:
     """What was loaded from files: by the script before its ``fit``, or on the way to the first step."""
 
-    # The calls of ``load_state_dict``: a weak reference to the module, its keys, the keys of the given state dict, and those
-    # of them whose value is a dict.
-    states: list = field(default_factory=list)
+    states: list = field(default_factory=list)  # the calls of ``load_state_dict``
+    recoveries: list = field(default_factory=list)  # the checkpoints that were loaded
+    searched: list = field(default_factory=list)  # the checkpointers whose checkpoints were listed
+    pretrainers: dict = field(default_factory=dict)  # by Pretrainer: what was called, ``collect_files`` or ``load_collected``
     pretrained: list = field(default_factory=list)  # the objects that a Pretrainer loaded
     copies: list = field(default_factory=list)  # the file that a Pretrainer used, and the file that it was asked for
     # A label encoder, the file that it was loaded from instead of being built from data, and the arguments that name these
@@ -35,6 +64,14 @@ class Loaded:
     selections: list = field(default_factory=list)
 
 
+def sample(tensor):
+    """Some values of a tensor, and its shape."""
+    if torch.nn.parameter.is_lazy(tensor) or tensor.is_meta or tensor.is_complex():
+        return None, None
+    values = tensor.detach().flatten()
+    return values[:: max(1, len(values) // 16)][:16].float().cpu().clone(), tensor.shape
+
+
 @contextmanager
 def watched_loads():
     """Record what is loaded from files while this context lasts."""
@@ -42,29 +79,74 @@ def watched_loads():
     load_state_dict, load_hooks = torch.nn.Module.load_state_dict, Pretrainer._call_load_hooks
     load_json, select = dataio.load_data_json, dataio.DynamicItemDataset._filtered_sorted_ids
     collect_files, load_or_create = Pretrainer.collect_files, CategoricalEncoder.load_or_create
-    load = CategoricalEncoder.load
+    load, load_file, load_checkpoint = CategoricalEncoder.load, torch.load, Checkpointer.load_checkpoint
+    list_checkpoints, make_pretrainer = Checkpointer.list_checkpoints, Pretrainer.__init__
+    files, loading = WeakTensorKeyDictionary(), [("script", "")]
+
+    def noting_files_of_tensors(f, *args, **kwargs):
+        content = load_file(f, *args, **kwargs)
+        if isinstance(f, (str, os.PathLike)) and isinstance(content, dict):
+            for part in (content, *(value for value in content.values() if isinstance(value, dict))):
+                files.update({value: str(f) for value in part.values() if isinstance(value, torch.Tensor)})
+        return content
 
     def noting_states(module, state_dict, *args, **kwargs):
         answer = load_state_dict(module, state_dict, *args, **kwargs)
         nested = [key for key, value in state_dict.items() if isinstance(value, dict)]
-        loaded.states.append((weakref.ref(module), frozenset(module.state_dict()), frozenset(state_dict), nested))
+        own = module.state_dict(keep_vars=True)
+        given = {key: own[key] for key in state_dict if isinstance(own.get(key), torch.nn.Parameter)}
+        by, file = loading[-1]
+        file = file or next(
+            (files[value] for value in state_dict.values() if isinstance(value, torch.Tensor) and value in files), ""
+        )
+        parameters = {key: (weakref.ref(value), *sample(value)) for key, value in given.items()}
+        keys, name = (frozenset(own), frozenset(state_dict)), type(module).__name__
+        loaded.states.append(Load(weakref.ref(module), *keys, nested, by, file, parameters, name))
         return answer
 
+    def noting_recoveries(checkpointer, checkpoint):
+        optimizers = {k: o for k, o in checkpointer.recoverables.items() if isinstance(o, torch.optim.Optimizer)}
+        rates = {name: [group.get("lr") for group in optimizer.param_groups] for name, optimizer in optimizers.items()}
+        error = ""
+        loading.append(("checkpoint", str(checkpoint.path)))
+        try:
+            return load_checkpoint(checkpointer, checkpoint)
+        except BaseException as raised:
+            error = f"{type(raised).__name__}: {raised}"
+            raise
+        finally:
+            loading.pop()
+            loaded.recoveries.append(Recovery(checkpointer, checkpoint, rates, error))
+
+    def noting_searches(checkpointer):
+        loaded.searched.append(checkpointer)
+        return list_checkpoints(checkpointer)
+
+    def noting_pretrainers(pretrainer, *args, **kwargs):
+        make_pretrainer(pretrainer, *args, **kwargs)
+        loaded.pretrainers[pretrainer] = ""
+
     def noting_pretrained(pretrainer, paramfiles):
+        loaded.pretrainers[pretrainer] = "load_collected"
         for name, path in paramfiles.items():
             one, before = copy.copy(pretrainer), len(loaded.states)
             one.loadables = {name: pretrainer.loadables[name]}
+            loading.append(("pretrainer", str(path)))
             try:
                 load_hooks(one, {name: path})
             except RuntimeError:  # Patch 0005 raises if no key fits; here that is a finding, beside all others
-                if not any(keys.isdisjoint(given) for _, keys, given, _ in loaded.states[before:] if keys and given):
+                loads = [load for load in loaded.states[before:] if load.own and load.given]
+                if not any(load.own.isdisjoint(load.given) for load in loads):
                     raise
+            finally:
+                loading.pop()
             loaded.pretrained.append(pretrainer.loadables[name])
 
     def noting_copies(pretrainer, default_source=None, *args, **kwargs):
         asked = {name: (default_source, f"{name}.ckpt") for name in pretrainer.loadables}
         asked.update({name: pretrainer.split_path(path) for name, path in pretrainer.paths.items()})
         taken = collect_files(pretrainer, default_source, *args, **kwargs)
+        loaded.pretrainers[pretrainer] = loaded.pretrainers.get(pretrainer) or "collect_files"
         for name, path in taken.items():
             source, file = asked[name]
             source = source[1] if isinstance(source, FetchSource) else source
@@ -101,6 +183,10 @@ def watched_loads():
             (dataio, "load_data_json", noting_manifests),
             (dataio.DynamicItemDataset, "_filtered_sorted_ids", noting_selections),
             (torch.nn.Module, "load_state_dict", noting_states),
+            (torch, "load", noting_files_of_tensors),
+            (Checkpointer, "load_checkpoint", noting_recoveries),
+            (Checkpointer, "list_checkpoints", noting_searches),
+            (Pretrainer, "__init__", noting_pretrainers),
             (Pretrainer, "_call_load_hooks", noting_pretrained),
             (Pretrainer, "collect_files", noting_copies),
             (CategoricalEncoder, "load_or_create", noting_encoders),

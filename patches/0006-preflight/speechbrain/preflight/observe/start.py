@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from speechbrain.core import Brain, Stage
 from speechbrain.dataio.dataloader import LoopedLoader
-from speechbrain.preflight.observe import weights
+from speechbrain.preflight.observe import resume, weights
 from speechbrain.preflight.observe.given import held
+from speechbrain.preflight.observe.loads import Loaded
 from speechbrain.preflight.observe.not_finite import spoiled_items
+from speechbrain.preflight.observe.resume import Resumed
 from speechbrain.preflight.quiet import replaced
 from speechbrain.utils.checkpoints import Checkpointer
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
@@ -29,26 +31,29 @@ class Start:
     ready: bool = False  # whether everything that a step needs succeeded
     optimizers: dict = field(default_factory=dict)  # the optimizers that the Brain has after ``on_fit_start``
     weights: list = field(default_factory=list)  # the weights before the first step
+    resumed: Resumed = field(default_factory=Resumed)  # what an earlier run left, and what is recovered of it
+    exhausted: bool = False  # whether the epoch counter has no epoch left
 
 
-def start(given, log):
+def start(given, log, loaded=None):
     """Do what ``fit`` does before the first step."""
     brain, train_loader, valid_loader, batch, ready = given.brain, None, None, None, False
     made, train_loader = log.attempt("dataloader-failed", _loader, brain, given.train_set, Stage.TRAIN, given.train_options)
     if given.valid_set is not None:
         options = {**given.valid_options, "ckpt_prefix": None}
         _, valid_loader = log.attempt("dataloader-failed", _loader, brain, given.valid_set, Stage.VALID, options)
-    epoch = 1
+    epoch, resumed, exhausted = 1, Resumed(), []
     began, _ = log.attempt("fit-start-failed", brain.on_fit_start)
     optimizers = held(brain, Optimizer)
     if began:
-        began, epoch = log.attempt("stage-start-failed", _start_stage, given, optimizers, log)
+        resumed = resume.look(given, loaded or Loaded(), valid_loader, log)
+        began, epoch = log.attempt("stage-start-failed", _start_stage, given, optimizers, exhausted)
     found = log.guarded("weights", weights.look, given.modules) or []
     if made:
         drawn, batch = log.attempt("first-batch-failed", lambda: next(iter(train_loader), None))
         ready = drawn and began  # equal on all processes, so that all make the same attempts
     spoiled = log.guarded("batch", spoiled_items, batch) or {}
-    return Start(train_loader, valid_loader, batch, spoiled, epoch, began, ready, optimizers, found)
+    return Start(train_loader, valid_loader, batch, spoiled, epoch, began, ready, optimizers, found, resumed, bool(exhausted))
 
 
 def _loader(brain, dataset, stage, options):
@@ -57,10 +62,10 @@ def _loader(brain, dataset, stage, options):
     return brain.make_dataloader(dataset, stage=stage, **options)
 
 
-def _start_stage(given, optimizers, log):
+def _start_stage(given, optimizers, exhausted):
     brain, epoch = given.brain, next(iter(given.epochs), None)
     if epoch is None:
-        log.said.append("The epoch counter is at its limit, so fit() would not train any further.")
+        exhausted.append(given.epochs)
         epoch = 1
     brain.on_stage_start(Stage.TRAIN, epoch)
     brain.modules.train()
