@@ -21,7 +21,9 @@ class Brain:
     # Whether fit() has said what it does not continue
     _said = False
 
-    # The first batch of this epoch's validation: ids, loss and so on
+    # This epoch, and the first batch of its validation: its ids, its loss, and
+    # the optimizer_step
+    _epoch = None
     _first_valid = None
 
     def fit(
@@ -47,12 +49,17 @@ class Brain:
     def _recording_validation(self):
         """Lets each checkpoint that follows a validation record its first
         batch, so that a later run can compare."""
-        replaced = (self, "evaluate_batch"), (self.checkpointer, "save_checkpoint")
+        replaced = (
+            (self, "evaluate_batch"),
+            (self.checkpointer, "save_checkpoint"),
+        )
         # Something is already replaced in a fit() inside fit()
         if not isinstance(self.checkpointer, Checkpointer) or any(
             name in vars(owner) for owner, name in replaced
         ):
+            epoch = self._epoch
             yield
+            self._epoch = epoch
             return
         self.evaluate_batch = self._evaluate_and_note
         self.checkpointer.save_checkpoint = self._save_and_record

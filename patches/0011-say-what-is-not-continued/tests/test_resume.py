@@ -1,10 +1,13 @@
 """At a resume, fit() says once what it does not continue; a healthy resume is silent."""
 
+import copy
+
 import pytest
 import speechbrain as sb
 import torch
 import yaml
 from speechbrain.dataio.dataloader import SaveableDataLoader
+from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.nnet.schedulers import NewBobScheduler
 from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.epoch_loop import EpochCounter
@@ -170,3 +173,110 @@ def test_a_loader_reads_what_stock_saves_and_stock_reads_what_it_saves(tmp_path,
     Checkpointer(tmp_path, {"dataloader": other}).recover_if_possible()
     assert other._speechbrain_recovery_skip_to == 3
     assert not warnings(caplog)
+
+
+class Validating(Brain):
+    """Has items with ids; saves where ``at`` says: after the validation, after training, or within the epoch."""
+
+    at = "valid"
+
+    def compute_forward(self, batch, stage):
+        return self.modules.model(batch.x.data)
+
+    def on_stage_end(self, stage, loss, epoch=None):
+        if stage.name.lower() == self.at:
+            super().on_stage_end(stage, loss, epoch)
+
+    def start(self, epochs=2):
+        self.fit(range(epochs), items(8), items(3), None, {"batch_size": 2}, {"batch_size": 2})
+
+
+class AfterTraining(Validating):
+    at = "train"
+
+
+class WithinAnEpoch(Validating):
+    at = "never"
+
+
+class AfterOneMoreStep(Validating):
+    def on_stage_end(self, stage, loss, epoch=None):
+        if stage.name == "VALID":
+            with torch.enable_grad():
+                self.fit_batch(next(iter(self.make_dataloader(items(2), stage, ckpt_prefix=None, batch_size=2))))
+        super().on_stage_end(stage, loss, epoch)
+
+
+class WithoutIds(Validating):
+    def compute_forward(self, batch, stage):
+        return self.modules.model(batch)
+
+    def start(self):
+        self.fit(range(2), torch.randn(8, 2), torch.randn(4, 2))
+
+
+class OwnLoss(Validating):
+    def evaluate_batch(self, batch, stage):
+        return super().evaluate_batch(batch, stage) * 2
+
+
+class NotFinite(Validating):
+    def evaluate_batch(self, batch, stage):
+        return super().evaluate_batch(batch, stage) * float("nan")
+
+
+class FitInsideFit(Validating):
+    def on_stage_start(self, stage, epoch=None):
+        if stage.name == "TRAIN" and epoch == 1:
+            self.fit(range(5, 6), items(2), items(2), None, {"batch_size": 2}, {"batch_size": 2})
+
+
+def items(length):
+    dataset = DynamicItemDataset({f"i{i}": {"x": [float(i), 1.0]} for i in range(length)})
+    dataset.add_dynamic_item(lambda x: torch.tensor(x), "x", "x2")
+    dataset.set_output_keys({"id": "id", "x": "x2"})
+    return dataset
+
+
+def records(folder, cls, **options):
+    """Train; returns the Brain, and the records of the checkpoints."""
+    modules = {"model": torch.nn.Linear(2, 1)}
+    run_opts = {"device": "cpu", "noprogressbar": True, **options}
+    brain = cls(modules, lambda p: torch.optim.SGD(p, lr=0.1), {}, run_opts, Checkpointer(folder, modules))
+    brain.start()
+    return brain, [yaml.safe_load(path.read_text()) for path in folder.glob("*/validation.yaml")]
+
+
+@regression
+@pytest.mark.parametrize("cls, factor", [(Validating, 1), (OwnLoss, 2), (FitInsideFit, 1)])
+def test_a_checkpoint_records_the_first_batch_of_its_validation(tmp_path, cls, factor):
+    brain, (record,) = records(tmp_path, cls)
+    x = torch.tensor([[0.0, 1.0], [1.0, 1.0]])
+    with torch.no_grad():
+        loss = factor * float(brain.modules.model(x).pow(2).mean())
+    assert record == {
+        "device": "cpu",
+        "epoch": 1,
+        "ids": ["i0", "i1"],
+        "loss": pytest.approx(loss, rel=1e-6),
+        "precision": "fp32",
+    }
+    assert "evaluate_batch" not in vars(brain) and "save_checkpoint" not in vars(brain.checkpointer)
+    (ckpt,) = Checkpointer(tmp_path, {"model": brain.modules.model}).list_checkpoints()
+    assert set(ckpt.paramfiles) >= {"model", "brain"} and "validation" not in ckpt.paramfiles
+
+
+@pytest.mark.parametrize("cls", [AfterTraining, WithinAnEpoch, AfterOneMoreStep, WithoutIds, NotFinite])
+def test_no_record_where_it_would_not_hold(tmp_path, cls):
+    within = {"ckpt_interval_steps": 3} if cls is WithinAnEpoch else {}
+    _, found = records(tmp_path, cls, **within)
+    assert not found and any(tmp_path.iterdir())
+
+
+def test_a_brain_can_be_copied_while_it_trains(tmp_path):
+    class Copying(Validating):
+        def on_stage_start(self, stage, epoch=None):
+            if stage.name == "TRAIN" and epoch == 0:
+                assert copy.deepcopy(self).evaluate_batch.__self__ is not self
+
+    records(tmp_path, Copying)
