@@ -88,15 +88,18 @@ class Brain:
         # At another step, training has gone on since the validation
         if ckpt is not None and self._first_valid and self.step == 0:
             ids, loss, optimizer_step = self._first_valid
-            loss = float(loss)
-            if optimizer_step == self.optimizer_step and math.isfinite(loss):
-                record = {
-                    "epoch": self._epoch,
-                    "ids": [str(item) for item in ids],
-                    "loss": loss,
-                    "precision": self.eval_precision,
-                    "device": str(self.device).partition(":")[0],
-                }
+            record = {
+                "epoch": self._epoch,
+                "ids": [str(item) for item in ids],
+                "loss": float(loss),
+                "precision": self.eval_precision,
+                "device": str(self.device).partition(":")[0],
+            }
+            if (
+                optimizer_step == self.optimizer_step
+                and math.isfinite(record["loss"])
+                and isinstance(self._epoch, int)
+            ):
                 path = ckpt.path / "validation.yaml"
                 path.write_text(yaml.safe_dump(record), encoding="utf-8")
         return ckpt
