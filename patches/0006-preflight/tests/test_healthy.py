@@ -135,7 +135,7 @@ def transducer(folder):
         "out": Linear(5, input_size=16),
         "ctc": Linear(5, input_size=16),
     }
-    Transducer(folder, modules, {"label_encoder": encoder}, grad_accumulation_factor=4).start(train, valid)
+    Transducer(folder, modules, {"label_encoder": encoder}, grad_accumulation_factor=3).start(train, valid)
 
 
 @recipe

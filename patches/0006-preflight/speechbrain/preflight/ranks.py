@@ -59,4 +59,4 @@ class Ranks:
         said = list(dict.fromkeys(remark for one in reports for remark in one.said))
         if self.lost:
             said.append(f"These are the findings of rank {self.rank} only: another process has ended, or did not answer.")
-        return Report(findings, said)
+        return Report(findings, said, reports[0].plan)

@@ -57,6 +57,9 @@ class Report:
         The findings, in any order.
     said : list of str
         The remarks, for example how much of the audio was read.
+    plan : dict
+        What the run is going to do: by name of a line, a dict of its facts and
+        its ``text``.
 
     Example
     -------
@@ -77,6 +80,7 @@ class Report:
 
     findings: list = field(default_factory=list)
     said: list = field(default_factory=list)
+    plan: dict = field(default_factory=dict)
 
     def __post_init__(self):
         self.findings = sorted(self.findings, key=lambda finding: LEVELS.index(finding.level))
@@ -87,7 +91,7 @@ class Report:
         return not any(finding.level == "error" for finding in self.findings)
 
     def text(self, colour=False):
-        """Write out everything: the remarks, a block for each finding, errors last, and the counts.
+        """Write out everything: the plan, the remarks, a block for each finding, errors last, and the counts.
 
         Arguments
         ---------
@@ -99,7 +103,8 @@ class Report:
         str
             The text.
         """
-        parts = ["\n".join(self.said)] if self.said else []
+        lines = [f"  {name:11}" + line["text"].replace("\n", "\n" + " " * 13) for name, line in self.plan.items()]
+        parts = ["\n".join(part) for part in (["plan", *lines] if lines else [], self.said) if part]
         parts += [_block(finding, colour) for finding in reversed(self.findings)]
         counts = [(sum(finding.level == level for finding in self.findings), level) for level in LEVELS]
         parts.append("Found: " + (", ".join(f"{n} {level}{'s' * (n > 1)}" for n, level in counts if n) or "nothing") + ".")
@@ -113,9 +118,10 @@ class Report:
         -------
         str
             An object with ``ok``, ``findings`` (objects with ``level``,
-            ``code``, ``what``, ``where``, ``remedy``) and ``said``.
+            ``code``, ``what``, ``where``, ``remedy``), ``said`` and ``plan``.
         """
-        return json.dumps({"ok": self.ok, "findings": [asdict(f) for f in self.findings], "said": self.said}, indent=1)
+        findings = [asdict(finding) for finding in self.findings]
+        return json.dumps({"ok": self.ok, "findings": findings, "said": self.said, "plan": self.plan}, indent=1)
 
 
 def _block(finding, colour):

@@ -15,6 +15,7 @@ from speechbrain.preflight.observe.first_step import first_step
 from speechbrain.preflight.observe.first_valid import first_valid
 from speechbrain.preflight.observe.labels import labels
 from speechbrain.preflight.observe.loads import watched_loads
+from speechbrain.preflight.observe.plan import plan
 from speechbrain.preflight.observe.sequences import sequences
 from speechbrain.preflight.observe.start import nothing_changes, start
 from speechbrain.preflight.ranks import Ranks
@@ -36,10 +37,11 @@ def examine(given, loaded, ranks):
     words = log.guarded("labels", labels, given, loaded, before, step, columns, log) or Labels()
     seen = Observed(given, loaded, before, step, clips, words, valid, failed)
     seen = replace(seen, sequences=log.guarded("sequences", sequences, seen) or Sequences())
+    seen = replace(seen, plan=plan(seen, log))
     for rule in RULES:
         log.guarded(f"{rule.__module__}.{rule.__name__}", lambda: log.findings.extend(rule(seen)))  # noqa: B023
-    report = ranks.merge(Report(log.findings, log.said))
-    return Report(without_explained(report.findings), report.said)
+    report = ranks.merge(Report(log.findings, log.said, seen.plan))
+    return replace(report, findings=without_explained(report.findings))
 
 
 def preflight(brain, train_set, valid_set=None, train_loader_kwargs=None, valid_loader_kwargs=None, scan_seconds=20.0):

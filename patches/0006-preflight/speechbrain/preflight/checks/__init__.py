@@ -16,6 +16,7 @@ from speechbrain.preflight.checks import (
     losses,
     manifests,
     optimised,
+    plan,
     pretrained,
     resume,
     sequences,
@@ -26,7 +27,7 @@ from speechbrain.preflight.checks import (
 
 SUBJECTS = (
     *(audio, losses, augmentation, frozen, batches, hparams, labels, manifests, sequences),
-    *(optimised, pretrained, resume, validation, versions, weights),
+    *(optimised, plan, pretrained, resume, validation, versions, weights),
 )
 RULES = tuple(rule for subject in SUBJECTS for rule in subject.RULES)
 CODES = {code: line for subject in (attempts, *SUBJECTS) for code, line in subject.CODES.items()}

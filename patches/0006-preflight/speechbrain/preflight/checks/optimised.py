@@ -1,7 +1,6 @@
 """Checks that the optimizers have the parameters that the loss depends on, and that these are clipped and saved."""
 
 from itertools import chain
-from types import SimpleNamespace
 
 import torch
 from speechbrain.core import Brain
@@ -176,12 +175,14 @@ def saves_its_own_way(brain):
         saver = next((cls for cls in type(item).__mro__ if cls in DEFAULT_SAVE_HOOKS), type(item))
         if not saver.__module__.startswith(("speechbrain.", "torch.")):
             return True
-    return any(
-        {"save", "save_pretrained", "state_dict"} & set(getattr(method, "__code__", SimpleNamespace(co_names=())).co_names)
-        for cls in type(brain).__mro__
-        if cls.__module__ != Brain.__module__
-        for method in vars(cls).values()
-    )
+    return bool(codes_of(brain) & {"save", "save_pretrained", "state_dict"})
+
+
+def codes_of(brain):
+    """The names and texts that the code of a Brain's own methods uses."""
+    methods = [method for cls in type(brain).__mro__ if cls.__module__ != Brain.__module__ for method in vars(cls).values()]
+    codes = [method.__code__ for method in methods if hasattr(method, "__code__")]
+    return {word for code in codes for word in (*code.co_names, *code.co_consts) if isinstance(word, str)}
 
 
 class _Names(dict):

@@ -25,3 +25,4 @@ class Observed:
     valid: FirstValid = field(default_factory=FirstValid)  # the first validation batch
     failures: list = field(default_factory=list)  # the items that cannot be evaluated
     sequences: Sequences = field(default_factory=Sequences)  # the tokens of all items
+    plan: dict = field(default_factory=dict)  # what the run is going to do, by name of a line

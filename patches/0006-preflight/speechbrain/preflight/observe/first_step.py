@@ -3,9 +3,11 @@
 import inspect
 import math
 import re
+import sys
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +24,11 @@ from speechbrain.preflight.observe.weights import COUNTS, STATISTICS
 from speechbrain.preflight.quiet import alone, replaced
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
+
+try:
+    import resource
+except ImportError:  # on Windows
+    resource = None
 
 RESHAPING = re.compile("(Unsafe)?(View|Reshape|Squeeze|Unsqueeze|Transpose|Permute|Slice|Select|Alias|Expand|ToCopy|Clone)")
 LOSSES = {
@@ -84,6 +91,9 @@ class FirstStep:
     error: str = ""  # what it raised
     origin: Origin | None = None  # if the loss is NaN, where NaN appears first; None if no module gets or returns NaN
     sequences: Watched = field(default_factory=Watched)  # what takes sequences
+    returned: list = field(default_factory=list)  # what the Brain's own ``fit_batch`` returned
+    seconds: float = 0.0  # how long it took
+    memory: int = 0  # the peak of the memory at its end, in bytes: allocated on a GPU, else resident; 0 if unknown
 
 
 def first_step(given, start, stepped, log):
@@ -93,13 +103,13 @@ def first_step(given, start, stepped, log):
     frozen = frozenset(id(p) for p in known if not p.requires_grad)
     step = FirstStep(type(brain).fit_batch is not Brain.fit_batch, frozen, {**start.optimizers})
     if start.ready:
-        before = _statistics(modules)
+        before, clock = _statistics(modules), perf_counter()
         well, origin = log.attempt("first-step-failed", _take, brain, modules, start, step, known, log)
-        after = _statistics(modules)
+        seconds, memory, after = perf_counter() - clock, _peak(brain.device), _statistics(modules)
         step.moved.update(name for name, values in after.items() if _differ(before.get(name, ()), values))
         error = "".join(finding.what for finding in log.findings if finding.code == "first-step-failed")
         taken, losses = well and start.batch is not None, _counted(step)
-        step = replace(step, taken=taken, losses=losses, origin=origin, error=error)
+        step = replace(step, taken=taken, losses=losses, origin=origin, error=error, seconds=seconds, memory=memory)
     for optimizer in stepped:
         if not any(optimizer is other for other in step.optimizers.values()):
             step.optimizers[f"{type(optimizer).__name__} {len(step.optimizers) + 1}"] = optimizer
@@ -145,7 +155,7 @@ def _take(brain, modules, start, step, known, log):
         stack.enter_context(watched_sequences(brain, step.sequences))
         try:
             with Watch() as watch, _Losses(step.losses), suppress(Stopped):
-                brain.fit_batch(start.batch)
+                step.returned.append(brain.fit_batch(start.batch))
         finally:
             step.resampled.extend(watch.resampled)
             log.guarded("losses", _note, step, [call for call in watch.calls if call.value is not None])
@@ -224,6 +234,14 @@ def _leaves(tensors, nodes):
     yield from (tensor for tensor in tensors if tensor.requires_grad and tensor.is_leaf)
     variables = (getattr(node, "variable", None) for node in nodes)
     yield from (leaf for leaf in variables if isinstance(leaf, torch.Tensor))
+
+
+def _peak(device):
+    """The peak of the memory so far, in bytes."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit if resource else 0
 
 
 def _statistics(modules):

@@ -1,12 +1,14 @@
 """Does what ``fit`` does after the first epoch: the end of training, one batch of validation, and the end of validation."""
 
 import inspect
+import linecache
 import math
 import random
 import re
 import statistics
+import sys
 import traceback
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -14,12 +16,14 @@ from time import perf_counter
 import numpy as np
 import torch
 from speechbrain.core import Brain, Stage
+from speechbrain.nnet.schedulers import NewBobScheduler, ReduceLROnPlateau
 from speechbrain.preflight.attempts import failure, is_own, shown
 from speechbrain.preflight.observe.given import parts
 from speechbrain.preflight.observe.resume import changed
 from speechbrain.preflight.observe.sequences import Watched, watched_sequences
 from speechbrain.preflight.quiet import alone, replaced, writes_nothing
 from speechbrain.utils import checkpoints
+from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.epoch_loop import EpochCounterWithStopper
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.module import register_module_forward_pre_hook
@@ -31,6 +35,15 @@ DROPOUTS = {getattr(torch.nn.functional, name) for name in dir(torch.nn.function
 DRAWS = DROPOUTS | {torch.rand, torch.randn, torch.randint, torch.randperm, torch.rand_like, torch.randn_like}
 HERE = (__file__, torch.overrides.__file__, torch.nn.functional.__file__)
 TORCH = str(Path(torch.__file__).parent)
+JUDGES = [  # here, because the preflight replaces one of them
+    (owner, name, inspect.signature(getattr(owner, name)))
+    for owner, name in (
+        (Checkpointer, "save_and_keep_only"),
+        (NewBobScheduler, "__call__"),
+        (ReduceLROnPlateau, "__call__"),
+        (EpochCounterWithStopper, "update_metric"),
+    )
+]
 # What metrics say that cannot work on the few items of one batch, or on the outputs of a model that was not trained.
 FEW = re.compile(r"empty|at least|zero|one class|too few|not enough|no utterances|(list|string|tuple) index", re.IGNORECASE)
 
@@ -45,6 +58,9 @@ class FirstValid:
     augments: tuple = ()  # the lines that call an augmentation
     unfed: bool = False  # whether ``on_stage_end`` succeeded, but gave no metric to the epoch counter, which may stop
     changed: tuple = ()  # the names of what a checkpointer could save, and whose state has changed by the end
+    # The calls that find out which value is best: the type, its ``direction`` (None without one), the place, the line of code,
+    # and, of ``save_and_keep_only``, its arguments, in how many ways it ranks checkpoints, and which values are negative.
+    judged: tuple = ()
 
     @property
     def random(self):
@@ -71,6 +87,7 @@ def first_valid(given, start, step, log):
 def _validate(given, start, step, log):
     """Validate; in the order of ``fit``."""
     brain, epoch, writes, losses, drops, augments, modules = given.brain, start.epoch, [], [], {}, {}, set()
+    judged = []
 
     def tried(function, *args):
         """Whether a function succeeded, and what it returned; a failure that is certain becomes a finding."""
@@ -117,7 +134,12 @@ def _validate(given, start, step, log):
     _, batch = tried(lambda: next(iter(start.valid_loader), None))  # here, because workers make files
     if batch is None:
         return FirstValid()
-    with alone(brain), writes_nothing(writes), replaced(EpochCounterWithStopper, "update_metric", feed):
+    with (
+        alone(brain),
+        writes_nothing(writes),
+        replaced(EpochCounterWithStopper, "update_metric", feed),
+        _noted(judged),
+    ):
         ended, _ = tried(end_training)
         began = perf_counter()
         if not log.findings and tried(evaluate, 1)[0] and ended:
@@ -128,7 +150,7 @@ def _validate(given, start, step, log):
                 evaluate(len(losses) % 2 + 1)
     dropouts = [name for name, module in parts(brain) if module in modules]
     after = tuple(changed(start.resumed.states))
-    return FirstValid(tuple(losses), (*dropouts, *drops), tuple(augments), unfed, after)
+    return FirstValid(tuple(losses), (*dropouts, *drops), tuple(augments), unfed, after, tuple(judged))
 
 
 def _certain(error, writes):
@@ -157,6 +179,34 @@ def _hooked(modules):
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def _noted(judged):
+    """Note the calls that find out which value is best."""
+
+    def noting(function, signature):
+        def note(judge, *args, **kwargs):
+            frame, bound = sys._getframe(1), signature.bind(judge, *args, **kwargs)
+            bound.apply_defaults()
+            file, number = frame.f_code.co_filename, frame.f_lineno
+            given, saved = bound.arguments, {}
+            if "num_to_keep" in given:
+                saved = {key: given[key] for key in ("max_keys", "min_keys", "num_to_keep")}
+                keys = (given[key] or () for key in ("max_keys", "min_keys", "importance_keys"))
+                saved["rankings"] = sum(map(len, keys)) + given["keep_recent"]
+                numbers = {key: value for key, value in given["meta"].items() if isinstance(value, (int, float))}
+                saved["negative"] = [key for key, value in numbers.items() if value < 0]
+            how = type(judge).__name__, getattr(judge, "direction", None)
+            judged.append((*how, f"{shown(file)}:{number}", linecache.getline(file, number), saved))
+            return function(judge, *args, **kwargs)
+
+        return note
+
+    with ExitStack() as stack:
+        for owner, name, signature in JUDGES:
+            stack.enter_context(replaced(owner, name, noting(getattr(owner, name), signature)))
+        yield
 
 
 class _Draws(TorchFunctionMode):

@@ -3,6 +3,7 @@
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ class Start:
     train_loader: Any = None  # the dataloaders; None if ``make_dataloader`` failed or there is no such set
     valid_loader: Any = None
     batch: Any = None  # the first training batch as the loader yielded it; None without one
+    seconds: float = 0.0  # how long it took to load this batch
     spoiled: dict = field(default_factory=dict)  # by key of the batch, the ids of the items that are not finite
     epoch: int = 1  # the epoch that begins
     began: bool = False  # whether ``on_fit_start`` and ``on_stage_start`` succeeded
@@ -49,11 +51,14 @@ def start(given, log, loaded=None):
         resumed = resume.look(given, loaded or Loaded(), valid_loader, log)
         began, epoch = log.attempt("stage-start-failed", _start_stage, given, optimizers, exhausted)
     found = log.guarded("weights", weights.look, given.modules) or []
+    clock = perf_counter()
     if made:
         drawn, batch = log.attempt("first-batch-failed", lambda: next(iter(train_loader), None))
         ready = drawn and began  # equal on all processes, so that all make the same attempts
+    seconds = perf_counter() - clock
     spoiled = log.guarded("batch", spoiled_items, batch) or {}
-    return Start(train_loader, valid_loader, batch, spoiled, epoch, began, ready, optimizers, found, resumed, bool(exhausted))
+    taken = train_loader, valid_loader, batch, seconds, spoiled, epoch, began, ready, optimizers, found
+    return Start(*taken, resumed, bool(exhausted))
 
 
 def _loader(brain, dataset, stage, options):
