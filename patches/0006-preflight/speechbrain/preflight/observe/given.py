@@ -59,7 +59,7 @@ def held(brain, kind):
 
 
 def parts(brain):
-    """Yield all modules of a Brain, of its hparams, and of lists and dicts there with their names; also those of augmentations."""
+    """Yield all modules of a Brain, of its hparams, and of lists and dicts there, with their names."""
     tops = [("", brain.modules), *held(brain, torch.nn.Module).items()]
     known = {id(brain.modules)}
     while tops:
