@@ -183,7 +183,7 @@ def test_it_exits_with_2_without_a_training_to_check(flight, body, options, said
 def test_the_json_file_contains_the_report(flight, tmp_path):
     assert flight(FROZEN, "--json", "report.json")[0] == 1
     report = json.loads((tmp_path / "report.json").read_text())
-    assert set(report) == {"ok", "findings", "said"} and report["ok"] is False
+    assert set(report) == {"ok", "plan", "findings", "said"} and report["ok"] is False
     (finding,) = report["findings"]
     assert list(finding) == ["level", "code", "what", "where", "remedy"] and finding["code"] == "nothing-trainable"
 

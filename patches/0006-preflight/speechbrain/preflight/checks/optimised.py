@@ -175,14 +175,14 @@ def saves_its_own_way(brain):
         saver = next((cls for cls in type(item).__mro__ if cls in DEFAULT_SAVE_HOOKS), type(item))
         if not saver.__module__.startswith(("speechbrain.", "torch.")):
             return True
-    return bool(codes_of(brain) & {"save", "save_pretrained", "state_dict"})
+    return bool(codes_of(brain, "co_names") & {"save", "save_pretrained", "state_dict"})
 
 
-def codes_of(brain):
-    """The names and texts that the code of a Brain's own methods uses."""
+def codes_of(brain, *kinds):
+    """The names (``co_names``) or texts (``co_consts``) that the code of a Brain's own methods uses."""
     methods = [method for cls in type(brain).__mro__ if cls.__module__ != Brain.__module__ for method in vars(cls).values()]
     codes = [method.__code__ for method in methods if hasattr(method, "__code__")]
-    return {word for code in codes for word in (*code.co_names, *code.co_consts) if isinstance(word, str)}
+    return {word for code in codes for kind in kinds for word in getattr(code, kind) if isinstance(word, str)}
 
 
 class _Names(dict):

@@ -63,7 +63,11 @@ def rates(seen):
     zero = [where for where, group in groups if group.get("lr") == 0 and "initial_lr" not in group]
     objects = {name: value for name, value in _objects(seen).items() if not isinstance(value, (str, int, float))}
     named = " ".join(f"{name} {type(value).__name__}" for name, value in objects.items()).lower()
-    if zero and not re.search("sched|anneal|warm|noam", named) and not codes_of(brain) & {"param_groups", "lr", "initial_lr"}:
+    if (
+        zero
+        and not re.search("sched|anneal|warm|noam", named)
+        and not codes_of(brain, "co_names", "co_consts") & {"param_groups", "lr", "initial_lr"}
+    ):
         level = "error" if len(zero) == len(groups) else "warning"
         what = "it is 0, and there is no scheduler" + " for it" * (level == "warning")
         yield Finding(level, "learning-rate-zero", what, some(zero), "set a learning rate, or freeze these parameters")

@@ -159,7 +159,8 @@ def elsewhere(seen):
     """Yield files that were loaded into another copy of a module than the Brain's."""
     brain, loads = seen.given.brain, _Loads(seen)
     idle = [load for load in seen.loaded.states if load.by != "checkpoint" and load.parameters]
-    idle = [load for load in idle if not any(id(reference()) in loads.used for reference, *_ in load.parameters.values())]
+    if any(id(reference()) in loads.used for load in idle for reference, *_ in load.parameters.values()):
+        return  # of a model whose other parts are used, a part may be left out on purpose
     held_anywhere = inside(vars(brain), seen.given.hparams) if idle else ()
     for load in idle:
         if load.module() is not None and id(load.module()) in held_anywhere:
