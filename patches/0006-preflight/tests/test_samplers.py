@@ -119,6 +119,15 @@ def for_each_item():
     return Noise(seeds=True).add
 
 
+def for_each_worker():
+    def draw(label):
+        info = torch.utils.data.get_worker_info()
+        draw = DRAW if info is None else random.Random(info.seed)
+        return torch.full((4,), label + draw.random())
+
+    return draw
+
+
 def without_drawing():
     return lambda label: torch.full((4,), label + len(str(DRAW)) + 0.0)
 
@@ -128,7 +137,7 @@ COPIES = [
     (make, {"num_workers": 2}, name) for make, name in ((from_a_closure, "draw"), (from_a_global, "DRAW"), (Noisy, "generator"))
 ]
 COPIES += [(from_an_object, {"num_workers": 1}, "draw"), (from_an_object, {**WORKERS_ONCE, "num_workers": 2}, "draw")]
-COPIES += [(make, {"num_workers": 2}, None) for make in (as_usual, for_each_item, without_drawing)]
+COPIES += [(make, {"num_workers": 2}, None) for make in (as_usual, for_each_item, for_each_worker, without_drawing)]
 COPIES += [(from_a_closure, options, None) for options in ({}, WORKERS_ONCE, {"num_workers": 2, "worker_init_fn": print})]
 
 

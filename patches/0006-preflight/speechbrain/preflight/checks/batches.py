@@ -6,7 +6,6 @@ import pickle
 import random
 from collections import defaultdict
 from contextlib import suppress
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from speechbrain.dataio.sampler import DynamicBatchSampler
 from speechbrain.preflight.isolate import in_child
 from speechbrain.preflight.observe.items import Items
 from speechbrain.preflight.report import Finding, some
-from torch.utils.data import BatchSampler
+from torch.utils.data import BatchSampler, DataLoader
 
 CODES = {
     "fit-arguments-shifted": "fit gets options of the dataloaders by position, as its progressbar",
@@ -158,9 +157,9 @@ def unlike(seen):
 def copied(seen):
     """Yield generators that items draw from, that loader workers copy, and that nothing seeds."""
     loader = getattr(seen.start.train_loader, "loader", seen.start.train_loader)
-    workers, held = getattr(loader, "num_workers", 0), {}
-    if workers and loader.worker_init_fn is None and hasattr(loader.dataset, "__getitem__") and hasattr(os, "fork"):
-        held = _generators(loader.dataset)
+    if not isinstance(loader, DataLoader) or loader.worker_init_fn is not None or not hasattr(os, "fork"):
+        return
+    workers, held = loader.num_workers, _generators(loader.dataset) if loader.num_workers else {}
     if not held or (workers == 1 and loader.persistent_workers):
         return
 
@@ -183,16 +182,16 @@ def copied(seen):
 
 def _generators(dataset):
     """The random generators that a dataset and the functions of its pipeline refer to, by name."""
-    functions = [
-        item.func for item in getattr(getattr(dataset, "pipeline", None), "dynamic_items", ()) if hasattr(item, "func")
-    ]
+    functions = [item.func for item in getattr(getattr(dataset, "pipeline", None), "dynamic_items", ())]
     names, known = {**getattr(dataset, "__dict__", {})}, (np.random.mtrand._rand, random._inst, torch.default_generator)
     for function in (type(dataset).__getitem__, *functions):
         function = getattr(function, "func", function)  # of a partial
-        names |= vars(getattr(function, "__self__", SimpleNamespace()))
+        names |= getattr(getattr(function, "__self__", None), "__dict__", {})
         with suppress(TypeError):  # of what is not a function of Python
             found = inspect.getclosurevars(getattr(function, "__func__", function))
-            names |= {**found.globals, **found.nonlocals}
+            names = {**dict.fromkeys(found.unbound), **names, **found.globals, **found.nonlocals}
+    if "get_worker_info" in names:  # it knows that it is in a worker
+        return {}
     return {name: value for name, value in names.items() if isinstance(value, GENERATORS) and value not in known}
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from speechbrain.augment.augmenter import Augmenter
 from speechbrain.core import Stage
 from speechbrain.preflight.attempts import failure
+from speechbrain.preflight.observe.first_step import alone
 from speechbrain.preflight.observe.given import parts
 
 SECONDS = 30.0
@@ -26,7 +27,8 @@ def _try(given, batch, augmenters, log):
         for acts in (True, False):
             augmenter.augment_prob = float(acts) or -1.0
             try:
-                brain.compute_objectives(brain.compute_forward(batch, Stage.TRAIN), batch, Stage.TRAIN)
+                with alone(brain):
+                    brain.compute_objectives(brain.compute_forward(batch, Stage.TRAIN), batch, Stage.TRAIN)
             except Exception as error:
                 found = failure("augmentation-fails", error)
                 what = f"augment_prob is {share:g}, and the step fails in batches "

@@ -90,10 +90,12 @@ class Watch:
             self.read.append(result[0] if isinstance(result, tuple) else result)
 
     def _note_maker(self, frame, event, _):
+        if event != "call":
+            return
         maker = frame.f_locals.get("self")
         tokenizer = any(hasattr(type(maker), name) for name in ("get_piece_size", "convert_tokens_to_ids"))
         known = self.encoders if "lab2ind" in getattr(maker, "__dict__", ()) else self.tokenizers if tokenizer else None
-        if event == "call" and known is not None and not any(maker is other for other in known):
+        if known is not None and not any(maker is other for other in known):
             known.append(maker)
 
     def _note_file(self, frame, event, _):
