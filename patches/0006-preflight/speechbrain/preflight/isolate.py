@@ -74,45 +74,32 @@ KEPT = (
 )
 
 
-class _Kept:
-    """Saves the content of objects and of everything they refer to, to restore it in the same objects."""
-
-    def __init__(self, *roots):
-        self.contents = {}  # by id: the object, the function that restores it, and the saved content
-        todo = list(roots)
-        brain = roots[0]
-        named = {id(item) for item in [brain.scaler, *getattr(brain.checkpointer, "recoverables", {}).values()]}
-        while todo:
-            item = todo.pop()
-            if id(item) in self.contents:
-                continue
-            if isinstance(item, (list, collections.deque)):
-                self.keep(item, lambda item, content: (item.clear(), item.extend(content)), list(item))
-                todo += item
-            elif isinstance(item, (dict, set)):
-                self.keep(item, lambda item, content: (item.clear(), item.update(content)), item.copy())
-                todo += item.values() if isinstance(item, dict) else []
-            elif isinstance(item, tuple):
-                todo += item
-            elif isinstance(item, torch.Tensor) and not torch.nn.parameter.is_lazy(item):
-                self.keep(item, _put_tensor_back, (item.detach().to("cpu", copy=True), item.requires_grad, item.grad))
-                todo += [] if item.grad is None else [item.grad]
-            elif isinstance(item, torch.Generator):
-                self.keep(item, torch.Generator.set_state, item.get_state())
-            elif isinstance(item, torch.utils.data.Dataset):
-                continue  # a step does not change it, and it may be large
-            elif isinstance(item, KEPT) or id(item) in named or type(item).__module__.startswith("speechbrain."):
-                todo.append(getattr(item, "__dict__", None))
-                if isinstance(item, torch.nn.Module):  # a scripted module does not have them in its __dict__
-                    todo += [*item.parameters(recurse=False), *item.buffers(recurse=False)]
-
-    def keep(self, item, put_back, content):
-        self.contents[id(item)] = item, put_back, content
-
-    @torch.no_grad()
-    def put_back(self):
-        for item, put_back, content in self.contents.values():
-            put_back(item, content)
+def _contents(brain, *others):
+    """Save objects and everything they refer to: by id, the object, the function that restores it, and its content."""
+    todo, found = [brain, *others], {}
+    named = {id(item) for item in [brain.scaler, *getattr(brain.checkpointer, "recoverables", {}).values()]}
+    while todo:
+        item = todo.pop()
+        if id(item) in found or isinstance(item, torch.utils.data.Dataset):  # a step does not change it, and it may be large
+            continue
+        if isinstance(item, (list, collections.deque)):
+            found[id(item)] = item, lambda item, content: (item.clear(), item.extend(content)), list(item)
+            todo += item
+        elif isinstance(item, (dict, set)):
+            found[id(item)] = item, lambda item, content: (item.clear(), item.update(content)), item.copy()
+            todo += item.values() if isinstance(item, dict) else []
+        elif isinstance(item, tuple):
+            todo += item
+        elif isinstance(item, torch.Tensor) and not torch.nn.parameter.is_lazy(item):
+            found[id(item)] = item, _put_tensor_back, (item.detach().to("cpu", copy=True), item.requires_grad, item.grad)
+            todo += [] if item.grad is None else [item.grad]
+        elif isinstance(item, torch.Generator):
+            found[id(item)] = item, torch.Generator.set_state, item.get_state()
+        elif isinstance(item, KEPT) or id(item) in named or type(item).__module__.startswith("speechbrain."):
+            todo.append(getattr(item, "__dict__", None))
+            if isinstance(item, torch.nn.Module):  # a scripted module does not have them in its __dict__
+                todo += [*item.parameters(recurse=False), *item.buffers(recurse=False)]
+    return found
 
 
 def _put_tensor_back(tensor, content):
@@ -130,22 +117,21 @@ def _put_tensor_back(tensor, content):
 def put_back(brain, *others):
     """Restore what a run up to the first step changes.
 
-    This covers the Brain's attributes, its modules (parameters, buffers,
-    ``requires_grad``, gradients, training flags, wrappers), its optimizers, its
-    hparams and its checkpointer's recoverables, all lists, dicts and tensors
-    that these refer to, and the random states of Python, NumPy and torch. It
-    does not cover what a hook changes elsewhere, and a lazy parameter that was
-    initialized stays initialized.
+    This covers the Brain's attributes, its modules (parameters, buffers, ``requires_grad``, gradients, training flags,
+    wrappers), its optimizers, its hparams and its checkpointer's recoverables, all lists, dicts and tensors that these refer
+    to, and the random states of Python, NumPy and torch. It does not cover what a hook changes elsewhere, and a lazy parameter
+    that was initialized stays initialized.
     """
-    kept = _Kept(brain, *others)
+    contents = _contents(brain, *others)
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     try:
         yield
     finally:
-        kept.put_back()
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
+        with torch.no_grad():
+            for item, restore, content in contents.values():
+                restore(item, content)
+        for restore, state in zip((random.setstate, np.random.set_state, torch.set_rng_state), states):
+            restore(state)
         if cuda:
             torch.cuda.set_rng_state_all(cuda)

@@ -39,6 +39,9 @@ OF_SHAPE = re.compile("shape|size|dimension|channel|unpack", re.IGNORECASE)  # w
 FAR = 20  # times the usual duration, or the usual duration divided by this
 AGAIN = "copy or convert them again, or remove their items"
 DROP = "remove their items, or fix the program that made the files"
+SILENT = "remove their items if they should contain sound"
+CLEANER = "use the recordings from before they were amplified"
+SPLIT = "split by speaker or recording, and put no clip into two sets"
 MONO = "mix them down in the audio pipeline (sig.mean(-1)), or convert the files to one channel"
 
 
@@ -94,32 +97,29 @@ def incomplete(seen):
 
 def _lacks(clips, path):
     """How many seconds are missing in a file."""
-    header = clips.headers[path]
+    header, look = clips.headers[path], clips.looks.get(path)
     lacks = header.missing
-    if path in clips.looks and not lacks and header.frames > clips.looks[path].frames:
+    if look and not lacks and header.frames > look.frames:
         with open(path, "rb") as file:
             start = file.read(4096)
         if header.subtype != MP3 or b"Xing" in start or b"Info" in start:  # else its length is only estimated
-            lacks = header.frames - clips.looks[path].frames
+            lacks = header.frames - look.frames
     return lacks / header.rate
 
 
 def samples(seen):
     """Yield files with samples that are not finite, silent or clipped."""
-    clips = seen.clips
+    clips, looks = seen.clips, {path: look for path, look in seen.clips.looks.items() if look.frames}
 
     def is_made_wild(path):
         return any(not tensor.isfinite().all() for tensor in (clips.make(path).tensors or {}).values())
 
-    looks = {path: look for path, look in clips.looks.items() if look.frames}
     wild = [path for path, look in looks.items() if not math.isfinite(look.low + look.high)]
     silent = [path for path, look in looks.items() if look.low == look.high]
     clipped = [path for path in clips.of_sets(looks) if looks[path].clipped >= CLIPPED]
     yield from _report(clips, "error", "audio-not-finite", "with NaN or infinite samples", wild, DROP, is_made_wild)
-    remedy = "remove their items if they should contain sound"
-    yield from _report(clips, "warning", "audio-silent", "that contain only silence", silent, remedy)
-    remedy = "use the recordings from before they were amplified"
-    yield from _report(clips, "warning", "audio-clipped", "that are clipped", clipped, remedy)
+    yield from _report(clips, "warning", "audio-silent", "that contain only silence", silent, SILENT)
+    yield from _report(clips, "warning", "audio-clipped", "that are clipped", clipped, CLEANER)
 
 
 def rate(seen):
@@ -171,26 +171,23 @@ def channels(seen):
     clips, step = seen.clips, seen.step
     headers = {path: clips.headers[path] for path in clips.of_sets(clips.headers) if clips.headers[path].frames}
     several = [path for path, header in headers.items() if header.channels > 1]
-    ones = defaultdict(list)
-    for path, header in headers.items():
-        if header.channels == 1:
-            ones[str(clips.uses[path][0])].append(path)
+    ones = {str(clips.uses[path][0]): path for path, header in reversed(headers.items()) if header.channels == 1}
 
     def shapes(path):
         tensors = clips.make(path).tensors
         return tensors and {key: tensor.dim() for key, tensor in tensors.items()}
 
     def differs(path):
-        other = ones[str(clips.uses[path][0])]
+        other = ones.get(str(clips.uses[path][0]))
         if other:
-            mine, its = shapes(path), shapes(other[0])
+            mine, its = shapes(path), shapes(other)
             return mine and its and mine != its
         # If all have several, a model that cannot take them fails in the first step.
         failed = seen.start.batch is not None and not step.taken and OF_SHAPE.search(step.error)
         return failed and headers[path].channels in _last_sizes(clips.make(path))
 
-    what, remedy = "with several channels that the pipeline does not mix down", MONO
-    yield from _report(clips, "error", "audio-channels", what, several, remedy, differs)
+    what = "with several channels that the pipeline does not mix down"
+    yield from _report(clips, "error", "audio-channels", what, several, MONO, differs)
 
 
 def _last_sizes(made):
@@ -203,23 +200,20 @@ def leaks(seen):
     clips = seen.clips
     named, sounding = defaultdict(dict), defaultdict(dict)
     for path in clips.of_sets(clips.uses):
-        uses, look = clips.uses[path], clips.looks.get(path)
-        for split in {use.items.split for use in uses}:
+        look = clips.looks.get(path)
+        for split in {use.items.split for use in clips.uses[path]}:
             named[os.path.abspath(path)][split] = path
             if look is not None and look.low < look.high:
                 sounding[clips.headers[path][:3], look].setdefault(split, path)
     both = [found["valid"] for found in named.values() if len(found) == 2 and _same_part(clips, **found)]
     pairs = {found["valid"]: found["train"] for found in sounding.values() if len(found) == 2 and _same_part(clips, **found)}
     copies = [valid for valid, train in pairs.items() if os.path.abspath(valid) != os.path.abspath(train)]
-
-    def same(path):
-        return _equal(path, pairs[path])
-
-    remedy = "split by speaker or recording, and put no clip into two sets"
-    yield from _report(clips, "warning", "audio-leak", "that are in both the training and the validation set", both, remedy)
-    yield from _report(
-        clips, "warning", "audio-leak", "of the validation set that are copies of training clips", copies, remedy, same
+    what, copied = (
+        "that are in both the training and the validation set",
+        "of the validation set that are copies of training clips",
     )
+    yield from _report(clips, "warning", "audio-leak", what, both, SPLIT)
+    yield from _report(clips, "warning", "audio-leak", copied, copies, SPLIT, lambda path: _equal(path, pairs[path]))
 
 
 def _same_part(clips, train, valid):

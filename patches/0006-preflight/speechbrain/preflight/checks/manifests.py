@@ -5,6 +5,7 @@ import math
 import re
 import statistics
 from collections import Counter, defaultdict
+from contextlib import suppress
 from itertools import combinations, pairwise
 
 import torch
@@ -58,80 +59,69 @@ def twice(seen):
 def selections(seen):
     """Yield orders that are arbitrary, and filters that leave few items."""
     for dataset, given, ids in seen.loaded.selections:
-        key = given.get("sort_key")
-        values = [value for value in (dataset.data[name].get(key) for name in ids) if value is not None]
-        nan = [name for name in ids if _is_nan(dataset.data[name].get(key))] if key else []
+        key, where = given.get("sort_key"), f"sort_key={given.get('sort_key')!r}"
+        values = {name: dataset.data[name][key] for name in ids if dataset.data[name].get(key) is not None}
+        nan = [name for name, value in values.items() if isinstance(value, float) and math.isnan(value)]
         if nan:
             what = f"{key!r} is NaN for {len(nan)} of {len(ids)} items, so that the order is arbitrary"
-            yield Finding("warning", "sorted-wrong", what, f"sort_key={key!r}: {some(nan)}", "correct or remove these items")
-        wrong = [pair for pair in pairwise(values) if _as_text(*pair, given.get("reverse"))]
+            yield Finding("warning", "sorted-wrong", what, f"{where}: {some(nan)}", "correct or remove these items")
+        wrong = [pair for pair in pairwise(values.values()) if _as_text(*pair, given.get("reverse"))]
         measures = any("." in value for pair in wrong for value in pair) or re.search("dur|len|frames|samples", key or "")
         if wrong and measures:  # else, they may be names, which have no order
             what = f"{key!r} is sorted as text: {wrong[0][0]!r} comes before {wrong[0][1]!r}"
-            yield Finding(
-                "warning", "sorted-wrong", what, f"sort_key={key!r}", "make it a number: pass col_types to from_csv, or int()"
-            )
-        limits = {name: given[name] for name in ("key_min_value", "key_max_value") if given.get(name)}
+            yield Finding("warning", "sorted-wrong", what, where, "make it a number: pass col_types to from_csv, or int()")
+        limits = [f"{name}={given[name]}" for name in ("key_min_value", "key_max_value") if given.get(name)]
         if limits and given.get("select_n") is None and len(ids) < len(dataset) / 2:
             what = f"it leaves {len(ids)} of {len(dataset)} items"
-            where = ", ".join(f"{name}={limit}" for name, limit in limits.items())
-            yield Finding("note", "few-left", what, where, "check the limits, and the unit of the values")
-
-
-def _is_nan(value):
-    return isinstance(value, float) and math.isnan(value)
+            yield Finding("note", "few-left", what, ", ".join(limits), "check the limits, and the unit of the values")
 
 
 def _as_text(one, other, reverse):
     """Whether two neighbours are numbers, but sorted as text."""
-    if not isinstance(one, str) or not isinstance(other, str):
-        return False
-    try:
-        return float(one) < float(other) if reverse else float(one) > float(other)
-    except ValueError:
-        return False
+    with suppress(ValueError):
+        if isinstance(one, str) and isinstance(other, str):
+            return float(one) < float(other) if reverse else float(one) > float(other)
+    return False
 
 
 def durations(seen):
     """Yield durations that are in another unit, and lengths of a sampler that are all zero."""
-    ratios, rates = defaultdict(list), set()
+    ratios, units = defaultdict(list), {**UNITS}
     for path in seen.clips.of_sets(seen.clips.headers):
         header, use = seen.clips.headers[path], seen.clips.uses[path][0]
         value = use.items.static(use.i).get("duration")
         if isinstance(value, (int, float)) and header.frames and value > 0:
             ratios[use.items.split].append(value * header.rate / header.frames)
-            rates.add(header.rate)
+            units[header.rate] = "samples"
     for split, values in ratios.items():
         middle = statistics.median(values)
-        alike = sum(math.isclose(value, middle, rel_tol=0.05) for value in values) >= 0.95 * len(values)
-        unit = next(
-            (name for factor, name in {**UNITS, **dict.fromkeys(rates, "samples")}.items() if 0.9 < middle / factor < 1.1), None
-        )
-        if alike and unit and len(values) >= FEWEST:
+        equal = sum(math.isclose(value, middle, rel_tol=0.05) for value in values) >= 0.95 * len(values)
+        unit = next((name for factor, name in units.items() if 0.9 < middle / factor < 1.1), None)
+        if equal and unit and len(values) >= FEWEST:
             what = f"the durations in the manifest are {middle:.4g} times the files' seconds: {unit}?"
-            yield Finding(
-                "note", "duration-unlike-audio", what, f"{split} duration", "write seconds, unless all users expect this"
-            )
+            remedy = "write seconds, unless all users expect this"
+            yield Finding("note", "duration-unlike-audio", what, f"{split} duration", remedy)
     loader = getattr(seen.start.train_loader, "loader", seen.start.train_loader)
     lengths = getattr(getattr(loader, "batch_sampler", None), "_ex_lengths", None)
     if lengths and not any(lengths.values()):
-        what = f"the lengths of all {len(lengths)} items are 0, so that batches have no limit"
-        yield Finding(
-            "warning", "duration-unlike-audio", what, "train DynamicBatchSampler", "check the durations, and length_func"
+        what, where = (
+            f"the lengths of all {len(lengths)} items are 0, so that batches have no limit",
+            "train DynamicBatchSampler",
         )
+        yield Finding("warning", "duration-unlike-audio", what, where, "check the durations, and length_func")
 
 
 def same_content(seen):
     """Yield items of one set that have the same audio: with different labels, or all of them."""
     for split in ("train", "valid"):
-        contents, number = _contents(seen, split)
+        contents = _contents(seen, split)
+        number = sum(map(len, contents.values()))
         if len(contents) == 1 and number >= FEWEST:
             what = f"all {number} items have the same audio"
             yield Finding("warning", "audio-constant", what, split, "check how the manifest and the pipeline name the files")
             continue
-        for key in seen.labels.targets:
-            column = seen.labels.columns.get((split, key))
-            groups = [[i for i in group if column.values[i] is not None] for group in contents.values()] if column else []
+        for column in [seen.labels.columns[split, key] for key in seen.labels.targets if (split, key) in seen.labels.columns]:
+            groups = [[i for i in group if column.values[i] is not None] for group in contents.values()]
             wrong = [group for group in groups if len({column.values[i] for i in group}) > 1]
             if wrong:
                 names = ", ".join(f"{column.items.static(i)['id']} ({column.say(i)})" for i in wrong[0][:3])
@@ -153,8 +143,8 @@ def same_content(seen):
 
 
 def _contents(seen, split):
-    """The numbers of the items of a set by what they read, except silence; and how many items were read."""
-    found, number = defaultdict(list), 0
+    """The numbers of the items of a set by what they read, except silence."""
+    found = defaultdict(list)
     for path, look in seen.clips.looks.items():
         for use in seen.clips.uses[path]:
             if use.items.split == split and use.items.pipeline and look.low != look.high:
@@ -163,8 +153,7 @@ def _contents(seen, split):
                 # Its start and stop may be other keys, or in the same value.
                 segment = [str(static.get(other)).replace(path, "") for other in sorted({key}.union(*takes))]
                 found[(look.fingerprint, use.source, *segment)].append(use.i)
-                number += 1
-    return found, number
+    return found
 
 
 def constant(seen):
@@ -172,16 +161,15 @@ def constant(seen):
     for key, target in seen.labels.targets.items():
         column = seen.labels.columns.get(("train", key))
         if column and column.complete and len(set(column.values)) == 1 and len(column.values) >= FEWEST and target.classes > 1:
-            what = (
-                f"all {len(column.values)} items have the label {column.values[0]}; the classifier has {target.classes} outputs"
-            )
+            what = f"all {len(column.values)} items have the label {column.values[0]}"
+            what += f"; the classifier has {target.classes} outputs"
             yield Finding("warning", "label-constant", what, column.where, "check the key that the label is made from")
 
 
 def equal_signals(seen):
     """Yield two signals of the items that are equal."""
-    batch, mapping = seen.start.batch, getattr(getattr(seen.given.train_set, "pipeline", None), "output_mapping", {})
-    signals = {key: getattr(getattr(batch, key, None), "data", None) for key in mapping}
+    mapping = getattr(getattr(seen.given.train_set, "pipeline", None), "output_mapping", {})
+    signals = {key: getattr(getattr(seen.start.batch, key, None), "data", None) for key in mapping}
     signals = {key: value for key, value in signals.items() if isinstance(value, torch.Tensor) and value.is_floating_point()}
     for (one, first), (other, second) in combinations(signals.items(), 2):
         if first.dim() == 2 and min(first.shape) > 1 and torch.equal(first, second) and (first != first[0, 0]).any():

@@ -28,11 +28,14 @@ CODES = {
 SHOWN = 4  # items in a message
 ALIGNED = ("ctc_loss", TRANSDUCER)  # losses that align targets with frames, and need a blank
 OVER_TOKENS = ("nll_loss", "kl_div", "cross_entropy")
+LOSSES = (*ALIGNED, *OVER_TOKENS)
 SPECIAL, SPECIALS = ("_index", "_idx", "_id"), 4  # how hparams of BOS, EOS, padding and blank end; how many there are
 LEAK = 0.01  # a smaller share of the gradient may come from normalization over positions
 UNKNOWN = 0.2
 PADDED, FOREIGN = 0.1, 0.5  # shares of the outputs that cannot be decoded: up to here, or from here, it is no accident
 RATES = 6  # times the usual number of tokens for each second
+INFINITE = "make it infinite"
+LONGER = "lower the encoder's strides (subsampling), use longer tokens, or remove these items"
 FEWEST = 20  # items that a comparison with the usual needs
 
 
@@ -42,10 +45,21 @@ def _calls(seen, *names):
     return [*{(one.call.name, one.call.size, one.key or id(one)): one for one in reversed(found)}.values()][::-1]
 
 
-def _rows(seen, one):
-    """Yield each set, its place in the report, and the tokens of its items by id: of all, or else of the first batch."""
-    known = [(split, f"{split} {key}", rows) for (split, key), rows in seen.sequences.rows.items() if key == one.key]
-    yield from known or [("train", f"train {one.key}, first batch" if one.key else "train, first batch", one.rows)]
+def _rows(seen, *names):
+    """Yield each call of these names, each set, its place in the report, and its tokens by item: of all or the first batch."""
+    for one in _calls(seen, *names):
+        known = [(one, split, f"{split} {key}", rows) for (split, key), rows in seen.sequences.rows.items() if key == one.key]
+        yield from known or [(one, "train", f"train {one.key}, first batch" if one.key else "train, first batch", one.rows)]
+
+
+def _known(seen, one, split="train"):
+    """The tokenizers and label encoders of a call's targets."""
+    return seen.sequences.vocabularies.get((split, one.key), ())
+
+
+def _finding(level, code, what, where, names, remedy):
+    """A finding about some items."""
+    return Finding(level, code, what, f"{where}: {some(names, SHOWN)}", remedy)
 
 
 def lengths(seen):
@@ -70,36 +84,30 @@ def lengths(seen):
 def outside(seen):
     """Yield tokens that are no output, or no id of an embedding."""
     names = {id(parameter): name for name, parameter in seen.given.modules.named_parameters()}
-    for one in _calls(seen, *ALIGNED, *OVER_TOKENS, "embedding"):
-        size, ignored = one.call.size, (one.call.options.get("ignore_index"), -100)
-        has = f"{one.call.name} gets outputs"
+    for one, _, where, rows in _rows(seen, *LOSSES, "embedding"):
+        allowed, has = {*range(one.call.size), one.call.options.get("ignore_index"), -100}, f"{one.call.name} gets outputs"
         if one.call.name == "embedding":
+            allowed = range(one.call.size)
             has = f"{names.get(id(one.call.weight), 'an embedding').removesuffix('.weight')} has ids"
-        for _, where, rows in _rows(seen, one):
-            wrong = {name: row for name, row in rows.items() if row and not 0 <= min(row) <= max(row) < size}
-            bad = {
-                name: {token for token in row if not 0 <= token < size and token not in ignored} for name, row in wrong.items()
-            }
-            bad = {name: tokens for name, tokens in bad.items() if tokens}
+        bad = {name: tokens for name, row in rows.items() if (tokens := {*row}.difference(allowed))}
+        if bad:
             tokens = some(map(str, sorted(set().union(*bad.values()))), SHOWN)
-            if bad:
-                what = f"{has} 0 to {size - 1}, but there are tokens {tokens}: {len(bad)} of {len(rows)} items"
-                remedy = "make the layer as large as the vocabulary with BOS, EOS and blank, or use its own tokenizer"
-                yield Finding("error", "token-outside", what, f"{where}: {some(bad, SHOWN)}", remedy)
+            what = f"{has} 0 to {one.call.size - 1}, but there are tokens {tokens}: {len(bad)} of {len(rows)} items"
+            remedy = "make the layer as large as the vocabulary with BOS, EOS and blank, or use its own tokenizer"
+            yield _finding("error", "token-outside", what, where, bad, remedy)
 
 
 def blank(seen):
     """Yield targets that contain the blank."""
-    for one in _calls(seen, *ALIGNED):
+    for one, _, where, rows in _rows(seen, *ALIGNED):
         number = one.call.options["blank"]
-        unknown = any(known.unknown == number for known in seen.sequences.vocabularies.get(("train", one.key), ()))
-        for _, where, rows in _rows(seen, one):
-            bad = [name for name, row in rows.items() if number in row]
-            if bad:
-                what = f"the blank of {one.call.name} is {number}, but so is {'the unknown' if unknown else 'a'} token"
-                what += f": {len(bad)} of {len(rows)} items have it"
-                level = "error" if len(bad) > len(rows) / 2 and not unknown else "warning"
-                yield Finding(level, "token-is-blank", what, f"{where}: {some(bad, SHOWN)}", "give the blank an id of its own")
+        unknown = any(known.unknown == number for known in _known(seen, one))
+        bad = [name for name, row in rows.items() if number in row]
+        if bad:
+            what = f"the blank of {one.call.name} is {number}, but so is {'the unknown' if unknown else 'a'} token"
+            what += f": {len(bad)} of {len(rows)} items have it"
+            level = "error" if len(bad) > len(rows) / 2 and not unknown else "warning"
+            yield _finding(level, "token-is-blank", what, where, bad, "give the blank an id of its own")
 
 
 def log_softmax(seen):
@@ -123,32 +131,22 @@ def _needed(row):
 
 def too_long(seen):
     """Yield targets that CTC cannot align with their frames."""
-    for one in _calls(seen, "ctc_loss"):
+    for one, split, where, rows in _rows(seen, "ctc_loss"):
         frames = torch.as_tensor(one.call.options["input_lengths"]).reshape(-1).tolist()
-        exact = {
-            name: (_needed(row), frames[i]) for i, (name, row) in enumerate(one.rows.items()) if len(one.names) == len(one.rows)
-        }
-        all_of_batch = len(exact) > 1 and all(needed > there for needed, there in exact.values())
-        for split, where, rows in _rows(seen, one):
-            most = {name: seen.sequences.most(split, name) for name in rows}
-            found = {name: (_needed(row), int(most[name])) for name, row in rows.items() if most[name] < math.inf}
-            found |= exact if split == "train" else {}
-            yield from _too_long(one.call, where, found, all_of_batch and split == "train")
-
-
-def _too_long(call, where, found, all_of_batch):
-    bad = sorted((frames - needed, name) for name, (needed, frames) in found.items() if needed > frames)
-    if not bad:
-        return
-    zeroed = call.options.get("zero_infinity")
-    what = "CTC needs a frame for each label, and one more between equal ones: at least "
-    what += f"{len(bad)} of {len(found)} items have too few, and {'are left out of the loss' if zeroed else 'make it infinite'}"
-    if all_of_batch:
-        what += "; in the first batch, all"
-    worst = (f"{name} (needs {found[name][0]}, has at most {found[name][1]})" for _, name in bad)
-    remedy = "lower the encoder's strides (subsampling), use longer tokens, or remove these items"
-    level = "error" if not zeroed or all_of_batch or len(bad) > len(found) / 2 else "warning"
-    yield Finding(level, "more-labels-than-frames", what, f"{where}: {some(worst, SHOWN)}", remedy)
+        exact = dict(zip(one.rows, zip(map(_needed, one.rows.values()), frames))) if len(one.names) == len(one.rows) else {}
+        all_of_batch = split == "train" and len(exact) > 1 and all(needed > there for needed, there in exact.values())
+        most = {name: seen.sequences.most(split, name) for name in rows}
+        found = {name: (_needed(row), int(most[name])) for name, row in rows.items() if most[name] < math.inf}
+        found |= exact if split == "train" else {}
+        bad = sorted((there - needed, name) for name, (needed, there) in found.items() if needed > there)
+        if bad:
+            zeroed = one.call.options.get("zero_infinity")
+            what = "CTC needs a frame for each label, and one more between equal ones: at least "
+            what += f"{len(bad)} of {len(found)} items have too few, and {'are left out of the loss' if zeroed else INFINITE}"
+            what += "; in the first batch, all" * all_of_batch
+            worst = (f"{name} (needs {found[name][0]}, has at most {found[name][1]})" for _, name in bad)
+            level = "error" if not zeroed or all_of_batch or len(bad) > len(found) / 2 else "warning"
+            yield _finding(level, "more-labels-than-frames", what, where, worst, LONGER)
 
 
 def decoder(seen):
@@ -193,82 +191,77 @@ def vocabulary(seen):
     """Yield outputs that cannot be decoded."""
     special = {value for name, value in seen.given.hparams.items() if name.endswith(SPECIAL) and isinstance(value, int)}
     special.update(token for one in seen.sequences.taken for row in one.rows.values() for token in row)
-    for one in _calls(seen, *ALIGNED, *OVER_TOKENS):
-        for known in seen.sequences.vocabularies.get(("train", one.key), ()):
-            size, ids = one.call.size, set(known.ids)
-            more = set(range(size)) - ids - special - {one.call.options.get("blank")}
-            if len(more) > max(SPECIALS, PADDED * size) and max(more) > max(ids, default=0):
-                what = (
-                    f"the model has {size} outputs, but its vocabulary has {len(ids)} tokens: decoding output {max(more)} fails"
-                )
-                where, remedy = f"{one.call.name}, targets {one.key}", "make as many outputs as the vocabulary has tokens"
-                level = "warning" if len(more) > FOREIGN * size else "note"
-                yield Finding(level, "vocabulary-too-small", what, where, remedy)
+    for one, known in [(call, known) for call in _calls(seen, *LOSSES) for known in _known(seen, call)]:
+        size, ids = one.call.size, set(known.ids)
+        more = set(range(size)) - ids - special - {one.call.options.get("blank")}
+        if len(more) > max(SPECIALS, PADDED * size) and max(more) > max(ids, default=0):
+            what = f"the model has {size} outputs, but its vocabulary has {len(ids)} tokens"
+            what += f": decoding output {max(more)} fails"
+            level = "warning" if len(more) > FOREIGN * size else "note"
+            remedy = "make as many outputs as the vocabulary has tokens"
+            yield Finding(level, "vocabulary-too-small", what, f"{one.call.name}, targets {one.key}", remedy)
 
 
 def unknown(seen):
     """Yield sets with many unknown tokens."""
     found = {}
-    for one in _calls(seen, *ALIGNED, *OVER_TOKENS):
-        for split, where, rows in _rows(seen, one):
-            inner = [token for row in rows.values() for token in row[1:-1]]  # without BOS and EOS
-            for known in seen.sequences.vocabularies.get((split, one.key), ()):
-                share = inner.count(known.unknown) / max(1, len(inner))
-                if share > UNKNOWN and len(inner) >= FEWEST:
-                    what = f"{share:.0%} of the tokens are the unknown token, {known.unknown}"
-                    worst = sorted(rows, key=lambda name: -rows[name].count(known.unknown))
-                    remedy = "normalize the text as the tokenizer's (upper case, punctuation), or train another tokenizer"
-                    found.setdefault(split, Finding("warning", "many-unknown", what, f"{where}: {some(worst, SHOWN)}", remedy))
+    for one, split, where, rows in _rows(seen, *LOSSES):
+        inner = [token for row in rows.values() for token in row[1:-1]]  # without BOS and EOS
+        for known in _known(seen, one, split) if len(inner) >= FEWEST else ():
+            share = inner.count(known.unknown) / len(inner)
+            if share > UNKNOWN:
+                what = f"{share:.0%} of the tokens are the unknown token, {known.unknown}"
+                worst = sorted(rows, key=lambda name: -rows[name].count(known.unknown))
+                remedy = "normalize the text as the tokenizer's (upper case, punctuation), or train another tokenizer"
+                found.setdefault(split, _finding("warning", "many-unknown", what, where, worst, remedy))
     yield from found.values()
 
 
 def empty(seen):
     """Yield targets without tokens."""
-    for one in _calls(seen, *ALIGNED, *OVER_TOKENS):
-        for _, where, rows in _rows(seen, one):
-            ends = len(rows) >= FEWEST and len({row[-1] for row in rows.values() if row}) == 1  # an EOS
-            least = int(ends and max(map(len, rows.values())) > 1)
-            bad = [name for name, row in rows.items() if len(row) <= least]
-            if bad:
-                what = f"{len(bad)} of {len(rows)} targets have no tokens" + least * " except EOS"
-                level = "error" if len(bad) == len(rows) else "warning"
-                remedy = "remove these items, or fix their transcripts"
-                yield Finding(level, "transcript-empty", what, f"{where}: {some(bad, SHOWN)}", remedy)
+    for _, _, where, rows in _rows(seen, *LOSSES):
+        ends = len(rows) >= FEWEST and len({row[-1] for row in rows.values() if row}) == 1  # an EOS
+        least = int(ends and max(map(len, rows.values())) > 1)
+        bad = [name for name, row in rows.items() if len(row) <= least]
+        if bad:
+            what = f"{len(bad)} of {len(rows)} targets have no tokens" + least * " except EOS"
+            level = "error" if len(bad) == len(rows) else "warning"
+            yield _finding(level, "transcript-empty", what, where, bad, "remove these items, or fix their transcripts")
 
 
 def encoders(seen):
     """Yield label encoders of the two sets that map shared labels differently."""
-    for (split, key), (mine, *others) in filter(all, seen.sequences.vocabularies.items()):
-        its = seen.sequences.vocabularies.get(("valid", key), ()) if split == "train" and not others else ()
-        labels = its[0].labels if len(its) == 1 else {}
-        shared = [label for label in mine.labels if label in labels]
-        differ = [label for label in shared if mine.labels[label] != labels[label]]
+    for (split, key), mine in seen.sequences.vocabularies.items():
+        its = seen.sequences.vocabularies.get(("valid", key), ())
+        if split != "train" or len(mine) != 1 or len(its) != 1:
+            continue
+        mine, its = mine[0].labels, its[0].labels
+        shared = [label for label in mine if label in its]
+        differ = [label for label in shared if mine[label] != its[label]]
         if differ:
             what = f"two label encoders map {len(differ)} of {len(shared)} shared labels to different ids: "
-            what += f"{differ[0]!r} is {mine.labels[differ[0]]} in train, and {labels[differ[0]]} in valid"
+            what += f"{differ[0]!r} is {mine[differ[0]]} in train, and {its[differ[0]]} in valid"
             yield Finding("error", "encoders-disagree", what, key, "use the training set's label encoder for both")
 
 
 def speaking_rate(seen):
     """Yield targets whose number of tokens does not fit the duration of their audio."""
     done = set()
-    for one in _calls(seen, *ALIGNED, *OVER_TOKENS):
-        for split, where, rows in _rows(seen, one):
-            seconds = {name: seen.sequences.seconds.get((split, name), 0.0) for name in rows}
-            logs = {name: math.log(len(row) / seconds[name]) for name, row in rows.items() if row and seconds[name]}
-            if split in done or len(logs) < FEWEST:
-                continue
-            done.add(split)
-            low, middle, high = statistics.quantiles(logs.values(), n=4)
-            far = {name: abs(log - middle) for name, log in logs.items()}
-            far = sorted(
-                (name for name in far if far[name] > max(math.log(RATES), 5 * (high - low))), key=far.get, reverse=True
-            )
-            if far:
-                what = f"{len(far)} of {len(logs)} items are far from the usual {math.exp(middle):.2g} tokens for a second"
-                worst = some((f"{name} ({len(rows[name])} in {seconds[name]:.3g} s)" for name in far), SHOWN)
-                remedy = "listen to them: their transcripts may belong to other files"
-                yield Finding("note", "speaking-rate", what, f"{where}: {worst}", remedy)
+    for _, split, where, rows in _rows(seen, *LOSSES):
+        seconds = {name: seen.sequences.seconds.get((split, name), 0.0) for name in rows}
+        logs = {name: math.log(len(row) / seconds[name]) for name, row in rows.items() if row and seconds[name]}
+        if split in done or len(logs) < FEWEST:
+            continue
+        done.add(split)
+        low, middle, high = statistics.quantiles(logs.values(), n=4)
+        far = {
+            name: abs(log - middle) for name, log in logs.items() if abs(log - middle) > max(math.log(RATES), 5 * (high - low))
+        }
+        if far:
+            what = f"{len(far)} of {len(logs)} items are far from the usual {math.exp(middle):.2g} tokens for a second"
+            worst = (f"{name} ({len(rows[name])} in {seconds[name]:.3g} s)" for name in sorted(far, key=far.get, reverse=True))
+            remedy = "listen to them: their transcripts may belong to other files"
+            yield _finding("note", "speaking-rate", what, where, worst, remedy)
 
 
 RULES = (lengths, outside, blank, log_softmax, too_long, decoder, masks, vocabulary, unknown, empty, encoders, speaking_rate)

@@ -29,53 +29,45 @@ TRUNCATED = 3  # tokens that SpeechBrain's losses cut off, see allowed_len_diff
 
 @dataclass
 class TokenCall:
-    """A call of a loss over tokens, or of an embedding.
+    """A call of a loss over tokens, or of an embedding."""
 
-    Its name in torch; the tokens; the number of outputs or embeddings; the scores with the classes last (None for an
-    embedding); the other arguments; the embeddings; by position, whether the scores got a gradient (None if they got none at
-    all); and for each embedding that gets the targets shifted by one, the gradient of the first score at later embeddings as a
-    share of the one at the first.
-    """
-
-    name: str
-    ids: Any
-    size: int
-    scores: Any = None
-    options: dict = field(default_factory=dict)
-    weight: Any = None
-    trained: Any = None
+    name: str  # its name in torch
+    ids: Any  # the tokens
+    size: int  # the number of outputs or embeddings
+    scores: Any = None  # with the classes last; None for an embedding
+    options: dict = field(default_factory=dict)  # the other arguments
+    weight: Any = None  # the embeddings
+    trained: Any = None  # by position, whether the scores got a gradient; None if they got none at all
+    # For each embedding that gets the targets shifted by one, the gradient of the first score at later embeddings as a share
+    # of the one at the first.
     leaks: list = field(default_factory=list)
     failed: bool = True
 
 
 @dataclass
 class Watched:
-    """What takes sequences in the first step: calls, and by name of a module the largest of its relative lengths."""
+    """What takes sequences in the first step."""
 
     calls: list = field(default_factory=list)
-    lengths: dict = field(default_factory=dict)
+    lengths: dict = field(default_factory=dict)  # by name of a module, the largest of its relative lengths
 
 
 class Vocabulary(NamedTuple):
-    """What a tokenizer or label encoder can decode: its ids, the unknown token's (None without one), and its labels."""
+    """What a tokenizer or label encoder can decode."""
 
     ids: Iterable
-    unknown: int | None
+    unknown: int | None  # the unknown token
     labels: dict
 
 
 class Taken(NamedTuple):
-    """The tokens of a call.
-
-    The call, the key of the batch that contains them (None if unknown), the tokens [rows, positions], which positions are
-    inside the lengths (None if unknown), and the id of the item of each row.
-    """
+    """The tokens of a call."""
 
     call: TokenCall
-    key: str | None
-    ids: torch.Tensor
-    inside: torch.Tensor | None
-    names: list
+    key: str | None  # the key of the batch that contains them
+    ids: torch.Tensor  # [rows, positions]
+    inside: torch.Tensor | None  # which positions are inside the lengths
+    names: list  # the id of the item of each row
 
     @property
     def rows(self):
