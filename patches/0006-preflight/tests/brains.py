@@ -61,7 +61,7 @@ def observe(given, **moments):
     """Observe a run whose first step needs no more than the given records; returns the records and the remarks."""
     log, seen = Log(Ranks()), Observed(given, **moments)
     clips, (columns, failures) = audio(given, log), evaluated(given, log)
-    words = labels(given, seen.loaded, seen.start, seen.step, columns, log)
+    words = labels(given, seen.loaded, seen.start, seen.step, columns)
     return Observed(given, seen.loaded, seen.start, seen.step, clips, words, failures=failures), log.said
 
 

@@ -446,6 +446,13 @@ def encoder_never_filled(folder, broken):
 
 @case("label-encoder-stale", "error", None)
 def encoder_of_an_earlier_run(folder, broken):
+    class Brain(Classifier):
+        def compute_forward(self, batch, stage):
+            return self.modules.head(torch.randn(len(batch.label.data), 4))
+
+        def compute_objectives(self, predictions, batch, stage):
+            return torch.nn.functional.cross_entropy(predictions, batch.label.data[:, 0])
+
     dataset = DynamicItemDataset({str(i): {"word": "abc"[i % 3]} for i in range(6)})
     dataset.add_dynamic_item(lambda word: f"{word}!", takes="word", provides="said")
     earlier = CategoricalEncoder()
@@ -453,7 +460,9 @@ def encoder_of_an_earlier_run(folder, broken):
     earlier.save(folder / "label_encoder.txt")
     encoder = CategoricalEncoder()
     encoder.load_or_create(folder / "label_encoder.txt", from_didatasets=[dataset], output_key="said")
-    Classifier({"head": Linear(4, 3)}).start()
+    dataset.add_dynamic_item(encoder.encode_label_torch, takes="said", provides="label")
+    dataset.set_output_keys(["label"])
+    Brain({"head": Linear(4, 3)}).fit(range(1, 2), dataset, train_loader_kwargs=LOADER)
 
 
 # Frozen modules whose statistics change

@@ -34,7 +34,7 @@ def examine(given, loaded, ranks):
         tries(given, before, step, log)
     clips = log.guarded("audio", audio, given, log) or Clips({})
     columns, failed = log.guarded("items", evaluated, given, log) or ({}, [])
-    words = log.guarded("labels", labels, given, loaded, before, step, columns, log) or Labels()
+    words = log.guarded("labels", labels, given, loaded, before, step, columns) or Labels()
     seen = Observed(given, loaded, before, step, clips, words, valid, failed)
     seen = replace(seen, sequences=log.guarded("sequences", sequences, seen) or Sequences())
     seen = replace(seen, plan=plan(seen, log))

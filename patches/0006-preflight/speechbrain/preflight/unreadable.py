@@ -52,11 +52,8 @@ def _in_csv(path, replacements):
         other = next((mark for mark in ";\t|" if len(head) == 1 and mark in head[0]), None)
         if other:
             return f"its columns are separated by {other!r}", f"{path}:1", "separate them by commas"
-        return (
-            f"it has no column ID, but {', '.join(head) or 'nothing'}",
-            f"{path}:1",
-            "add a header with ID, which names each item",
-        )
+        what, remedy = f"it has no column ID, but {', '.join(head) or 'nothing'}", "add a header with ID, which names each item"
+        return what, f"{path}:1", remedy
     for row in filter(None, rows):
         found = _in_row(head, row, ids, rows.line_num, replacements)
         if found:
@@ -68,12 +65,8 @@ def _in_csv(path, replacements):
 def _in_row(head, row, ids, line, replacements):
     """The column, what is wrong and the remedy; None if the row can be read."""
     if len(row) != len(head):
-        last = head[len(row)] if len(row) < len(head) else head[-1]
-        return (
-            last,
-            f"the row has {len(row)} values for {len(head)} columns",
-            "add what is missing, and quote values with commas",
-        )
+        what = f"the row has {len(row)} values for {len(head)} columns"
+        return [*head, head[-1]][min(len(row), len(head))], what, "add what is missing, and quote values with commas"
     cells = dict(zip(head, row))
     if cells["ID"] in ids:
         return "ID", f"the id {cells['ID']!r} is already in line {ids[cells['ID']]}", "give each item its own id"
@@ -81,8 +74,7 @@ def _in_row(head, row, ids, line, replacements):
     for column, cell in cells.items():
         unknown = [name for name in re.findall(r"\$([\w.]+)", cell) if name not in replacements]
         if unknown:
-            what = f"${unknown[0]} has no replacement"
-            return column, what, f"pass replacements={{{unknown[0]!r}: ...}} to from_csv"
+            return column, f"${unknown[0]} has no replacement", f"pass replacements={{{unknown[0]!r}: ...}} to from_csv"
     try:
         float(cells.get("duration", 0))
     except ValueError:
@@ -97,11 +89,8 @@ def _in_json(path, error, frames, replacements):
     keys = [str(f.f_locals["key"]) for f in frames if f.f_code.co_name == "_recursive_format" and "key" in f.f_locals]
     if keys:
         what = f"{{{error.args[0]}}} has no replacement" if isinstance(error, KeyError) else f"{error}"
-        return (
-            what,
-            f"{path}: {' '.join(keys)}",
-            "pass it in replacements=, and write {{ and }} for braces that are meant as text",
-        )
+        remedy = "pass it in replacements=, and write {{ and }} for braces that are meant as text"
+        return what, f"{path}: {' '.join(keys)}", remedy
     data = json.loads(Path(path).read_text(encoding="utf-8"))
     if not data or not isinstance(data, dict):
         what = "it has no items" if not data else f"it is a {type(data).__name__}"

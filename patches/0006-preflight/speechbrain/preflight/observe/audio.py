@@ -12,8 +12,6 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import numpy as np
-import torch
 from speechbrain.augment.time_domain import AddNoise, AddReverb
 from speechbrain.dataio.legacy import ExtendedCSVDataset
 from speechbrain.preflight.observe.clips import in_parallel, read_header, read_whole
@@ -23,31 +21,22 @@ from speechbrain.utils.distributed import if_main_process
 
 
 class Source(NamedTuple):
-    """Where a manifest names files: the key, the keys inside its value, and what the path has before and after that value."""
+    """Where a manifest names files."""
 
-    keys: tuple
-    before: str = ""
+    keys: tuple  # the key, and the keys inside its value
+    before: str = ""  # what the path has before and after that value
     after: str = ""
 
 
 class Use(NamedTuple):
-    """An item that reads a file, and the place of the file in the manifest."""
+    """An item that reads a file."""
 
     items: Items
     i: int
-    source: Source
+    source: Source  # the place of the file in the manifest
 
     def __str__(self):
         return f"{self.items.split} {'.'.join(self.source.keys)}"
-
-
-class Made(NamedTuple):
-    """An evaluated item: its tensors by key (None if it failed), and what :class:`Watch` recorded."""
-
-    tensors: dict
-    opened: list
-    read: list
-    resampled: list
 
 
 def audio(given, log):
@@ -134,18 +123,6 @@ def _around(value, path):
         yield before, after
 
 
-def _make(items, i):
-    """Evaluate an item, and record what it does: Made."""
-    made, watch = items.watched(i)
-    if made is not None:
-        made = {key: torch.as_tensor(value) for key, value in made.items() if _is_array(value)}
-    return Made(made, watch.opened, watch.read, watch.resampled)
-
-
-def _is_array(value):
-    return isinstance(value, torch.Tensor) or (isinstance(value, np.ndarray) and value.dtype.kind in "biuf")
-
-
 def _sort(results, good, bad):
     """Put results into the one dict, and exceptions into the other."""
     for path, result in results:
@@ -179,4 +156,4 @@ class Clips:
     def make(self, path):
         """Evaluate an item that reads a file."""
         use = self.uses[path][0]
-        return _make(use.items, use.i)
+        return use.items.watched(use.i)

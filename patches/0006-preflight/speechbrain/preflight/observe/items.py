@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from functools import cached_property
 from types import SimpleNamespace
 
+import numpy as np
+import torch
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.utils.data_pipeline import StaticItem
 from torch.utils.data import DataLoader, Subset
@@ -53,6 +55,7 @@ class Watch:
         self.tokenizers = []  # the tokenizers of SentencePiece and of the package transformers that were used
         self.calls = []  # the calls of SpeechBrain's losses that say more than torch's inside them, and of Augmenters
         self._running = {}  # by frame, its call
+        self.tensors = None  # those of the item that is evaluated, by key; None if this failed
 
     def __enter__(self):
         self._before = (builtins.open, io.open)
@@ -73,7 +76,7 @@ class Watch:
             sys.setprofile(None)
 
     def _note(self, file):
-        path = os.fspath(file) if isinstance(file, os.PathLike) else file
+        path = os.fspath(file) if isinstance(file, os.PathLike) else getattr(file, "name", file)
         if isinstance(path, str) and path not in self.opened:
             self.opened.append(path)
 
@@ -100,8 +103,7 @@ class Watch:
 
     def _note_file(self, frame, event, _):
         if event == "call":  # soundfile opens files of any name, and takes open files
-            file = frame.f_locals.get("file")
-            self._note(file if isinstance(file, os.PathLike) else getattr(file, "name", file))
+            self._note(frame.f_locals.get("file"))
 
     def _note_arguments(self, frame, event, result):
         code = frame.f_code
@@ -199,18 +201,18 @@ class Items:
 
     @cached_property
     def probes(self):
-        """dict: By key of the batch, what evaluating it does for the last item, the middle one, and one more."""
+        """dict: By key of the batch, a Watch for each of a few items; not the first ones, which may be cached."""
         found = {}
         for outer, key in self.pipeline.output_mapping.items() if self.pipeline is not None else ():
             with self.providing([key]):
-                found[outer] = [self.watched(i)[1] for i in self.probed]
+                found[outer] = [self.watched(i) for i in self.probed]
             for watch in found[outer]:
-                watch.read.clear()  # which may be large
+                watch.read, watch.tensors = [], None  # which may be large
         return found
 
     @property
     def probed(self):
-        """list: The numbers of the items of ``probes``; not the first ones, which may be cached."""
+        """list: The numbers of the items of ``probes``."""
         n = len(self)
         return [*dict.fromkeys((n - 1, n // 2, n // 4))]
 
@@ -234,10 +236,12 @@ class Items:
         return self.pipeline.compute_outputs(static)
 
     def watched(self, i):
-        """Evaluate an item; returns it, or None if that fails, and a Watch."""
-        with Watch() as watch:
-            try:
-                made = self.evaluate(i)
-            except Exception:
-                made = None
-        return made, watch
+        """Evaluate an item; returns a Watch."""
+        with Watch() as watch, contextlib.suppress(Exception):
+            found = {key: value for key, value in self.evaluate(i).items() if _is_array(value)}
+            watch.tensors = {key: torch.as_tensor(value) for key, value in found.items()}
+        return watch
+
+
+def _is_array(value):
+    return isinstance(value, torch.Tensor) or (isinstance(value, np.ndarray) and value.dtype.kind in "biuf")

@@ -3,22 +3,20 @@
 A key of the batch contains the labels if its values in the first batch, one for each item, are the targets of a loss.
 """
 
-import time
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
+from speechbrain.preflight.observe.columns import Unknown
 from torch.nn.functional import one_hot
-
-COMPARING = 1.0  # seconds to spend on comparing a label encoder with the labels of the data
 
 
 class Target(NamedTuple):
-    """The arguments of a loss in the first step: one label for each item, the number of classes, and the ignored label."""
+    """The arguments of a loss in the first step."""
 
-    labels: torch.Tensor
+    labels: torch.Tensor  # one label for each item
     classes: int
-    ignored: int
+    ignored: int  # the ignored label
 
 
 @dataclass(frozen=True)
@@ -27,48 +25,18 @@ class Labels:
 
     targets: dict = field(default_factory=dict)  # by key of the batch, the labels that the first step learned
     columns: dict = field(default_factory=dict)  # by set and key of the batch, the Column of a key that reads no audio
-    # By the file that a label encoder was loaded from, the labels of its data that it does not have.
+    # By the file that a label encoder was loaded from instead of being built, the labels of the data that it does not have.
     lacking: dict = field(default_factory=dict)
 
 
-def labels(given, loaded, start, step, columns, log):
-    """Read the labels of the training and the validation set."""
-    lacking = {
-        str(path): log.guarded(str(path), _lacking, encoder, path, arguments, log)
-        for encoder, path, arguments in loaded.encoders
-    }
-    targets = _targets(given, start.batch, step.losses)
-    return Labels(targets, columns, {path: found for path, found in lacking.items() if found})
-
-
-def _lacking(encoder, path, arguments, log):
-    """The labels of the data that a label encoder does not have."""
-    found, end = set(), time.monotonic() + COMPARING
-    for label in _labels(arguments) if not hasattr(encoder, "unk_label") else ():
-        if label not in encoder.lab2ind:
-            found.add(label)
-        if time.monotonic() > end:
-            log.said.append(f"{path}: there was no time to compare it with all labels of the data.")
-            break
-    return found
-
-
-def _labels(arguments):
-    """The labels of the data that an encoder would have been built from."""
-    for source in arguments["from_iterables"]:
-        yield from _flat(source, arguments["sequence_input"])
-    key = arguments["output_key"]
-    for dataset in arguments["from_didatasets"]:
-        with dataset.output_keys_as([key]):
-            for number in range(len(dataset)):
-                for item in dataset.pipeline.dynamic_items:
-                    item.reset()  # after an exception, a generator would continue where it stopped
-                yield from _flat([dataset[number][key]], arguments["sequence_input"])
-
-
-def _flat(source, sequences):
-    for item in source:
-        yield from item if sequences else [item]
+def labels(given, loaded, start, step, columns):
+    """Find the labels of the training and the validation set, and what encoders of an earlier run lack."""
+    lacking = {}
+    for encoder, path, _ in loaded.encoders:
+        for (split, _), column in columns.items():
+            if split == "train" and any(encoder is other for other in column.encoders):
+                lacking.setdefault(str(path), set()).update(one.label for one in column.values if isinstance(one, Unknown))
+    return Labels(_targets(given, start.batch, step.losses), columns, {path: found for path, found in lacking.items() if found})
 
 
 def _targets(given, batch, losses):
