@@ -165,12 +165,7 @@ def one_label(run):
     run.label = lambda label: torch.LongTensor([0])
 
 
-@case("signals-equal", "warning", "'sig' and 'clean' are equal in all 4 items", "train sig, clean")
-def clean_is_noisy(run):
-    run.keys = [*run.keys, "clean"]
-
-
-# Sorting, filtering, durations
+# Sorting, durations
 
 
 @case("sorted-wrong", "warning", "'duration' is NaN for 1 of 8 items", "sort_key='duration': t4")
@@ -184,11 +179,6 @@ def numbers_sorted_as_text(run):
     for i, item in enumerate(run.train.values()):
         item["length"] = str(i + 4)
     run.pick = lambda dataset: dataset.filtered_sorted(sort_key="length")
-
-
-@case("few-left", "note", "it leaves 2 of 8 items", "key_max_value={'duration': 0.11}")
-def seconds_that_are_too_few(run):
-    run.pick = lambda dataset: dataset.filtered_sorted(key_max_value={"duration": 0.11})
 
 
 @case("duration-unlike-audio", "note", "1000 times the files' seconds: milliseconds?", "train duration")
@@ -282,11 +272,6 @@ def sorted_by_speaker(run):
     for i, item in enumerate(run.train.values()):
         item["speaker"] = str(i + 4)
     run.pick = lambda dataset: dataset.filtered_sorted(sort_key="speaker")
-
-
-@healthy
-def few_on_purpose(run):
-    run.pick = lambda dataset: dataset.filtered_sorted(select_n=3, key_min_value={"duration": 0})
 
 
 @healthy

@@ -1,4 +1,4 @@
-"""Checks the manifests: what all items contain, and how they are chosen and sorted."""
+"""Checks the manifests: what all items contain, and how they are sorted."""
 
 import json
 import math
@@ -6,9 +6,8 @@ import re
 import statistics
 from collections import Counter, defaultdict
 from contextlib import suppress
-from itertools import combinations, pairwise
+from itertools import pairwise
 
-import torch
 from speechbrain.preflight.attempts import failure
 from speechbrain.preflight.observe.items import Items
 from speechbrain.preflight.report import Finding, some
@@ -18,13 +17,11 @@ CODES = {
     "item-failed": "a key of an item cannot be evaluated, although that needs no audio",
     "id-twice": "a JSON manifest has an id several times; only the last item with it is used",
     "sorted-wrong": "items are sorted by values that are NaN, or by numbers as text",
-    "few-left": "a filter leaves less than half of the items",
     "duration-unlike-audio": "durations in the manifest are not the files' seconds, but a multiple, or a sampler gets zeros",
     "label-contradicts": "items with the same audio have different labels",
     "label-constant": "all items have the same label",
     "audio-twice": "several items of the training set have the same audio",
     "audio-constant": "all items have the same audio",
-    "signals-equal": "two keys of each item in the first batch have the same signal",
 }
 
 FEWEST = 4  # items that must agree
@@ -57,7 +54,7 @@ def twice(seen):
 
 
 def selections(seen):
-    """Yield orders that are arbitrary, and filters that leave few items."""
+    """Yield orders that are arbitrary."""
     for dataset, given, ids in seen.loaded.selections:
         key, where = given.get("sort_key"), f"sort_key={given.get('sort_key')!r}"
         values = {name: dataset.data[name][key] for name in ids if dataset.data[name].get(key) is not None}
@@ -70,10 +67,6 @@ def selections(seen):
         if wrong and measures:  # else, they may be names, which have no order
             what = f"{key!r} is sorted as text: {wrong[0][0]!r} comes before {wrong[0][1]!r}"
             yield Finding("warning", "sorted-wrong", what, where, "make it a number: pass col_types to from_csv, or int()")
-        limits = [f"{name}={given[name]}" for name in ("key_min_value", "key_max_value") if given.get(name)]
-        if limits and given.get("select_n") is None and len(ids) < len(dataset) / 2:
-            what = f"it leaves {len(ids)} of {len(dataset)} items"
-            yield Finding("note", "few-left", what, ", ".join(limits), "check the limits, and the unit of the values")
 
 
 def _as_text(one, other, reverse):
@@ -166,15 +159,4 @@ def constant(seen):
             yield Finding("warning", "label-constant", what, column.where, "check the key that the label is made from")
 
 
-def equal_signals(seen):
-    """Yield two signals of the items that are equal."""
-    mapping = getattr(getattr(seen.given.train_set, "pipeline", None), "output_mapping", {})
-    signals = {key: getattr(getattr(seen.start.batch, key, None), "data", None) for key in mapping}
-    signals = {key: value for key, value in signals.items() if isinstance(value, torch.Tensor) and value.is_floating_point()}
-    for (one, first), (other, second) in combinations(signals.items(), 2):
-        if first.dim() == 2 and min(first.shape) > 1 and torch.equal(first, second) and (first != first[0, 0]).any():
-            what = f"{one!r} and {other!r} are equal in all {len(first)} items of the first batch"
-            yield Finding("warning", "signals-equal", what, f"train {one}, {other}", "check the keys that the pipeline takes")
-
-
-RULES = (failures, twice, selections, durations, same_content, constant, equal_signals)
+RULES = (failures, twice, selections, durations, same_content, constant)

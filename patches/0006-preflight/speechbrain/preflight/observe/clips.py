@@ -4,7 +4,7 @@ import math
 import os
 import struct
 import time
-from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.pool import ThreadPool
 from typing import NamedTuple
 
 import numpy as np
@@ -107,21 +107,15 @@ def _in_runs(at_top):
 def in_parallel(work, paths, deadline, name):
     """Call a function for many files, on several threads, with a progress bar; yield each path, and the answer or exception."""
 
-    def some(paths):
-        done = []
-        for path in paths:
-            if time.perf_counter() > deadline:
-                break
-            try:
-                done.append((path, work(path)))
-            except WRONG as error:
-                done.append((path, error))
-        return done
+    def attempt(path):
+        try:
+            return work(path) if time.perf_counter() < deadline else None
+        except WRONG as error:
+            return error
 
-    chunks = [paths[i : i + CHUNK] for i in range(0, len(paths), CHUNK)]
     threads = max(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    bar = tqdm(total=len(paths), desc=name, unit="file", disable=None, leave=False, delay=1)
-    with bar, ThreadPoolExecutor(threads) as pool:
-        for done in pool.map(some, chunks):
-            bar.update(len(done))
-            yield from done
+    with ThreadPool(threads) as pool:
+        answers = zip(paths, pool.imap(attempt, paths, CHUNK))
+        for path, answer in tqdm(answers, name, len(paths), unit="file", disable=None, leave=False, delay=1):
+            if answer is not None:
+                yield path, answer
