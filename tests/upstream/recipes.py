@@ -183,8 +183,9 @@ def times(recipes, checkout, options, folder):
             ratios.append(statistics.median(b / a for a, b in zip(took["train"][1:], took["check"])))
             one, other = (statistics.median(took[name]) for name in ("check", "train"))
             tqdm.write(f"{recipe[0]} {Path(recipe[1]).name}: {one:.2f} s, {other:.2f} s, {ratios[-1]:.2f}")
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    print(f"{len(ratios)} recipes, preflight / recipe: {middle:.2f} ({low:.2f} to {high:.2f})")
+    if len(ratios) > 1:
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        print(f"{len(ratios)} recipes, preflight / recipe: {middle:.2f} ({low:.2f} to {high:.2f})")
     return False
 
 

@@ -61,9 +61,7 @@ def _target(call):
         return None
     if call.name in ("cross_entropy", "nll_loss") and not given.is_floating_point() and given.numel() == len(given):
         return Target(given.reshape(-1).cpu(), scores.shape[1], call.options.get("ignore_index", -100))
-    if (
-        call.name == "kl_div" and given.dim() == 2 and given.shape == scores.shape
-    ):  # of LogSoftmaxWrapper, used for margin losses
+    if call.name == "kl_div" and given.dim() == 2 and given.shape == scores.shape:  # of LogSoftmaxWrapper, for margin losses
         labels = given.argmax(1)
         if torch.equal(given, one_hot(labels, given.shape[1]).to(given.dtype)):
             return Target(labels.cpu(), given.shape[1], -100)
