@@ -268,6 +268,12 @@ def test_a_learning_rate_of_0_that_changes_is_fine(change):
     assert not fit(Brain({"head": Linear(4, 3)}, rate(0.0))).findings
 
 
+class AddsToTheStep(Classifier):
+    def fit_batch(self, batch):
+        self.hparams.seen = self.step
+        return super().fit_batch(batch)
+
+
 class OwnStep(Classifier):
     def fit_batch(self, batch):
         loss = self.compute_objectives(self.compute_forward(batch, sb.Stage.TRAIN), batch, sb.Stage.TRAIN)
@@ -277,7 +283,9 @@ class OwnStep(Classifier):
         return loss.detach()
 
 
-def test_an_own_step_is_not_judged():
+def test_an_own_step_is_only_judged_if_it_adds_to_the_usual_one():
+    report = fit(AddsToTheStep({"head": Linear(4, 3)}, grad_accumulation_factor=5))
+    assert [finding.code for finding in report.findings] == ["no-step"] and report.plan["loss"]["classes"] == 3
     report = fit(OwnStep({"head": Linear(4, 3)}, grad_accumulation_factor=5, max_grad_norm=0))
     assert not report.findings and "steps" not in report.plan["epochs"] and report.plan["loss"]["start"] > 0
 

@@ -127,7 +127,7 @@ def epochs(seen):
     if batches is not None:
         found["batches"] = batches
         texts.append(f"{_many(batches, 'batch')} each")
-        if all(getattr(type(brain), name) is getattr(Brain, name) for name in ("fit_batch", "_fit_train", "zero_grad")):
+        if _steps_as_usual(brain):
             factor, limit = brain.grad_accumulation_factor, brain.optimizer_step_limit
             found |= {"accumulation": factor, "steps": batches // factor}
             texts += [f"{_many(found['steps'], 'step')} each (accumulation {factor})"] * (factor > 1)
@@ -137,6 +137,14 @@ def epochs(seen):
                 texts.append(f"{_many(found['steps_left'], 'step')} in all")
     texts += [f"but debug ends each after {_many(brain.debug_batches, 'batch')}"] * brain.debug
     return found and (", ".join(texts), found)
+
+
+def _steps_as_usual(brain):
+    """Whether a Brain steps after each ``grad_accumulation_factor`` batches of an epoch, and drops the gradients of the rest."""
+    used = getattr(type(brain).fit_batch, "__code__", _steps_as_usual.__code__).co_names
+    adds = {"super", "fit_batch"} <= {*used} and not {"backward", "optimizers_step"} & {*used}  # it only adds something
+    same = [name for name in ("fit_batch", "_fit_train", "zero_grad") if getattr(type(brain), name) is getattr(Brain, name)]
+    return same[-2:] == ["_fit_train", "zero_grad"] and (len(same) == 3 or adds)
 
 
 def folder(seen):
