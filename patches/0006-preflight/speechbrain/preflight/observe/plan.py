@@ -140,11 +140,12 @@ def epochs(seen):
 
 
 def _steps_as_usual(brain):
-    """Whether a Brain steps after each ``grad_accumulation_factor`` batches of an epoch, and drops the gradients of the rest."""
-    used = getattr(type(brain).fit_batch, "__code__", _steps_as_usual.__code__).co_names
-    adds = {"super", "fit_batch"} <= {*used} and not {"backward", "optimizers_step"} & {*used}  # it only adds something
-    same = [name for name in ("fit_batch", "_fit_train", "zero_grad") if getattr(type(brain), name) is getattr(Brain, name)]
-    return same[-2:] == ["_fit_train", "zero_grad"] and (len(same) == 3 or adds)
+    """Whether a Brain steps after each ``grad_accumulation_factor`` batches of an epoch, and drops the gradients of others."""
+    kind = type(brain)
+    used = {*getattr(kind.fit_batch, "__code__", kind.zero_grad.__code__).co_names}
+    adds = {"super", "fit_batch"} <= used and not {"backward", "optimizers_step"} & used  # it calls the usual one
+    same = kind._fit_train is Brain._fit_train and kind.zero_grad is Brain.zero_grad
+    return same and (adds or kind.fit_batch is Brain.fit_batch)
 
 
 def folder(seen):
