@@ -252,6 +252,15 @@ def test_healthy_loads_have_no_findings(tmp_path, make):
     assert not report.findings, report.text()
 
 
+@pytest.mark.parametrize("text, codes", [("if flag:\n    one.load_collected()", []), ("", ["pretrainer-not-loaded"])])
+def test_a_script_may_have_a_flag_for_loading(tmp_path, monkeypatch, text, codes):
+    monkeypatch.setattr(pretrained, "own_code", lambda script: text)
+    modules = {"body": body(), "head": head()}
+    brain = Classifier(modules)
+    report = Takeover(tmp_path / "train.py").run(lambda: (pretrainer(tmp_path, body=modules["body"]), brain.start()))
+    assert [finding.code for finding in report.findings] == codes
+
+
 def test_the_function_sees_what_a_pretrainer_did(tmp_path):
     saved(tmp_path)
     modules = {"body": body(), "head": head()}

@@ -16,12 +16,17 @@ CODES = {
 }
 
 
+def own_code(script):
+    """The text of the script, of the user's modules, and of ``Brain``."""
+    own = [vars(module).get("__file__") for module in [*sys.modules.values()]]  # getattr would import lazy ones
+    own = {file for file in (*own, speechbrain.core.__file__, script) if file and str(file).endswith(".py")}
+    own = [file for file in own if (is_own(str(file)) or file == speechbrain.core.__file__) and os.path.isfile(file)]
+    return "\n".join(Path(file).read_text(encoding="utf-8", errors="replace") for file in own)
+
+
 def mistyped(seen):
     """Yield keys of YAML files that nothing reads, and that are one or two letters away from one that is read."""
-    own = [vars(module).get("__file__") for module in [*sys.modules.values()]]  # getattr would import lazy ones
-    own = {file for file in (*own, speechbrain.core.__file__, seen.given.script) if file and str(file).endswith(".py")}
-    own = [file for file in own if (is_own(str(file)) or file == speechbrain.core.__file__) and os.path.isfile(file)]
-    code = "\n".join(Path(file).read_text(encoding="utf-8", errors="replace") for file in own)
+    code = own_code(seen.given.script)
     for file in filter(os.path.isfile, (each for each in sys.argv[1:] if each.endswith((".yaml", ".yml")))):
         text = Path(file).read_text(encoding="utf-8", errors="replace")
         words = {*re.findall(r"\w+", code), *re.findall(r"<([^<>\[\].]+)", text)}

@@ -5,6 +5,7 @@ import os
 
 import torch
 from speechbrain.dataio.encoder import CategoricalEncoder
+from speechbrain.preflight.checks.hparams import own_code
 from speechbrain.preflight.observe.given import held, parts
 from speechbrain.preflight.observe.loads import sample
 from speechbrain.preflight.observe.resume import inside
@@ -168,18 +169,18 @@ def elsewhere(seen):
         shapes = {key: shape for key, (_, _, shape) in load.parameters.items()}
         for name, module in seen.given.modules.named_modules():
             own = dict(module.named_parameters())
-            if own.keys() != shapes.keys() or {key: p.shape for key, p in own.items()} != shapes:
-                continue
+            if {key: p.shape for key, p in own.items()} != shapes or ("." in name and len(own) < 4):
+                continue  # or it is one of many layers of this shape
             if any(id(p) in loads or _equal(sample(p)[0], load.parameters[key][1]) for key, p in own.items() if p.dim() > 1):
                 continue
             what = f"{_from(load)} was loaded into another {type(module).__name__} of this shape, which the Brain does not have"
             yield Finding("warning", "loaded-elsewhere", what, name, "load it into the module that the Brain has")
+            break
 
 
 def never_loaded(seen):
     """Yield Pretrainers that did not load what they should."""
     loads = _Loads(seen)
-    script = seen.given.script.read_text(encoding="utf-8", errors="replace") if seen.given.script else ""
     for pretrainer, called in seen.loaded.pretrainers.items():
         modules = {name: item for name, item in pretrainer.loadables.items() if isinstance(item, torch.nn.Module)}
         mine = [
@@ -190,13 +191,12 @@ def never_loaded(seen):
             and any(id(p) in loads.used for p in module.parameters())
             and not any(id(p) in loads for p in module.parameters())
         ]
-        if mine:
+        # A script that can load it may have a flag for it
+        if mine and (called or seen.given.script is None or "load_collected" not in own_code(seen.given.script)):
             what = "it has collected the files, but not loaded them" if called else "it has not loaded anything"
-            level = "note" if "load_collected" in script and not called else "warning"
             remedy = "call its load_collected()" + ("" if called else " after collect_files()")
-            yield Finding(
-                level, "pretrainer-not-loaded", f"{what}, so these are not pretrained", f"Pretrainer of {some(mine)}", remedy
-            )
+            where = f"Pretrainer of {some(mine)}"
+            yield Finding("warning", "pretrainer-not-loaded", f"{what}, so these are not pretrained", where, remedy)
 
 
 def adapters(seen):

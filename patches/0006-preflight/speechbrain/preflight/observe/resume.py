@@ -67,8 +67,9 @@ def look(given, loaded, valid_loader, log):
 
 def _recovered(given, loaded):
     brain, checkpointer = given.brain, given.brain.checkpointer
-    alive = [p for load in loaded.states for p in (reference() for reference, *_ in load.parameters.values()) if p is not None]
-    resumed = Resumed(values={id(p): sample(p)[0] for p in alive})
+    found = (reference() for load in loaded.states for reference, *_ in load.parameters.values())
+    alive = {id(p): p for p in found if p is not None}
+    resumed = Resumed(values={key: sample(p)[0] for key, p in alive.items()})
     if not isinstance(checkpointer, Checkpointer):
         return resumed
     searched = any(one is checkpointer for one in loaded.searched)
