@@ -2,7 +2,7 @@
 
 import torch
 from speechbrain.core import Brain
-from speechbrain.preflight.checks.optimised import saves_its_own_way
+from speechbrain.preflight.checks.optimised import codes_of, saves_its_own_way
 from speechbrain.preflight.observe.given import parts
 from speechbrain.preflight.observe.resume import inside, saved_by_torch, saver
 from speechbrain.preflight.report import Finding, some
@@ -123,7 +123,9 @@ def recovered(seen):
     if not recovery or recovery.error:
         return
     path = str(recovery.checkpoint.path)
-    lacking = [f"files for {some(resumed.absent)} (allow_partial_load is set)"] if resumed.absent else []
+    trained = "brain" not in resumed.absent  # else it is not from a training
+    absent = [name for name in resumed.absent if trained or name not in AUTOMATIC]
+    lacking = [f"files for {some(absent)} (allow_partial_load is set)"] if absent else []
     for load in seen.loaded.states:
         module = load.module() if load.file == path and load.by == "checkpoint" else None
         own = dict(module.named_parameters()) if module is not None else {}
@@ -132,7 +134,7 @@ def recovered(seen):
     if lacking:
         remedy = "use the settings of the run that saved it, or another output_folder"
         what = f"it has no {'; no '.join(lacking)}: they keep their initial state"
-        yield Finding("warning" if len(lacking) > bool(resumed.absent) else "note", "recovered-in-part", what, path, remedy)
+        yield Finding("warning" if len(lacking) > bool(absent) else "note", "recovered-in-part", what, path, remedy)
 
 
 def learning_rates(seen):
@@ -142,14 +144,7 @@ def learning_rates(seen):
         return
     known = {**vars(brain), **brain.checkpointer.recoverables, **seen.given.hparams}
     texts = [text for name, item in known.items() for text in (name.lower(), type(item).__module__)]
-    codes = [
-        getattr(method, "__code__", None)
-        for cls in type(brain).__mro__
-        if cls.__module__ != Brain.__module__
-        for method in vars(cls).values()
-    ]
-    sets = any("param_groups" in code.co_names for code in codes if code)
-    if sets or any("sched" in text or "anneal" in text for text in texts):
+    if "param_groups" in codes_of(brain) or any("sched" in text or "anneal" in text for text in texts):
         return
     for name, asked in recovery.rates.items():
         groups = getattr(brain.checkpointer.recoverables.get(name), "param_groups", [])
