@@ -4,6 +4,8 @@ import argparse
 import os
 import runpy
 import sys
+import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 from speechbrain.core import Brain
@@ -30,6 +32,7 @@ examples:
   python -m speechbrain.preflight train.py hparams/train.yaml --data_folder /data
   python -m speechbrain.preflight --strict --json report.json train.py hparams/train.yaml
   torchrun --nproc_per_node=2 -m speechbrain.preflight train.py hparams/train.yaml
+  python -m speechbrain.preflight --look heard train.py hparams/train.yaml
   python -m speechbrain.preflight --codes
 
 exit status:
@@ -52,8 +55,8 @@ class Done(BaseException):
 class Takeover:
     """Replaces ``Brain.fit`` and ``Brain.evaluate`` while a script runs."""
 
-    def __init__(self, script=None, number=1, scan_seconds=20.0):
-        self.script, self.number, self.scan_seconds = script, number, scan_seconds
+    def __init__(self, script=None, number=1, scan_seconds=20.0, look=None):
+        self.script, self.number, self.scan_seconds, self.look = script, number, scan_seconds, look
         self.calls, self.evaluations, self.known = 0, 0, set(_subclasses(Brain))
         self.loaded, self.ranks, self.report = None, None, None
 
@@ -107,7 +110,9 @@ class Takeover:
             raise Unseen("--test_only trains nothing: remove it.")
         self.ranks = Ranks()
         options = train_loader_kwargs or {}, valid_loader_kwargs or {}
-        given = Given(brain, train_set, valid_set, epoch_counter, *options, progressbar, self.script, self.scan_seconds)
+        given = Given(
+            brain, train_set, valid_set, epoch_counter, *options, progressbar, self.script, self.scan_seconds, self.look
+        )
         self.report = examine(given, self.loaded, self.ranks)
         raise Done
 
@@ -153,6 +158,7 @@ def main(arguments=None):
     parser.add_argument(
         "--scan-seconds", type=float, default=20.0, metavar="S", help="read audio for up to S seconds (default: 20)"
     )
+    parser.add_argument("--look", type=Path, metavar="FOLDER", help="write the first batch as WAV files, and a picture of it")
     parser.add_argument("--strict", action="store_true", help="exit with 1 for warnings, too")
     parser.add_argument("--fit", type=int, default=1, metavar="N", help="check the script's N-th call of fit (default: 1)")
     parser.add_argument("--traceback", action="store_true", help="show whole tracebacks, with the lines of libraries")
@@ -170,6 +176,15 @@ def main(arguments=None):
     options.json = options.json and options.json.absolute()  # the script may change the folder
     if options.json and not options.json.parent.is_dir():
         parser.error(f"there is no folder {options.json.parent} for the report")
+    if options.look:
+        if find_spec("matplotlib") is None:
+            parser.error("--look draws with matplotlib, which is not installed: pip install matplotlib")
+        options.look = options.look.absolute()
+        try:
+            options.look.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=options.look).close()
+        except OSError as error:
+            parser.error(f"--look cannot write to the folder: {error}")
     if arguments is None and hasattr(os, "fork"):
         return supervised(lambda: examined(options), options)
     return examined(options)
@@ -180,7 +195,7 @@ def examined(options):
     out, Log.whole_tracebacks = sys.stdout, options.traceback
     sys.argv = [str(options.script), *options.arguments]
     sys.path[: not getattr(sys.flags, "safe_path", False)] = [str(options.script.resolve().parent)]
-    takeover, written = Takeover(options.script, options.fit, options.scan_seconds), True
+    takeover, written = Takeover(options.script, options.fit, options.scan_seconds, options.look), True
     try:
         with progress():
             report = takeover.run(lambda: runpy.run_path(str(options.script), run_name="__main__"))

@@ -7,6 +7,7 @@ from speechbrain.preflight.attempts import Log
 from speechbrain.preflight.checks import RULES
 from speechbrain.preflight.explained import without_explained
 from speechbrain.preflight.isolate import can_fork, in_child, put_back
+from speechbrain.preflight.look import hearing, look
 from speechbrain.preflight.observe import Clips, Given, Labels, Observed, Sequences
 from speechbrain.preflight.observe.audio import audio
 from speechbrain.preflight.observe.augmentation import tries
@@ -29,7 +30,8 @@ def examine(given, loaded, ranks):
     log = Log(ranks)
     with nothing_changes(log.said) as stepped:
         before = start(given, log, loaded)
-        step = first_step(given, before, stepped, log)
+        with hearing(given.look) as heard:
+            step = first_step(given, before, stepped, log)
         valid = first_valid(given, before, step, log)
         tries(given, before, step, log)
     clips = log.guarded("audio", audio, given, log) or Clips({})
@@ -38,6 +40,8 @@ def examine(given, loaded, ranks):
     seen = Observed(given, loaded, before, step, clips, words, valid, failed)
     seen = replace(seen, sequences=log.guarded("sequences", sequences, seen) or Sequences())
     seen = replace(seen, plan=plan(seen, log))
+    if given.look:
+        log.guarded("--look", look, given.look, seen, heard, log)
     for rule in RULES:
         log.guarded(f"{rule.__module__}.{rule.__name__}", lambda: log.findings.extend(rule(seen)))  # noqa: B023
     report = ranks.merge(Report(log.findings, log.said, seen.plan))
@@ -83,7 +87,7 @@ def preflight(brain, train_set, valid_set=None, train_loader_kwargs=None, valid_
     """
     hparams = vars(getattr(brain, "hparams", SimpleNamespace()))
 
-    def look():
+    def run():
         with watched_loads() as loaded:
             for value in hparams.values():
                 if isinstance(value, Pretrainer):
@@ -97,9 +101,9 @@ def preflight(brain, train_set, valid_set=None, train_loader_kwargs=None, valid_
 
     if can_fork(brain):
         try:
-            return in_child(look)
+            return in_child(run)
         except ChildProcessError as error:
             remedy = "check how much memory the first step takes, and what was printed"
             return Report([Finding("error", "preflight-killed", str(error), type(brain).__name__, remedy)])
     with put_back(brain, *(getattr(train_set, name, None) for name in ("sampler", "batch_sampler", "generator"))):
-        return look()
+        return run()

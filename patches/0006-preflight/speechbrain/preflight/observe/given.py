@@ -24,6 +24,7 @@ class Given:
     progressbar: Any = None  # the argument of this name, which is a bool or None
     script: Path | None = None  # the training script; None if ``preflight()`` was called as a function
     scan_seconds: float = 20.0  # how many seconds to spend on reading audio
+    look: Path | None = None  # the folder for what the model hears; None if that is not asked for
 
     @property
     def hparams(self):
