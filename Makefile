@@ -7,7 +7,7 @@ PYTEST := OMP_NUM_THREADS=1 $(IN_VENV) -m pytest -n auto --dist loadfile
 DELTA := $(shell find speechbrain patches/*/speechbrain -name '*.py')
 MODULES := speechbrain.fork $(sort $(subst /,.,$(basename $(shell echo $(DELTA) | sed -E 's:patches/[^ ]*/speechbrain:speechbrain:g'))))
 
-.PHONY: verify quick test cuda recipes bench faults fuzz parity reproducible bases diff lint
+.PHONY: verify quick test cuda recipes bench faults fuzz parity reproducible bases gallery diff lint
 
 verify: .venv/installed    ## the recipe on the stock release, on the minimal fork and on the fork, side by side
 	$(IN_VENV) $(RECIPE)/verify_fix.py
@@ -55,6 +55,9 @@ reproducible: .venv/installed  ## the same bytes on each path, umask, front end,
 
 bases:                     ## tests each pinned base in its own environment in .venv-bases (7 GB), and prints a table
 	$(PYTHON) tests/fork/bases.py
+
+gallery: .venv/installed   ## writes GALLERY.md: for each kind of finding of the preflight, a broken set-up and the report
+	$(IN_VENV) tests/gallery.py
 
 diff:                      ## what the fork changes, as a diff against the release
 	@$(PYTHON) -m composer diff

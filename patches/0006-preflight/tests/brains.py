@@ -1,5 +1,6 @@
 """Small Brains and data for the tests of the preflight."""
 
+import pytest
 import speechbrain as sb
 import torch
 from speechbrain.preflight.attempts import Log
@@ -12,6 +13,19 @@ from torch.nn import BatchNorm1d, Linear, ReLU, Sequential
 
 OPTIONS = {"device": "cpu", "noprogressbar": True}
 LOADER = {"batch_size": 8}
+
+
+def registering(cases):
+    """Make a decorator that adds a broken training to a list: its code, its level, and what its finding says."""
+
+    def case(code, level, *says):
+        def register(start):
+            cases.append(pytest.param(start, code, level, *says, id=f"{code}: {start.__name__}"))
+            return start
+
+        return register
+
+    return case
 
 
 def sgd(parameters):

@@ -20,6 +20,7 @@ from speechbrain.preflight.checks import audio
 from speechbrain.preflight.observe import FirstStep, Given, Start, clips
 from speechbrain.preflight.observe.audio import sources
 from speechbrain.preflight.observe.items import Items, Watch
+from speechbrain.preflight.report import Report
 from torch.utils.data import DataLoader, Subset
 from torchaudio.functional import resample
 
@@ -206,7 +207,7 @@ def long(data):
     data.write(data.item, clip(3, 30))
 
 
-BROKEN = [
+CASES = [
     (missing, "audio-missing"),
     (unreadable, "audio-unreadable"),
     (cut("wav"), "audio-truncated"),
@@ -232,7 +233,7 @@ BROKEN = [
 LEVELS = {"audio-silent": "warning", "audio-clipped": "warning", "audio-leak": "warning", "audio-duration": "note"}
 
 
-@pytest.mark.parametrize(("spoil", "code"), BROKEN, ids=[f"{code}-{spoil.__name__}" for spoil, code in BROKEN])
+@pytest.mark.parametrize(("spoil", "code"), CASES, ids=[f"{code}-{spoil.__name__}" for spoil, code in CASES])
 def test_a_mistake_is_reported(data, spoil, code):
     spoil(data)
     (finding,) = data.seen()[0]
@@ -242,8 +243,14 @@ def test_a_mistake_is_reported(data, spoil, code):
     assert finding.what and finding.remedy
 
 
+def report_of(folder, spoil, *_):
+    data = Data(folder)
+    spoil(data)
+    return Report(data.seen()[0])
+
+
 def test_every_code_has_a_case():
-    assert set(audio.CODES) == {code for _, code in BROKEN}
+    assert set(audio.CODES) == {code for _, code in CASES}
 
 
 def nothing(data):

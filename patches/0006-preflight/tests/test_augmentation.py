@@ -87,6 +87,10 @@ for share in (0.01, 0.99):
 healthy({"augment_prob": 0.5}, not_at_all)
 
 
+def report_of(folder, repeat, options, *_):
+    return report(repeat, options)
+
+
 @pytest.mark.parametrize("repeat, options, code, level, what, remedy", CASES)
 def test_a_mistake_is_reported(repeat, options, code, level, what, remedy):
     found = report(repeat, options)

@@ -1,10 +1,12 @@
 """Each code is found in a broken training, and nothing is found in its healthy twin."""
 
 import math
+import sys
 
 import pytest
 import speechbrain as sb
 import torch
+from hyperpyyaml import load_hyperpyyaml
 from speechbrain.augment.augmenter import Augmenter
 from speechbrain.augment.time_domain import AddNoise
 from speechbrain.dataio.dataset import DynamicItemDataset
@@ -18,19 +20,10 @@ from speechbrain.utils.parameter_transfer import Pretrainer
 from torch.nn import Linear
 from torch.nn import functional as F
 
-from brains import LOADER, Classifier, body, data, head, normed, sgd
+from brains import LOADER, Classifier, body, data, head, normed, registering, sgd
 
 CASES = []
-
-
-def case(code, level, where):
-    """Register a function that starts a training, broken or healthy, in a given folder."""
-
-    def register(start):
-        CASES.append(pytest.param(start, code, level, where, id=f"{code}: {start.__name__}"))
-        return start
-
-    return register
+case = registering(CASES)  # functions that start a training, broken or healthy, in a given folder
 
 
 # The optimizers
@@ -546,6 +539,25 @@ def items_that_make_no_batch(folder, broken):
     )
 
 
+@case("fit-arguments-shifted", "error", "Classifier")
+def options_by_position(folder, broken):
+    brain = Classifier({"head": Linear(4, 3)})
+    if broken:
+        brain.fit(range(1, 2), data(), data(), LOADER, LOADER)
+    else:
+        brain.fit(range(1, 2), data(), data(), None, LOADER, LOADER)
+
+
+@case("key-mistyped", "note", None)
+def key_that_lacks_a_letter(folder, broken):
+    yaml = folder / "hparams.yaml"
+    yaml.write_text("batch_size: 8\n" + ("batch_" + "siz: 4\n" if broken else ""))  # in pieces: this is the script
+    with pytest.MonkeyPatch.context() as patch, open(yaml) as file:
+        patch.setattr(sys, "argv", ["train.py", str(yaml)])
+        options = {"batch_size": load_hyperpyyaml(file)["batch_size"]}
+        Classifier({"head": Linear(4, 3)}).fit(range(1, 2), data(), train_loader_kwargs=options)
+
+
 @case("script-failed", "error", "script_that_raises")
 def script_that_raises(folder, broken):
     assert not broken, "a sentence"
@@ -614,4 +626,4 @@ def test_every_code_has_a_case():
     elsewhere = {"preflight-killed", "first-validation-failed", "manifest-unreadable", "loss-maximized"}
     elsewhere.update(code for code, *_ in losses.MISTAKES[2:])  # in test_losses.py, and those in test_loaded.py:
     elsewhere |= {code for code in pretrained.CODES if code.startswith(("loaded-", "adapt", "pretrainer-"))}
-    assert codes - elsewhere == {param.values[1] for param in CASES}
+    assert codes - elsewhere | {"fit-arguments-shifted", "key-mistyped"} == {param.values[1] for param in CASES}

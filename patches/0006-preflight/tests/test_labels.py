@@ -20,6 +20,7 @@ from speechbrain.preflight.observe.items import Items
 from speechbrain.preflight.observe.loads import Loaded, watched_loads
 from speechbrain.preflight.observe.start import nothing_changes, start
 from speechbrain.preflight.ranks import Ranks
+from speechbrain.preflight.report import Report
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
@@ -170,7 +171,7 @@ def one_class_is_rare(run):
     run.train = {f"t{i}": {"word": WORDS[(i % 3) if i else 3], "size": i} for i in range(400)}
 
 
-BROKEN = [
+CASES = [
     (more_classes, "label-outside", "train label: dog"),
     (from_one, "label-outside", "train label: tree"),
     (from_one_with_log_probabilities, "label-outside", "train label: tree"),
@@ -195,11 +196,15 @@ BROKEN = [
 LEVELS = {"class-imbalance": "note", "label-only-in-valid": "warning", "labels-sorted": "warning"}
 
 
-@pytest.mark.parametrize(("spoil", "code", "where"), BROKEN, ids=[spoil.__name__ for spoil, *_ in BROKEN])
-def test_a_mistake_is_reported(spoil, code, where):
+def report_of(folder, spoil, *_):
     run = Run()
     spoil(run)
-    findings = run.findings()
+    return Report(run.findings())
+
+
+@pytest.mark.parametrize(("spoil", "code", "where"), CASES, ids=[spoil.__name__ for spoil, *_ in CASES])
+def test_a_mistake_is_reported(spoil, code, where):
+    findings = report_of(None, spoil).findings
     assert {finding.code for finding in findings} == {code}
     assert findings[0].level == LEVELS.get(code, "error") and findings[0].where.startswith(where)
     assert findings[0].what and findings[0].remedy
@@ -250,7 +255,7 @@ def test_every_code_has_a_case():
         "generator-copied",
         "signals-unlike",
     }
-    assert {*labels.CODES, *batches.CODES} - elsewhere == {code for _, code, _ in BROKEN}
+    assert {*labels.CODES, *batches.CODES} - elsewhere == {code for _, code, _ in CASES}
 
 
 def nothing(run):

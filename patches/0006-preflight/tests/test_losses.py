@@ -8,19 +8,10 @@ from speechbrain.preflight.checks import losses as checks
 from torch.nn import Linear
 from torch.nn import functional as F
 
-from brains import Classifier
+from brains import Classifier, registering
 
 CASES, HEALTHY = [], []
-
-
-def case(code, level, what, where):
-    """Register a loss of predictions [8, 3], labels [8] and inputs [8, 4], with what its finding says."""
-
-    def register(loss):
-        CASES.append(pytest.param(loss, code, level, what, where, id=f"{code}: {loss.__name__}"))
-        return loss
-
-    return register
+case = registering(CASES)  # losses of predictions [8, 3], labels [8] and inputs [8, 4]
 
 
 def healthy(loss):
@@ -184,6 +175,10 @@ for loss in smoothed(0.1):
 
 
 @pytest.mark.filterwarnings("ignore:Using a target size")
+def report_of(folder, loss, *_):
+    return report(loss)
+
+
 @pytest.mark.parametrize("loss, code, level, what, where", CASES)
 def test_a_mistake_is_reported(loss, code, level, what, where):
     found = report(loss)

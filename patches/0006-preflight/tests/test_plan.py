@@ -222,9 +222,13 @@ def plain_loader(folder, broken):
     return brain
 
 
+def report_of(folder, make, code, level, where, options):
+    return fit(make(folder, True), **options)
+
+
 @pytest.mark.parametrize("make, code, level, where, options", CASES)
 def test_a_mistake_in_the_plan(tmp_path, make, code, level, where, options):
-    report = fit(make(tmp_path, True), **options)
+    report = report_of(tmp_path, make, code, level, where, options)
     assert [(f.code, f.level) for f in report.findings] == [(code, level)], report.text()
     (finding,) = report.findings
     assert finding.what and finding.remedy

@@ -289,6 +289,10 @@ def resumed(cls, folder, broken):
     return second_run(cls, folder)
 
 
+def report_of(folder, cls, *_):
+    return resumed(cls, folder, True)
+
+
 @pytest.mark.parametrize("cls, code, level, where, says", CASES)
 def test_a_broken_training_is_reported(tmp_path, cls, code, level, where, says):
     if code == "resume-differs" and not RECORDS:

@@ -109,14 +109,14 @@ class Run:
         return Takeover().run(lambda: brain.fit(range(1), *sets, train_loader_kwargs=loader, valid_loader_kwargs=loader))
 
 
-BROKEN = []
+CASES = []
 
 
 def broken(code, level, *words, also=()):
     """Register a function that breaks a Run; ``words`` are in the finding, ``also`` lists codes that it may have beside it."""
 
     def register(change):
-        BROKEN.append(pytest.param(change, code, level, words, also, id=f"{code}: {change.__name__}"))
+        CASES.append(pytest.param(change, code, level, words, also, id=f"{code}: {change.__name__}"))
         return change
 
     return register
@@ -365,11 +365,15 @@ def nothing(run):
 HEALTHY = [nothing, encoded, pieces, transducer, smoothed, ignoring, perturbed, crops]
 
 
-@pytest.mark.parametrize("change, code, level, words, also", BROKEN)
-def test_a_broken_run_is_reported(tmp_path, change, code, level, words, also):
-    run = Run(tmp_path)
+def report_of(folder, change, *_):
+    run = Run(folder)
     change(run)
-    report = run.report()
+    return run.report()
+
+
+@pytest.mark.parametrize("change, code, level, words, also", CASES)
+def test_a_broken_run_is_reported(tmp_path, change, code, level, words, also):
+    report = report_of(tmp_path, change)
     found = [finding for finding in report.findings if finding.code == code]
     texts = [finding.what + " " + finding.where for finding in found if finding.level == level]
     assert any(all(word in text for word in words) for text in texts), report.text()
@@ -379,12 +383,10 @@ def test_a_broken_run_is_reported(tmp_path, change, code, level, words, also):
 
 @pytest.mark.parametrize("change", HEALTHY)
 def test_a_healthy_run_is_quiet(tmp_path, change):
-    run = Run(tmp_path)
-    change(run)
-    report = run.report()
+    report = report_of(tmp_path, change)
     assert not report.findings, report.text()
     assert not [said for said in report.said if "was checked" in said], report.said
 
 
 def test_every_code_has_a_case():
-    assert set(sequences.CODES) == {param.values[1] for param in BROKEN}
+    assert set(sequences.CODES) == {param.values[1] for param in CASES}

@@ -124,12 +124,12 @@ class NotFinite(Validated):
         return loss * (math.nan if self.broken else 1)
 
 
-@case("validation-drops-items", "warning", "6 of 30 items", valid=lambda: data(30), drops=True)
+@case("validation-drops-items", "warning", "6 of 30 items", valid=lambda: data(30), drop_last=True)
 class Drops(Validated):
     pass
 
 
-@case("validation-drops-items", "note", "1 of 33 items", valid=lambda: data(33), drops=True)
+@case("validation-drops-items", "note", "1 of 33 items", valid=lambda: data(33), drop_last=True)
 class DropsOne(Validated):
     pass
 
@@ -201,14 +201,18 @@ class ReadsItsCheckpoint(Validated):
         self.checkpointer.find_checkpoint(min_key="loss").paramfiles.items()
 
 
-def run(brain, folder, broken, hparams, valid=data, checkpoints=False, drops=False):
+def run(brain, folder, broken, hparams, valid=data, checkpoints=False, drop_last=False):
     torch.manual_seed(0)
     modules = {"head": Linear(4, 3)}
     checkpointer = Checkpointer(folder / "save", modules) if checkpoints else None
     made = brain(modules, sgd, hparams(folder), checkpointer=checkpointer)
     made.broken = broken
-    options = {**LOADER, "drop_last": drops and broken}
+    options = {**LOADER, "drop_last": drop_last and broken}
     return lambda: made.fit(range(1, 2), data(), valid(), train_loader_kwargs=LOADER, valid_loader_kwargs=options)
+
+
+def report_of(folder, brain, code, level, says, hparams, options):
+    return Takeover().run(run(brain, folder, True, hparams, **options))
 
 
 @pytest.mark.parametrize("brain, code, level, says, hparams, options", CASES)
@@ -216,7 +220,7 @@ def run(brain, folder, broken, hparams, valid=data, checkpoints=False, drops=Fal
 def test_the_first_validation(monkeypatch, tmp_path, brain, code, level, says, hparams, options, forks):
     if not forks:
         monkeypatch.setattr(attempts, "can_fork", lambda brain: False)
-    report = Takeover().run(run(brain, tmp_path, True, hparams, **options))
+    report = report_of(tmp_path, brain, code, level, says, hparams, options)
     assert [(f.code, f.level) for f in report.findings] == ([(code, level)] if level else []), report.text()
     for finding in report.findings:
         assert says in finding.what.partition("\n")[0] and finding.where and finding.remedy

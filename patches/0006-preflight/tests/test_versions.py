@@ -1,10 +1,12 @@
 """The installed versions are compared with what SpeechBrain and the recipe ask for."""
 
+from functools import partial
 from importlib.metadata import PackageNotFoundError, requires
 
 import pytest
 from speechbrain.preflight.checks import versions
 from speechbrain.preflight.observe import Given, Observed
+from speechbrain.preflight.report import Report
 
 from brains import judge
 
@@ -17,30 +19,35 @@ k2; python_version < "3"
 NUMPY = {"numpy": "1.16.6"}
 
 
+def findings(folder, patch, lines=None, installed=None, place="."):
+    """Make a recipe with the given requirements and pretended versions; returns the findings."""
+    script = folder / "task" / "train.py"
+    script.parent.mkdir()
+    if lines is not None:
+        (script.parent / place / versions.EXTRA).write_text(lines)
+    real = versions.version
+
+    def version(name):
+        found = (installed or {}).get(name, "") or real(name)
+        if found == "none":
+            raise PackageNotFoundError(name)
+        return found
+
+    patch.setattr(versions, "version", version)
+    return judge(versions, Observed(Given(None, script=script)))
+
+
+def report_of(folder, case, *_):
+    with pytest.MonkeyPatch.context() as patch:
+        return Report(findings(folder, patch, *case))
+
+
 @pytest.fixture
 def recipe(tmp_path, monkeypatch):
-    """callable: Makes a recipe with the given requirements and pretended versions; returns the findings."""
-
-    def findings(lines=None, installed=None, folder="."):
-        script = tmp_path / "task" / "train.py"
-        script.parent.mkdir()
-        if lines is not None:
-            (script.parent / folder / versions.EXTRA).write_text(lines)
-        real = versions.version
-
-        def version(name):
-            found = (installed or {}).get(name, "") or real(name)
-            if found == "none":
-                raise PackageNotFoundError(name)
-            return found
-
-        monkeypatch.setattr(versions, "version", version)
-        return judge(versions, Observed(Given(None, script=script)))
-
-    return findings
+    return partial(findings, tmp_path, monkeypatch)
 
 
-BROKEN = [
+CASES = [
     ((None, NUMPY), "version-untested", "numpy"),
     ((None, {"torch": "2.7.0+cu128"}), "version-untested", "torch"),
     ((None, {"torchaudio": "2.7.0"}), "version-untested", "torchaudio"),
@@ -59,7 +66,7 @@ BROKEN = [
 ]
 
 
-@pytest.mark.parametrize(("case", "code", "what"), BROKEN)
+@pytest.mark.parametrize(("case", "code", "what"), CASES)
 def test_a_wrong_or_missing_version_is_reported(recipe, case, code, what):
     (finding,) = recipe(*case)
     assert finding.code == code and what in finding.what and finding.where and finding.remedy
@@ -67,7 +74,7 @@ def test_a_wrong_or_missing_version_is_reported(recipe, case, code, what):
 
 
 def test_every_code_has_a_case():
-    assert set(versions.CODES) == {code for _, code, _ in BROKEN}
+    assert set(versions.CODES) == {code for _, code, _ in CASES}
 
 
 HEALTHY = [
