@@ -352,7 +352,7 @@ def test_the_plan_of_a_fine_tuning(tmp_path, monkeypatch, parts):
         )
 
     report = Takeover().run(run)
-    assert [finding.code for finding in report.findings] == ["recovered-in-part"], report.text()
+    assert not report.findings, report.text()
     lines = {name: line["text"] for name, line in report.plan.items()}
     assert lines["model"] == "body 61.5k: not trained\nhead 4.5k: trained by SGD, lr 0.1"
     assert lines["loaded"] == "body: 2 of 2 keys from encoder.ckpt"

@@ -144,7 +144,7 @@ def learning_rates(seen):
         return
     known = {**vars(brain), **brain.checkpointer.recoverables, **seen.given.hparams}
     texts = [text for name, item in known.items() for text in (name.lower(), type(item).__module__)]
-    if "param_groups" in codes_of(brain) or any("sched" in text or "anneal" in text for text in texts):
+    if "param_groups" in codes_of(brain, "co_names", "co_consts") or any("sched" in text or "anneal" in text for text in texts):
         return
     for name, asked in recovery.rates.items():
         groups = getattr(brain.checkpointer.recoverables.get(name), "param_groups", [])
