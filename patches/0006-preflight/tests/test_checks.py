@@ -24,6 +24,7 @@ from brains import LOADER, Classifier, body, data, head, normed, registering, sg
 
 CASES = []
 case = registering(CASES)  # functions that start a training, broken or healthy, in a given folder
+DDP = "ddp-without-gradient", "ddp-unfrozen-late"  # their test is in test_behaviour.py
 
 
 # The optimizers
@@ -296,8 +297,11 @@ for factor in (0.0, math.inf, math.nan):
 @case("batch-not-finite", "error", "train 0: 2, 5")
 def items_with_nan(folder, broken):
     class Brain(Classifier):
+        def compute_forward(self, batch, stage):
+            return super().compute_forward([batch[0] if broken else batch[0].nan_to_num()], stage)
+
         def compute_objectives(self, predictions, batch, stage):
-            return predictions[~predictions.isnan()].mean() if not broken else predictions.mean()
+            return predictions.mean()
 
     items = data()
     items.tensors[0][[2, 5], 1] = math.nan
@@ -465,7 +469,7 @@ def encoder_of_an_earlier_run(folder, broken):
 def frozen_norms_in_training_mode(folder, broken):
     class Brain(Classifier):
         def compute_forward(self, batch, stage):
-            self.modules.body.train(broken)
+            self.modules.body.train(broken and stage == sb.Stage.TRAIN)
             return super().compute_forward(batch, stage)
 
     Brain({"body": normed().requires_grad_(False), "head": head()}).start()
@@ -623,7 +627,7 @@ def test_its_healthy_twin_has_no_findings(tmp_path, start):
 
 def test_every_code_has_a_case():
     codes = {code for module in (attempts, frozen, losses, optimised, pretrained, weights) for code in module.CODES}
-    elsewhere = {"preflight-killed", "first-validation-failed", "manifest-unreadable", "loss-maximized"}
+    elsewhere = {"preflight-killed", "first-validation-failed", "manifest-unreadable", "loss-maximized", *DDP}
     elsewhere.update(code for code, *_ in losses.MISTAKES[2:])  # in test_losses.py, and those in test_loaded.py:
     elsewhere |= {code for code in pretrained.CODES if code.startswith(("loaded-", "adapt", "pretrainer-"))}
     assert codes - elsewhere | {"fit-arguments-shifted", "key-mistyped"} == {param.values[1] for param in CASES}

@@ -20,6 +20,8 @@ TABLE = [
     (("first-batch-failed", LACKS, "train.py:1"), ("item-lacks-key", "'tex' is missing in 1 of 9 items", "train: t1"), False),
     (("first-batch-failed", "ValueError: x", "a"), ("item-failed", "ValueError: x (2 of 9 items: t1, t2)", "a"), True),
     (("first-batch-failed", "ValueError: y", "a"), ("item-failed", "ValueError: x (2 of 9 items: t1, t2)", "a"), False),
+    (("not-finite-after-step", "the loss of the same batch is inf", "opt"), ("update-too-large", "9 times", "opt"), True),
+    (("not-finite-after-step", "the gradients are NaN", "opt"), ("update-too-large", "9 times", "opt"), False),
     (("validation-loss", "nan", "Brain"), ("weight-not-finite", "1 NaN of 8 values", "head.weight"), True),
     (("label-unknown", "cat", "train label: t1"), ("label-encoder-stale", "it lacks cat", "label_encoder.txt"), True),
     (("label-unknown", "cat", "train label: t1"), ("label-only-in-valid", "1 of 4", "valid label"), False),

@@ -86,6 +86,12 @@ class Speech(Brain):
         wavs, lens = batch.sig
         return self.modules.norm(self.modules.features(wavs), lens, epoch=epoch), lens
 
+    def pooled(self, batch):
+        """Features that are averaged over time, without the padding."""
+        feats, lens = self.features(batch)
+        mask = length_to_mask(lens * feats.shape[1], feats.shape[1])[..., None]
+        return (feats * mask).sum(1) / mask.sum(1)
+
 
 @recipe
 def ctc(folder):
@@ -181,7 +187,7 @@ def texts(split, length=12):
 def grapheme_to_phoneme(folder):
     class G2P(Brain):
         def compute_forward(self, batch, stage):
-            states = self.modules.encoder(self.modules.graphemes(batch.tokens.data))[0]
+            states = self.modules.encoder(self.modules.graphemes(batch.tokens.data), lengths=batch.tokens.lengths)[0]
             return self.modules.out(states).log_softmax(-1), self.modules.ctc(states).log_softmax(-1)
 
         def compute_objectives(self, predictions, batch, stage):
@@ -243,11 +249,11 @@ def separation(folder):
     class Separation(Brain):
         def compute_forward(self, batch, stage):
             wavs = batch.sig.data
-            mixture = wavs + wavs.roll(1, 0)
+            mixture = wavs + wavs.flip(1)
             h = F.relu(self.modules.encoder(mixture[:, None]))
             masks = self.modules.masknet(h).chunk(2, 1)
             return torch.cat([self.modules.decoder(h * F.relu(mask)) for mask in masks], 1), torch.stack(
-                [wavs, wavs.roll(1, 0)], 1
+                [wavs, wavs.flip(1)], 1
             )
 
         def compute_objectives(self, predictions, batch, stage):
@@ -274,7 +280,7 @@ def separation(folder):
     add([train, valid], lambda speaker: speaker, "speaker", "who")
     modules = {
         "encoder": torch.nn.Conv1d(1, 16, 16, 8, bias=False),
-        "masknet": torch.nn.Sequential(torch.nn.GroupNorm(1, 16), torch.nn.Conv1d(16, 32, 1), torch.nn.PReLU()),
+        "masknet": torch.nn.Sequential(torch.nn.BatchNorm1d(16), torch.nn.Conv1d(16, 32, 1), torch.nn.PReLU()),
         "decoder": torch.nn.ConvTranspose1d(16, 1, 16, 8, bias=False),
     }
     Separation(folder, modules).start(train, valid)
@@ -451,8 +457,7 @@ class Tuning(Speech):
     """Trains a head on a small encoder."""
 
     def compute_forward(self, batch, stage):
-        feats, _ = self.features(batch)
-        return self.modules.head(self.modules.encoder(feats.mean(1)))
+        return self.modules.head(self.modules.encoder(self.pooled(batch)))
 
     def compute_objectives(self, predictions, batch, stage):
         return F.cross_entropy(predictions, batch.label.data[:, 0])
@@ -501,8 +506,7 @@ def frozen_encoder_in_evaluation_mode(folder):
         def compute_forward(self, batch, stage):
             self.modules.encoder.eval()
             with torch.no_grad():
-                feats, _ = self.features(batch)
-                embeddings = self.modules.encoder(feats.mean(1))
+                embeddings = self.modules.encoder(self.pooled(batch))
             return self.modules.head(embeddings)
 
     train, valid, _ = speakers(folder)
@@ -587,8 +591,7 @@ def checkpointed_activations(folder):
 
     class Saving(Tuning):
         def compute_forward(self, batch, stage):
-            feats, _ = self.features(batch)
-            x = feats.mean(1).requires_grad_()
+            x = self.pooled(batch).requires_grad_()
             return self.modules.head(torch.utils.checkpoint.checkpoint(self.modules.encoder, x, use_reentrant=True))
 
     train, valid, _ = speakers(folder)

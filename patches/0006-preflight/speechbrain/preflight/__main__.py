@@ -55,8 +55,8 @@ class Done(BaseException):
 class Takeover:
     """Replaces ``Brain.fit`` and ``Brain.evaluate`` while a script runs."""
 
-    def __init__(self, script=None, number=1, scan_seconds=20.0, look=None):
-        self.script, self.number, self.scan_seconds, self.look = script, number, scan_seconds, look
+    def __init__(self, script=None, number=1, scan_seconds=20.0, look=None, overfit=0, longest=False):
+        self.script, self.number, self.asked = script, number, (scan_seconds, look, overfit, longest)
         self.calls, self.evaluations, self.known = 0, 0, set(_subclasses(Brain))
         self.loaded, self.ranks, self.report = None, None, None
 
@@ -110,9 +110,7 @@ class Takeover:
             raise Unseen("--test_only trains nothing: remove it.")
         self.ranks = Ranks()
         options = train_loader_kwargs or {}, valid_loader_kwargs or {}
-        given = Given(
-            brain, train_set, valid_set, epoch_counter, *options, progressbar, self.script, self.scan_seconds, self.look
-        )
+        given = Given(brain, train_set, valid_set, epoch_counter, *options, progressbar, self.script, *self.asked)
         self.report = examine(given, self.loaded, self.ranks)
         raise Done
 
@@ -161,6 +159,8 @@ def main(arguments=None):
     parser.add_argument("--look", type=Path, metavar="FOLDER", help="write the first batch as WAV files, and a picture of it")
     parser.add_argument("--strict", action="store_true", help="exit with 1 for warnings, too")
     parser.add_argument("--fit", type=int, default=1, metavar="N", help="check the script's N-th call of fit (default: 1)")
+    parser.add_argument("--overfit", type=int, default=0, metavar="N", help="also learn the first batch in N steps")
+    parser.add_argument("--longest", action="store_true", help="also take a step on the longest batch, and show its memory")
     parser.add_argument("--traceback", action="store_true", help="show whole tracebacks, with the lines of libraries")
     parser.add_argument("--codes", action="store_true", help="list the codes of all findings, and exit")
     parser.add_argument("script", nargs="?", type=Path, help="the training script")
@@ -171,8 +171,8 @@ def main(arguments=None):
         return 0
     if options.script is None or not options.script.is_file():
         parser.error("give a training script" if options.script is None else f"there is no file {options.script}")
-    if options.fit < 1 or options.scan_seconds < 0:
-        parser.error("--fit must be at least 1, and --scan-seconds must not be negative")
+    if options.fit < 1 or options.scan_seconds < 0 or options.overfit < 0:
+        parser.error("--fit must be at least 1, and --scan-seconds and --overfit must not be negative")
     options.json = options.json and options.json.absolute()  # the script may change the folder
     if options.json and not options.json.parent.is_dir():
         parser.error(f"there is no folder {options.json.parent} for the report")
@@ -195,7 +195,8 @@ def examined(options):
     out, Log.whole_tracebacks = sys.stdout, options.traceback
     sys.argv = [str(options.script), *options.arguments]
     sys.path[: not getattr(sys.flags, "safe_path", False)] = [str(options.script.resolve().parent)]
-    takeover, written = Takeover(options.script, options.fit, options.scan_seconds, options.look), True
+    asked = options.scan_seconds, options.look, options.overfit, options.longest
+    takeover, written = Takeover(options.script, options.fit, *asked), True
     try:
         with progress():
             report = takeover.run(lambda: runpy.run_path(str(options.script), run_name="__main__"))

@@ -9,8 +9,10 @@ from speechbrain.preflight.explained import without_explained
 from speechbrain.preflight.isolate import can_fork, in_child, put_back
 from speechbrain.preflight.look import hearing, look
 from speechbrain.preflight.observe import Clips, Given, Labels, Observed, Sequences
+from speechbrain.preflight.observe.asked import asked
 from speechbrain.preflight.observe.audio import audio
 from speechbrain.preflight.observe.augmentation import tries
+from speechbrain.preflight.observe.behaviour import behaviour
 from speechbrain.preflight.observe.columns import evaluated
 from speechbrain.preflight.observe.first_step import first_step
 from speechbrain.preflight.observe.first_valid import first_valid
@@ -34,10 +36,12 @@ def examine(given, loaded, ranks):
             step = first_step(given, before, stepped, log)
         valid = first_valid(given, before, step, log)
         tries(given, before, step, log)
+        behaves = behaviour(given, before, step, valid, stepped, log)
     clips = log.guarded("audio", audio, given, log) or Clips({})
+    wanted = asked(given, before, step, clips, log)
     columns, failed = log.guarded("items", evaluated, given, log) or ({}, [])
     words = log.guarded("labels", labels, given, loaded, before, step, columns) or Labels()
-    seen = Observed(given, loaded, before, step, clips, words, valid, failed)
+    seen = Observed(given, loaded, before, step, clips, words, valid, failed, behaviour=behaves, asked=wanted)
     seen = replace(seen, sequences=log.guarded("sequences", sequences, seen) or Sequences())
     seen = replace(seen, plan=plan(seen, log))
     if given.look:

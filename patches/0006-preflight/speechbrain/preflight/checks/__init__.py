@@ -10,6 +10,7 @@ from speechbrain.preflight.checks import (
     audio,
     augmentation,
     batches,
+    behaviour,
     frozen,
     hparams,
     labels,
@@ -27,7 +28,7 @@ from speechbrain.preflight.checks import (
 
 SUBJECTS = (
     *(audio, losses, augmentation, frozen, batches, hparams, labels, manifests, sequences),
-    *(optimised, plan, pretrained, resume, validation, versions, weights),
+    *(behaviour, optimised, plan, pretrained, resume, validation, versions, weights),
 )
 RULES = tuple(rule for subject in SUBJECTS for rule in subject.RULES)
 CODES = {code: line for subject in (attempts, *SUBJECTS) for code, line in subject.CODES.items()}

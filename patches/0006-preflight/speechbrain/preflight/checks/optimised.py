@@ -8,6 +8,7 @@ from speechbrain.preflight.observe.given import held
 from speechbrain.preflight.observe.start import parameters_of
 from speechbrain.preflight.report import Finding, some
 from speechbrain.utils.checkpoints import DEFAULT_SAVE_HOOKS
+from torch.nn.parallel import DistributedDataParallel
 
 CODES = {
     "no-backward": "the Brain's own fit_batch takes no backward pass in the first step",
@@ -17,13 +18,15 @@ CODES = {
     "gradient-without-optimizer": "parameters get a gradient but are in no optimizer, so they never change",
     "trained-not-saved": "the checkpointer does not save some of the trained parameters",
     "group-not-clipped": "the gradient of a parameter group exceeds max_grad_norm, but is not clipped",
+    "ddp-without-gradient": "under torchrun, parameters are trainable, but get no gradient, which ends the second step",
+    "ddp-unfrozen-late": "parameters are unfrozen after DistributedDataParallel has wrapped the modules",
     "trainable-without-gradient": "parameters are trainable, but get no gradient in the first step",
 }
 
 HOOKS = ("fit_batch", "optimizers_step", "on_fit_batch_end")  # with which a Brain takes its own steps
 
 
-class _Training:
+class Training:
     """What the optimizers train, and how.
 
     Its parameters are by id: those in an optimizer, those that are trainable, and those that got a gradient.
@@ -47,7 +50,7 @@ class _Training:
 
 def nothing_trainable(seen):
     """Yield a training in which nothing is trainable."""
-    training, modules = _Training(seen), seen.given.modules
+    training, modules = Training(seen), seen.given.modules
     if seen.start.began and not training.trains and not training.own_way:
         count = sum(1 for _ in modules.parameters())
         yield Finding(
@@ -69,7 +72,7 @@ def no_backward(seen):
 
 def no_optimizer(seen):
     """Yield a training without an optimizer."""
-    training = _Training(seen)
+    training = Training(seen)
     if training.trains and not training.stepping and training.plain and not training.own_way:
         yield Finding(
             "error",
@@ -82,7 +85,7 @@ def no_optimizer(seen):
 
 def other_parameters(seen):
     """Yield parameters that get a gradient and are in no optimizer."""
-    training = _Training(seen)
+    training = Training(seen)
     if training.known and not training.fits:
         named = some(training.names[key] for key in training.reached)
         yield Finding(
@@ -105,23 +108,47 @@ def other_parameters(seen):
 
 
 def without_gradient(seen):
-    """Yield parameters that are trainable, but get no gradient."""
-    training = _Training(seen)
-    if training.fits and seen.step.taken and not seen.step.custom:
-        for module, idle in _by_module(training.names, training.trainable.keys() - training.reached.keys()):
-            yield Finding(
-                "note",
-                "trainable-without-gradient",
-                f"trainable, but without a gradient in the first step: {some(idle)}",
-                module,
-                "freeze it if it should not be trained",
+    """Yield parameters that are trainable, but get no gradient; under DDP, this ends the training."""
+    training, brain = Training(seen), seen.given.brain
+    if not (training.fits and seen.step.taken and not seen.step.custom):
+        return
+    for name, idle in _by_module(training.names, training.trainable.keys() - training.reached.keys()):
+        level, code, why, remedy = "note", "trainable-without-gradient", "", "freeze it if it should not be trained"
+        wrapper = brain.modules[name] if name in brain.modules else None  # noqa: SIM401, a ModuleDict has no get()
+        if isinstance(wrapper, DistributedDataParallel) and seen.step.ran.get(id(wrapper)) and not brain.find_unused_parameters:
+            level, code, why = (
+                "error",
+                "ddp-without-gradient",
+                ", an error of DistributedDataParallel in the second",
             )
+            remedy = "freeze it before fit(), or run with --find_unused_parameters"
+        elif _modes(seen, idle) == {False}:
+            level, why, remedy = "warning", ", as it runs under torch.no_grad()", f"remove no_grad(), or {remedy}"
+        what = f"trainable, but without a gradient in the first step{why}: {some(idle)}"
+        yield Finding(level, code, what, name, remedy)
+
+
+def _modes(seen, names):
+    """Whether the modules that have the named parameters run with gradients."""
+    found = {name: id(module) for name, module in seen.given.modules.named_modules()}
+    return {seen.step.ran.get(found.get(name.rpartition(".")[0])) for name in names} - {None}
+
+
+def unfrozen_late(seen):
+    """Yield parameters that were unfrozen after DDP had wrapped the modules, so that it does not average their gradients."""
+    training, start = Training(seen), seen.start
+    if seen.given.brain.distributed_launch and start.began and torch.distributed.get_world_size() > 1:
+        late = [key for key in training.reached if key not in start.trainable and key in training.owned]
+        for name, names in _by_module(training.names, late):
+            what = "unfrozen after DistributedDataParallel wrapped the modules, so each process trains its own copy"
+            remedy = "unfreeze it before fit(), and keep its learning rate at 0 until it should train"
+            yield Finding("error", "ddp-unfrozen-late", f"{what}: {some(names)}", name, remedy)
 
 
 def not_clipped(seen):
     """Yield parameter groups that the stock release does not clip."""
     brain = seen.given.brain
-    if not (_Training(seen).fits and seen.step.taken and not seen.step.custom and _clips_first_group_only(brain)):
+    if not (Training(seen).fits and seen.step.taken and not seen.step.custom and _clips_first_group_only(brain)):
         return
     for name, optimizer in seen.step.optimizers.items():
         for number, group in enumerate(optimizer.param_groups[1:], 1):
@@ -148,7 +175,7 @@ def _clips_first_group_only(brain):
 
 def not_saved(seen):
     """Yield parameters that are trained, but not saved."""
-    training, checkpointer = _Training(seen), seen.given.brain.checkpointer
+    training, checkpointer = Training(seen), seen.given.brain.checkpointer
     if not training.trains or checkpointer is None or saves_its_own_way(seen.given.brain):
         return
     saved = {
@@ -208,4 +235,13 @@ def _by_module(names, keys):
     return groups.items()
 
 
-RULES = (nothing_trainable, no_backward, no_optimizer, other_parameters, without_gradient, not_clipped, not_saved)
+RULES = (
+    nothing_trainable,
+    no_backward,
+    no_optimizer,
+    other_parameters,
+    without_gradient,
+    unfrozen_late,
+    not_clipped,
+    not_saved,
+)

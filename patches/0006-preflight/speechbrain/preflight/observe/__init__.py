@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass, field
 
+from speechbrain.preflight.observe.asked import Asked
 from speechbrain.preflight.observe.audio import Clips
+from speechbrain.preflight.observe.behaviour import Behaviour
 from speechbrain.preflight.observe.first_step import FirstStep
 from speechbrain.preflight.observe.first_valid import FirstValid
 from speechbrain.preflight.observe.given import Given
@@ -26,3 +28,5 @@ class Observed:
     failures: list = field(default_factory=list)  # the items that cannot be evaluated
     sequences: Sequences = field(default_factory=Sequences)  # the tokens of all items
     plan: dict = field(default_factory=dict)  # what the run is going to do, by name of a line
+    behaviour: Behaviour = field(default_factory=Behaviour)  # what real steps do, and what items give alone
+    asked: Asked = field(default_factory=Asked)  # what options ask for

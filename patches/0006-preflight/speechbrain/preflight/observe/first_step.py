@@ -23,6 +23,7 @@ from speechbrain.preflight.observe.start import parameters_of
 from speechbrain.preflight.observe.weights import COUNTS, STATISTICS
 from speechbrain.preflight.quiet import alone, replaced
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
 try:
@@ -89,6 +90,7 @@ class FirstStep:
     resampled: list = field(default_factory=list)  # the rates from which something was resampled; None for an unknown rate
     augmented: list = field(default_factory=list)  # the calls of Augmenters: the Augmenter, items before it and after it
     error: str = ""  # what it raised
+    ran: dict = field(default_factory=dict)  # by id of a module that ran, whether it did so with gradients
     origin: Origin | None = None  # if the loss is NaN, where NaN appears first; None if no module gets or returns NaN
     sequences: Watched = field(default_factory=Watched)  # what takes sequences
     returned: list = field(default_factory=list)  # what the Brain's own ``fit_batch`` returned
@@ -105,7 +107,7 @@ def first_step(given, start, stepped, log):
     if start.ready:
         before, clock = _statistics(modules), perf_counter()
         well, origin = log.attempt("first-step-failed", _take, brain, modules, start, step, known, log)
-        seconds, memory, after = perf_counter() - clock, _peak(brain.device), _statistics(modules)
+        seconds, memory, after = perf_counter() - clock, peak(brain.device), _statistics(modules)
         step.moved.update(name for name, values in after.items() if _differ(before.get(name, ()), values))
         error = "".join(finding.what for finding in log.findings if finding.code == "first-step-failed")
         taken, losses = well and start.batch is not None, _counted(step)
@@ -122,7 +124,7 @@ def _take(brain, modules, start, step, known, log):
 
     def backward(tensors, *args, **kwargs):
         outputs = [tensors] if isinstance(tensors, torch.Tensor) else list(tensors)
-        nodes = _graph(outputs)
+        nodes = graph(outputs)
         leaves = [*_leaves(outputs, nodes)]
         parameters = [leaf for leaf in leaves if isinstance(leaf, torch.nn.Parameter)]
         if step.custom or any(output.requires_grad for output in outputs):
@@ -142,6 +144,9 @@ def _take(brain, modules, start, step, known, log):
 
         return note
 
+    def note_mode(module, args):
+        step.ran[id(module)] = step.ran.get(id(module), False) or torch.is_grad_enabled()
+
     if start.batch is None:
         return
     with ExitStack() as stack:
@@ -152,6 +157,8 @@ def _take(brain, modules, start, step, known, log):
         stack.enter_context(alone(brain))
         brain.step += 1
         calls = stack.enter_context(watched_modules(brain))
+        if not any(hasattr(module, "_orig_mod") for module in brain.modules.modules()):  # they would be compiled differently
+            stack.callback(register_module_forward_pre_hook(note_mode).remove)
         stack.enter_context(watched_sequences(brain, step.sequences))
         try:
             with Watch() as watch, _Losses(step.losses), suppress(Stopped):
@@ -184,7 +191,7 @@ class _Losses(TorchFunctionMode):
         # Several nodes, because a change of the value in place may take the last one out of the graph.
         arguments = [item.grad_fn for item in bound.arguments.values() if isinstance(item, torch.Tensor)]
         call.value = value.detach()
-        call.nodes = {node for node in _graph([value], arguments) if not hasattr(node, "variable")}
+        call.nodes = {node for node in graph([value], arguments) if not hasattr(node, "variable")}
         note_slope(call, value)
         return value
 
@@ -218,7 +225,7 @@ def _counted(step):
     return [call for call in step.losses if call.nodes & nodes] or failed
 
 
-def _graph(tensors, without=()):
+def graph(tensors, without=()):
     """The nodes of the graph of tensors, up to some others."""
     todo, known = [tensor.grad_fn for tensor in tensors], set()
     while todo:
@@ -236,7 +243,7 @@ def _leaves(tensors, nodes):
     yield from (leaf for leaf in variables if isinstance(leaf, torch.Tensor))
 
 
-def _peak(device):
+def peak(device):
     """The peak of the memory so far, in bytes."""
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device)

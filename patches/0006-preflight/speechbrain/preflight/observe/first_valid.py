@@ -61,6 +61,7 @@ class FirstValid:
     # The calls that find out which value is best: the type, its ``direction`` (None without one), the place, the line of code,
     # and, of ``save_and_keep_only``, its arguments, in how many ways it ranks checkpoints, and which values are negative.
     judged: tuple = ()
+    seconds: float = 0.0  # how long one evaluation took
 
     @property
     def random(self):
@@ -94,7 +95,7 @@ def _validate(given, start, step, log):
         try:
             return True, function(*args)
         except Exception as error:
-            if _certain(error, writes):
+            if certain(error, writes):
                 log.findings.append(failure("first-validation-failed", error))
             return False, None
 
@@ -144,16 +145,17 @@ def _validate(given, start, step, log):
         began = perf_counter()
         if not log.findings and tried(evaluate, 1)[0] and ended:
             unfed = tried(end_validation)[0] and not fed and type(given.epochs) is EpochCounterWithStopper
-        again = bool(losses) and perf_counter() - began < AGAIN
+        seconds = perf_counter() - began
+        again = bool(losses) and seconds < AGAIN
         with suppress(Exception):  # which a run would not meet
             while again and (len(losses) == 1 or (len(losses) == 2 and not _same(*losses))):
                 evaluate(len(losses) % 2 + 1)
     dropouts = [name for name, module in parts(brain) if module in modules]
     after = tuple(changed(start.resumed.states))
-    return FirstValid(tuple(losses), (*dropouts, *drops), tuple(augments), unfed, after, tuple(judged))
+    return FirstValid(tuple(losses), (*dropouts, *drops), tuple(augments), unfed, after, tuple(judged), seconds)
 
 
-def _certain(error, writes):
+def certain(error, writes):
     """Whether an exception would also end a real run, which has more items, a trained model and files."""
     codes = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
     few = isinstance(error, (ZeroDivisionError, statistics.StatisticsError)) or FEW.search(str(error))

@@ -25,6 +25,8 @@ class Given:
     script: Path | None = None  # the training script; None if ``preflight()`` was called as a function
     scan_seconds: float = 20.0  # how many seconds to spend on reading audio
     look: Path | None = None  # the folder for what the model hears; None if that is not asked for
+    overfit: int = 0  # how many steps to take on the first batch
+    longest: bool = False  # whether to take a step on the longest batch
 
     @property
     def hparams(self):

@@ -1,6 +1,7 @@
 """Does what ``fit`` does before the first step: loaders, hooks, first batch."""
 
-from contextlib import ExitStack, contextmanager
+import copy
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from time import perf_counter
@@ -27,6 +28,7 @@ class Start:
     valid_loader: Any = None
     batch: Any = None  # the first training batch as the loader yielded it; None without one
     seconds: float = 0.0  # how long it took to load this batch
+    spare: Any = None  # a copy of it, because a step may change it; None if it cannot be copied
     spoiled: dict = field(default_factory=dict)  # by key of the batch, the ids of the items that are not finite
     epoch: int = 1  # the epoch that begins
     began: bool = False  # whether ``on_fit_start`` and ``on_stage_start`` succeeded
@@ -35,11 +37,13 @@ class Start:
     weights: list = field(default_factory=list)  # the weights before the first step
     resumed: Resumed = field(default_factory=Resumed)  # what an earlier run left, and what is recovered of it
     exhausted: bool = False  # whether the epoch counter has no epoch left
+    # The ids of the parameters that were trainable when ``on_fit_start`` wrapped the modules.
+    trainable: frozenset = frozenset()
 
 
 def start(given, log, loaded=None):
     """Do what ``fit`` does before the first step."""
-    brain, train_loader, valid_loader, batch, ready = given.brain, None, None, None, False
+    brain, train_loader, valid_loader, batch, spare, ready = given.brain, None, None, None, None, False
     made, train_loader = log.attempt("dataloader-failed", _loader, brain, given.train_set, Stage.TRAIN, given.train_options)
     if given.valid_set is not None:
         options = {**given.valid_options, "ckpt_prefix": None}
@@ -47,6 +51,7 @@ def start(given, log, loaded=None):
     epoch, resumed, exhausted = 1, Resumed(), []
     began, _ = log.attempt("fit-start-failed", brain.on_fit_start)
     optimizers = held(brain, Optimizer)
+    trainable = frozenset(id(p) for p in brain.modules.parameters() if p.requires_grad)
     if began:
         resumed = resume.look(given, loaded or Loaded(), valid_loader, log)
         began, epoch = log.attempt("stage-start-failed", _start_stage, given, optimizers, exhausted)
@@ -56,9 +61,11 @@ def start(given, log, loaded=None):
         drawn, batch = log.attempt("first-batch-failed", lambda: next(iter(train_loader), None))
         ready = drawn and began  # equal on all processes, so that all make the same attempts
     seconds = perf_counter() - clock
+    with suppress(Exception):
+        spare = copy.deepcopy(batch)
     spoiled = log.guarded("batch", spoiled_items, batch) or {}
-    taken = train_loader, valid_loader, batch, seconds, spoiled, epoch, began, ready, optimizers, found
-    return Start(*taken, resumed, bool(exhausted))
+    taken = train_loader, valid_loader, batch, seconds, spare, spoiled, epoch, began, ready, optimizers, found
+    return Start(*taken, resumed, bool(exhausted), trainable)
 
 
 def _loader(brain, dataset, stage, options):
@@ -88,12 +95,20 @@ def parameters_of(optimizers):
     return (p for optimizer in optimizers.values() for group in optimizer.param_groups for p in group["params"])
 
 
+class Stepped(list):
+    """The optimizers that were asked to step, and whether they really do."""
+
+    real = False
+
+
 @contextmanager
 def nothing_changes(said):
     """Keep ``fit``, checkpointers and optimizers from doing anything; yield the optimizers that were asked to step."""
-    emptied, stepped = {}, []
+    emptied, stepped = {}, Stepped()
 
     def empty(optimizer, args, kwargs):
+        if stepped.real:
+            return
         stepped.append(optimizer)
         emptied[id(optimizer)] = [(group, group["params"]) for group in optimizer.param_groups]
         for group in optimizer.param_groups:

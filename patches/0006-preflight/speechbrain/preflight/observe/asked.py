@@ -1,0 +1,123 @@
+"""Does what only options ask for: learns one batch, and takes the step on the longest one."""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from speechbrain.preflight.observe.behaviour import fit
+from speechbrain.preflight.observe.first_step import peak
+from speechbrain.preflight.observe.items import Items
+from speechbrain.preflight.observe.start import nothing_changes
+from speechbrain.preflight.quiet import replaced, writes_nothing
+from torch.utils.data import BatchSampler, SequentialSampler
+from tqdm import tqdm
+
+DAY = 86400.0
+BARS = "▁▂▃▄▅▆▇█"
+COLUMNS = 50
+NO_MEMORY = ("out of memory", "can't allocate memory", "signal 9")
+
+
+class Longest(NamedTuple):
+    """The longest batch: its size in words, and why it did not fit into memory, if it did not."""
+
+    size: str
+    failed: str
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What options ask for."""
+
+    losses: tuple = ()  # the losses of the first batch that ``--overfit`` learns
+    longest: Longest | None = None  # the batch that ``--longest`` takes
+
+
+def asked(given, start, step, clips, log):
+    """Learn the first batch, and take a step on the longest one."""
+    brain, losses, longest = given.brain, (), None
+    if log.ranks.size > 1 or not step.taken or start.spare is None:
+        if given.overfit or given.longest:
+            log.said.append("--overfit and --longest need a first step that succeeds, and one process.")
+        return Asked()
+    with nothing_changes(log.said) as stepped, replaced(stepped, "real", True):
+        if given.overfit:
+            losses = log.apart("--overfit", brain, DAY, _overfit, brain, start.spare, given.overfit) or ()
+            log.said += [_curve(losses)] if losses else []
+        if given.longest:
+            longest = _step_on(brain, *_longest(given, getattr(start.train_loader, "loader", start.train_loader), clips), log)
+    return Asked(losses, longest)
+
+
+def _overfit(brain, batch, steps, log):
+    losses = []
+    brain.modules.train()
+    brain.zero_grad()
+    with writes_nothing([]):
+        for number in tqdm(range(1, steps + 1), desc="overfit", unit="step", disable=None, leave=False):
+            losses.append(fit(brain, batch, number))
+            if not math.isfinite(losses[-1]):
+                break
+    return tuple(losses)
+
+
+def _curve(losses):
+    """The losses as a line of bars, and a few as numbers."""
+    at = sorted({round(i * (len(losses) - 1) / (COLUMNS - 1)) for i in range(COLUMNS)})
+    low, high = (pick(filter(math.isfinite, losses), default=0.0) for pick in (min, max))
+    bars = [BARS[int((losses[i] - low) / max(high - low, 1e-12) * 7)] if math.isfinite(losses[i]) else "?" for i in at]
+    named = ", ".join(f"step {i + 1}: {losses[i]:.3g}" for i in sorted({round(k * (len(losses) - 1) / 5) for k in range(6)}))
+    what = f"--overfit: the loss of the first batch in {len(losses)} steps, with dropout and augmentation as in training:"
+    return f"{what}\n  {''.join(bars)}\n  {named}"
+
+
+def _longest(given, loader, clips):
+    """The longest batch that the loader would ever make, and its size in words; None if that is unknown."""
+    seconds, items = {}, Items.of("train", given.train_set)
+    for path, header in clips.headers.items():
+        for use in clips.uses[path]:
+            if use.items.split == "train":
+                seconds[use.i] = max(header.frames / header.rate, seconds.get(use.i, 0.0))
+    for i in range(len(items) if items is not None else 0):
+        try:
+            seconds[i] = float(items.static(i)["duration"])  # of an item that may be a part of a file
+        except (KeyError, TypeError, ValueError):
+            continue
+    sampler = getattr(loader, "batch_sampler", None)
+    if not seconds or sampler is None:
+        return None, ""
+    if type(sampler) is BatchSampler and not isinstance(sampler.sampler, SequentialSampler):
+        batches = [sorted(seconds, key=seconds.get, reverse=True)[: sampler.batch_size]]  # they may meet by chance
+    else:
+        batches = list(sampler)
+    batch = max(batches, key=lambda batch: len(batch) * max(seconds.get(i, 0.0) for i in batch))
+    most = max(seconds.get(i, 0.0) for i in batch)
+    size = f"{len(batch)} items of up to {most:.1f} s, {len(batch) * most:.1f} s with padding"
+    return lambda: loader.collate_fn([loader.dataset[i] for i in batch]), size
+
+
+def _step_on(brain, make, size, log):
+    """Take two steps on a batch, because the first one makes the optimizer's state; measure the peak memory."""
+    if make is None:
+        log.said.append("--longest: the durations of the training items are not known: give the manifest a duration.")
+        return None
+    remarks = len(log.said)
+    most = log.apart("--longest", brain, DAY, _peak, brain, make)
+    failed = "".join(said for said in log.said[remarks:] if any(sign in said for sign in NO_MEMORY))
+    if most:
+        log.said.append(f"--longest: a step on the longest batch ({size}) takes {most[0] / 2**30:.2f} GiB {most[1]}.")
+    return Longest(size, failed)
+
+
+def _peak(brain, make, log):
+    on_gpu = torch.device(brain.device).type == "cuda"
+    brain.modules.train()
+    brain.zero_grad()
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    with writes_nothing([]):
+        batch = make()
+        for number in (1, 2):
+            fit(brain, batch, number)
+    return peak(brain.device), "allocated on the GPU" if on_gpu else "of resident memory"

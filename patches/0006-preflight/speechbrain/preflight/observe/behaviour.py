@@ -1,0 +1,320 @@
+"""Takes real steps apart from the Brain, then compares what items give alone and in a batch."""
+
+import copy
+import math
+import random
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from speechbrain.core import Brain, Stage
+from speechbrain.dataio.batch import PaddedData
+from speechbrain.preflight.attempts import failure
+from speechbrain.preflight.observe.first_step import graph
+from speechbrain.preflight.observe.first_valid import certain
+from speechbrain.preflight.observe.given import parts
+from speechbrain.preflight.observe.not_finite import tensors
+from speechbrain.preflight.observe.start import parameters_of
+from speechbrain.preflight.quiet import replaced, writes_nothing
+from torch.nn.modules.module import register_module_forward_hook
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+SECONDS = 40.0  # how long all of it may take
+SLOW = 2.0  # steps and evaluations that take longer than this are not repeated
+STEPS = 3  # real steps: a graph of the first that is alive after the third was kept on purpose
+ITEMS = 4  # items that are compared
+ROUNDING = 1e-3  # a smaller difference, as a share of an output's variation, is rounding
+SEEN = 0.02  # a smaller one is of no interest
+MANY = 1000  # a list that is longer does not hold graphs
+CROP = 128  # what is kept of each dimension of a module's output
+
+
+class Change(NamedTuple):
+    """What the first real step does to a parameter: its norm, the norm of the change, and whether it is finite afterwards."""
+
+    size: float
+    by: float
+    finite: bool
+
+
+class Differs(NamedTuple):
+    """An output of an item that depends on what else is in its batch."""
+
+    output: str  # its keys in what ``compute_forward`` returns
+    share: float  # the norm of the difference, as a share of the output's variation
+    neighbours: bool = False  # whether another item of its own length is the cause; else, how much it is padded
+    module: str = ""  # the first module whose output differs; "" if that is unknown
+    batchwide: bool = False  # whether that is a BatchNorm in training mode
+    lengths: str = ""  # the keys of the batch whose lengths have no effect, if padding is the cause
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """How the model behaves."""
+
+    losses: tuple = ()  # the losses of the real steps on the first batch
+    rates: tuple = ()  # the learning rates of the optimizers that the first of them asked to step
+    gradient: bool = False  # whether one of their parameters had a gradient other than 0 then
+    frozen: set = field(default_factory=set)  # the ids of their frozen parameters that had a gradient then
+    changes: dict = field(default_factory=dict)  # Changes of the optimizers' parameters, by id
+    # By name of an attribute, the nodes of graphs that it keeps alive: before the steps, and after each of them.
+    kept: dict = field(default_factory=dict)
+    constant: bool = False  # whether all items have the same output, after a step that changed weights
+    differs: Differs | None = None  # the largest difference of an item's outputs
+
+
+def behaviour(given, start, step, valid, stepped, log):
+    """Take real steps, and evaluate items alone and in a batch."""
+    brain = given.brain
+    usual = type(brain)._fit_train is Brain._fit_train
+    usual = usual and not any(hasattr(module, "_orig_mod") for module in brain.modules.modules())
+    finite = all(math.isfinite(backward.value) for backward in step.backwards)
+    learns = any(id(p) in step.reached for p in parameters_of(step.optimizers))
+    able = step.taken and usual and finite and learns and start.spare is not None and step.seconds < SLOW
+    if log.ranks.size > 1 or not able:  # other processes would wait for this one in a step
+        return Behaviour()
+    return log.apart("the model's behaviour", brain, SECONDS, _behave, given, start, step, valid, stepped, log) or Behaviour()
+
+
+def _behave(given, start, step, valid, stepped, _, log):
+    brain, writes = given.brain, []
+    with writes_nothing(writes):
+        made = _steps(brain, start, step, stepped, writes, log)
+        moved = any(change.by for change in made["changes"].values())
+        healthy = made["losses"] and all(math.isfinite(loss) for loss in made["losses"])
+        if healthy and valid.seconds < SLOW:
+            loader = start.train_loader if start.valid_loader is None else start.valid_loader
+            with suppress(Exception):  # of a Brain that does not take single items, or whose loader does not
+                for key, value in _Items(brain, getattr(loader, "loader", loader), start.epoch).compare(moved):
+                    made[key] = value
+    return Behaviour(**made)
+
+
+# Real steps
+
+
+def _steps(brain, start, step, stepped, writes, log):
+    """Take real steps on the first batch, and record what they change."""
+    owned = {id(p): p for p in parameters_of(step.optimizers)}
+    before = {key: p.detach().clone() for key, p in owned.items()}
+    made = {"losses": (), "gradient": False, "rates": (), "frozen": set(), "changes": {}}
+    counts, began = [_kept(brain)], perf_counter()
+
+    def note(optimizer, args, kwargs):
+        if not made["losses"]:
+            own = [p for p in parameters_of({"": optimizer}) if p.grad is not None]
+            made["gradient"] = made["gradient"] or any(bool(p.grad.any()) for p in own)
+            made["rates"] += tuple(float(group.get("lr", 1.0)) for group in optimizer.param_groups)
+            made["frozen"].update(id(p) for p in own if not p.requires_grad)
+
+    brain.modules.train()
+    brain.zero_grad()
+    handle = register_optimizer_step_pre_hook(note)
+    with replaced(stepped, "real", True):
+        while len(counts) <= STEPS and (len(counts) == 1 or perf_counter() - began < SLOW):
+            try:
+                loss = fit(brain, start.spare, len(counts))
+            except Exception as error:
+                if certain(error, writes):
+                    log.findings.append(failure("real-step-failed", error))
+                break
+            made["changes"] = made["changes"] or {key: _change(before.pop(key), p.detach()) for key, p in owned.items()}
+            made["losses"] += (loss,)
+            counts.append(_kept(brain))
+    handle.remove()
+    return {**made, "kept": {name: [count.get(name, 0) for count in counts] for name in set().union(*counts)}}
+
+
+def fit(brain, batch, number):
+    """Take a whole step on a copy of a batch; returns the loss."""
+    brain.step = number * getattr(brain, "grad_accumulation_factor", 1)  # so that each one steps
+    return float(torch.as_tensor(brain.fit_batch(copy.deepcopy(batch))).detach().float().mean())
+
+
+def _change(old, new):
+    if old.shape != new.shape or not old.is_floating_point():
+        return Change(0.0, 0.0, True)
+    by = (new.float() - old.float()).norm() if not torch.equal(old, new) else 0.0
+    return Change(float(old.float().norm()), float(by), bool(new.isfinite().all() or not old.isfinite().all()))
+
+
+def _kept(brain):
+    """By name of an attribute of the Brain, or of what it refers to, the number of nodes of the graphs that it keeps alive."""
+    found, known, todo = {}, set(), [("self", brain), ("self.modules", brain.modules)]  # a module's name comes first
+    while todo:
+        name, value = todo.pop()
+        if id(value) in known or isinstance(value, (type, torch.optim.Optimizer, torch.utils.data.Dataset)):
+            continue
+        known.add(id(value))
+        if isinstance(value, torch.Tensor):
+            if value.grad_fn is not None:
+                found.setdefault(name, []).append(value)
+        elif isinstance(value, (list, tuple, set, dict, deque)):
+            bounded = len(value) > MANY or getattr(value, "maxlen", None)
+            todo += [(name, item) for item in (() if bounded else value.values() if isinstance(value, dict) else value)]
+        elif isinstance(value, torch.nn.Module):
+            inner = {**vars(value), **value._buffers, **value._modules}
+            todo += [(f"{name}.{key}", item) for key, item in inner.items() if key not in ("_modules", "_buffers")]
+        elif not type(value).__module__.startswith("torch."):
+            todo += [(f"{name}.{key}", item) for key, item in getattr(value, "__dict__", {}).items()]
+    return {name: len(graph(held)) for name, held in found.items()}
+
+
+# Items alone and in a batch
+
+
+class _Items:
+    """A few items of the first batch of a loader, and what the Brain makes of them in evaluation mode."""
+
+    def __init__(self, brain, loader, epoch):
+        self.brain, self.began = brain, perf_counter()
+        picks = next(iter(loader.batch_sampler))
+        self.items = [loader.dataset[i] for i in picks[:: max(1, len(picks) // ITEMS)][:ITEMS]]
+        self.one = min(self.items, key=_size)
+        self.collate = loader.collate_fn
+        with suppress(Exception), torch.no_grad():
+            brain.on_stage_start(Stage.VALID, epoch)
+        brain.modules.eval()
+
+    def outputs(self, items, seed=0, change=None):
+        """What the Brain returns for items that are batched: the outputs with a row for each item, by their keys."""
+        if perf_counter() - self.began > SLOW:
+            raise TimeoutError
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        batch = self.collate(copy.deepcopy(items))
+        if change:
+            change(batch)
+        with torch.no_grad():
+            made = self.brain.compute_forward(batch, Stage.VALID)
+        found = {".".join(keys): tensor.detach().float() for keys, tensor in tensors([made])}
+        return {key: t for key, t in found.items() if t.dim() > 1 and len(t) == len(items) and t.isfinite().all()}
+
+    def compare(self, moved):
+        """Yield what is known of the Behaviour."""
+        if len(self.items) < 2:
+            return
+        # A BatchNorm in training mode does not take one item, so it is put beside itself.
+        itself, beside = [self.one, self.one], [self.one, _twin(self.one)]
+        alone = {key: tensor[:1] for key, tensor in self.outputs(itself).items()}
+        two, again = self.outputs(beside, 1), self.outputs(beside, 2)
+        if not two or any(_difference(two[key], again[key]) > ROUNDING for key in two):
+            return
+        if moved:
+            rows = [tensor for made in (two, self.outputs(self.items)) for tensor in made.values()]
+            yield "constant", all(bool(torch.isclose(tensor, tensor[:1], 1e-6, 0.0).all()) for tensor in rows)
+        found = _largest(alone, alone, two)
+        if found.share > SEEN:
+            name, module = self.first_module(itself, beside)
+            batchwide = isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and module.training
+            yield "differs", found._replace(neighbours=True, module=name, batchwide=batchwide)
+        elif len({_size(item) for item in self.items}) > 1:  # else, nothing is ever padded
+            twice, thrice = ([self.one, _longer(self.one, times)] for times in (2, 3))
+            padded = self.outputs(twice)
+            found = _largest(alone, padded, self.outputs(thrice))
+            if found.share > SEEN:
+                lengths = ", ".join(self.without_lengths(twice, padded))
+                yield "differs", found._replace(module=self.first_module(twice, thrice)[0], lengths=lengths)
+
+    def without_lengths(self, items, made):
+        """Yield the keys of the batch whose lengths have no effect."""
+        for key in self.one if isinstance(self.one, dict) else ():
+
+            def halve(batch, key=key):
+                data, lengths = batch[key]
+                setattr(batch, key, PaddedData(data, lengths / 2))
+
+            if isinstance(self.one[key], torch.Tensor) and self.one[key].is_floating_point():
+                halved = self.outputs(items, 0, halve)
+                if all(_difference(made[name], halved[name]) < ROUNDING for name in made):
+                    yield key
+
+    def first_module(self, items, others):
+        """The first module whose output for the first item differs although its input does not, and its name."""
+        seen, calls, found = [], iter(()), []
+
+        def keep(module, args, output):
+            seen.append((module, _first(args), _first(output)))
+
+        def check(module, args, output):
+            if not found:
+                before, taken, given = next(calls, (None, None, None))
+                if before is not module:
+                    found.append(None)
+                elif not _same(given, _first(output)):
+                    found.append(module if _same(taken, _first(args)) else None)
+
+        for batch, hook in ((items, keep), (others, check)):
+            calls = iter(seen)
+            handle = register_module_forward_hook(hook)
+            try:
+                self.outputs(batch)
+            finally:
+                handle.remove()
+        return next(((name, part) for name, part in parts(self.brain) if found and part is found[0]), ("", None))
+
+
+def _largest(alone, one, other):
+    """The largest difference between two outputs of an item, over the size that they have if the item is alone."""
+    found = Differs("", 0.0)
+    for key in alone.keys() & one.keys() & other.keys():
+        cut = tuple(map(slice, alone[key].shape))
+        if alone[key].dim() == one[key].dim() == other[key].dim():
+            found = max(found, Differs(key, _difference(one[key][cut], other[key][cut])), key=lambda each: each.share)
+    return found
+
+
+def _first(value):
+    """The first tensor inside a value, as far as it is compared: the first row."""
+    tensor = next((tensor for _, tensor in tensors([value]) if tensor.dim() > 1), None)
+    return None if tensor is None else tensor.detach()[(slice(1), *[slice(CROP)] * (tensor.dim() - 1))].float().clone()
+
+
+def _same(one, other):
+    return one is None or other is None or _difference(one, other) < SEEN / 4
+
+
+def _twin(item):
+    """An item of the same shape: turned round, and louder."""
+    return _changed(item, lambda tensor: tensor.flip(0) * 3 if tensor.is_floating_point() else tensor.flip(0))
+
+
+def _longer(item, times):
+    return _changed(item, lambda tensor: torch.cat([tensor] * times) if len(tensor) > 1 else tensor)
+
+
+def _size(item):
+    """How long the tensors of an item are."""
+    found = []
+    _changed(item, lambda tensor: found.append(len(tensor)))
+    return max(found, default=0)
+
+
+def _changed(value, change):
+    """An item with other tensors and arrays."""
+    if isinstance(value, dict):
+        return {key: _changed(inner, change) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
+        return type(value)(_changed(inner, change) for inner in value)
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiu":
+        value = torch.as_tensor(value)
+    return change(value) if isinstance(value, torch.Tensor) and value.dim() else value
+
+
+def _difference(one, other):
+    """How much two outputs differ, as a share of their variation.
+
+    Where they differ in size, their fronts are compared.
+    """
+    if one.dim() != other.dim():
+        return 0.0
+    cut = tuple(slice(n if n == m else (min(n, m) + 1) // 2) for n, m in zip(one.shape, other.shape))
+    one, other = one[cut], other[cut]
+    by = float((one - other).norm())
+    variation = float((one - one.mean()).norm()) if one.numel() > 2 else float(one.norm())
+    return by / max(variation, 1e-6 * float(one.norm()), 1e-12) if by else 0.0

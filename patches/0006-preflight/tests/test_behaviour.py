@@ -1,0 +1,522 @@
+"""Real steps, and items alone and in a batch: each code is found in a broken training, and nothing in its healthy twin."""
+
+import re
+
+import pytest
+import speechbrain as sb
+import torch
+from speechbrain.core import Stage
+from speechbrain.dataio.dataio import length_to_mask
+from speechbrain.dataio.dataset import DynamicItemDataset
+from speechbrain.preflight import attempts
+from speechbrain.preflight.__main__ import Takeover
+from speechbrain.preflight.checks import behaviour, optimised
+from test_runner import torchrun
+from torch.nn import BatchNorm1d, Conv1d, Dropout, Linear, Sequential
+from torch.nn import functional as F
+
+from brains import LOADER, OPTIONS, Classifier, body, head, sgd
+
+CASES = []
+NAN_LEVEL = "warning" if hasattr(sb.Brain, "only_finite_steps") else "error"  # the fork skips these steps
+
+
+def case(code, level, says):
+    """Register a function that starts a training, broken or healthy."""
+
+    def register(start):
+        CASES.append(pytest.param(start, code, level, says, id=f"{code}: {start.__name__}"))
+        return start
+
+    return register
+
+
+# Real steps
+
+
+@case("real-step-failed", "error", "step_count")
+def fails_after_the_step(broken):
+    class Brain(Classifier):
+        def optimizers_step(self):
+            super().optimizers_step()
+            self.step_count = getattr(self, "step_count" if broken else "other", 0) + 1
+            del self.step_count
+            self.last = self.step_count if broken else None
+
+    Brain({"head": Linear(4, 3)}).start()
+
+
+@case("real-step-failed", "error", "second time")
+def graph_of_the_last_step(broken):
+    class Brain(Classifier):
+        def compute_forward(self, batch, stage):
+            out = super().compute_forward(batch, stage)
+            if stage == Stage.TRAIN:
+                out, self.last = out + getattr(self, "last", 0), (out if broken else out.detach()).exp() * 1e-3
+            return out
+
+    Brain({"head": Linear(4, 3)}).start()
+
+
+@case("nothing-changes", "error", "with gradients (lr 1e-09)")
+def rounded_away(broken):
+    Classifier({"head": Linear(4, 3)}, lambda p: torch.optim.SGD(p, 1e-9 if broken else 1e-3)).start()
+
+
+@case("nothing-changes", "error", "without a gradient")
+def gradients_are_zeroed(broken):
+    class Brain(Classifier):
+        def optimizers_step(self):
+            if broken:
+                self.zero_grad()
+            self.optimizer.step()
+            self.zero_grad()
+
+    Brain({"head": Linear(4, 3)}).start()
+
+
+@case("nothing-changes", "warning", "no optimizer steps in 3 whole steps")
+def never_steps(broken):
+    class Brain(Classifier):
+        def optimizers_step(self):
+            if not broken:
+                self.optimizer.step()
+            self.zero_grad()
+
+    Brain({"head": Linear(4, 3)}).start()
+
+
+@case("frozen-changes", "warning", "body.0.weight")
+def frozen_with_a_gradient(broken):
+    class Brain(Classifier):
+        def optimizers_step(self):
+            self.modules.body.requires_grad_(False)
+            if not broken:
+                self.modules.body.zero_grad()
+            self.optimizer.step()
+            self.zero_grad()
+
+        def on_fit_batch_start(self, batch, should_step):
+            self.modules.body.requires_grad_(True)
+
+    Brain({"body": body(), "head": head()}).start()
+
+
+@case("update-too-large", "warning", "changes 2 of 2 weights by more than their own size")
+def learning_rate(broken):
+    Classifier({"body": body(), "head": head()}, lambda p: torch.optim.Adam(p, 3.0 if broken else 1e-2)).start()
+
+
+@case("not-finite-after-step", NAN_LEVEL, "are NaN or infinite, although the loss is")
+def root_of_zero(broken):
+    class Brain(Classifier):
+        def compute_objectives(self, predictions, batch, stage):
+            loss = super().compute_objectives(predictions, batch, stage)
+            return loss + (predictions * 0 + (0 if broken else 1)).sqrt().mean()
+
+    Brain({"head": Linear(4, 3)}).start()
+
+
+@case("update-too-large", "warning", "one 1e+19 times")
+def diverges(broken):
+    class Brain(Classifier):
+        def compute_objectives(self, predictions, batch, stage):
+            return super().compute_objectives(predictions, batch, stage) + (predictions**2).mean()
+
+    def fast(parameters):
+        return torch.optim.SGD(parameters, lr=1e19 if broken else 1e-2)
+
+    Brain({"head": Linear(4, 3)}, fast).start()
+
+
+class Keeping(Classifier):
+    broken = True
+
+    def on_fit_start(self):
+        super().on_fit_start()
+        self.losses, self.total = [], 0.0
+
+    def keep(self, value):
+        return value if self.broken else value.detach()
+
+
+@case("memory-grows", "warning", "self.losses grows by a graph")
+def list_of_losses(broken):
+    class Brain(Keeping):
+        def compute_objectives(self, predictions, batch, stage):
+            loss = super().compute_objectives(predictions, batch, stage)
+            self.losses.append({"loss": self.keep(loss)})
+            self.last = loss
+            return loss
+
+    brain = Brain({"head": Linear(4, 3)})
+    brain.broken = broken
+    brain.start()
+
+
+@case("memory-grows", "warning", "self.hparams.meter.total grows")
+def sum_of_losses(broken):
+    class Meter:
+        total = 0.0
+
+        def add(self, value):
+            self.total = self.total + value
+
+    class Brain(Keeping):
+        def compute_objectives(self, predictions, batch, stage):
+            loss = super().compute_objectives(predictions, batch, stage)
+            self.hparams.meter.add(self.keep(loss))
+            return loss
+
+    brain = Brain({"head": Linear(4, 3)}, hparams={"meter": Meter()})
+    brain.broken = broken
+    brain.start()
+
+
+@case("memory-grows", "warning", "self.modules.head.mean grows")
+def running_mean(broken):
+    class Normed(Linear):
+        mean = 0.0
+
+        def forward(self, x):
+            out = super().forward(x)
+            if self.training:
+                self.mean = 0.9 * self.mean + 0.1 * (out if broken else out.detach()).mean(0)
+            return out - (self.mean if self.training else 0)
+
+    class Brain(Classifier):
+        def compute_objectives(self, predictions, batch, stage):
+            return super().compute_objectives(predictions, batch, stage)
+
+        def fit_batch(self, batch):
+            loss = self.compute_objectives(self.compute_forward(batch, Stage.TRAIN), batch, Stage.TRAIN)
+            loss.backward(retain_graph=True)
+            self.optimizer.step()
+            self.zero_grad()
+            return loss.detach()
+
+    with torch.autograd.graph.allow_mutation_on_saved_tensors():
+        Brain({"head": Normed(4, 3)}).start()
+
+
+# Items alone and in a batch
+
+
+def clips(count=12, same=False):
+    draw = torch.Generator().manual_seed(0)
+    frames = [30 if same else int(torch.randint(20, 30, (), generator=draw)) for _ in range(count)]
+    items = {str(i): {"frames": n, "label": i * 5 % 3} for i, n in enumerate(frames)}
+    dataset = DynamicItemDataset(items)
+    dataset.add_dynamic_item(
+        lambda n, i: torch.randn(n, 4, generator=draw.manual_seed(int(i))) + int(i) % 3, ["frames", "id"], "x"
+    )
+    dataset.set_output_keys(["id", "x", "label"])
+    return dataset
+
+
+class Pooling(sb.Brain):
+    """A classifier of sequences."""
+
+    def compute_forward(self, batch, stage):
+        x, lens = batch.x
+        x = self.modules.cnn(x.transpose(1, 2)).transpose(1, 2)
+        return self.modules.head(self.pool(x, lens))
+
+    def pool(self, x, lens):
+        mask = length_to_mask(lens * x.shape[1], x.shape[1])[..., None]
+        return (x * mask).sum(1) / mask.sum(1)
+
+    def compute_objectives(self, predictions, batch, stage):
+        return F.cross_entropy(predictions, batch.label)
+
+    def start(self, same=False):
+        sets = clips(same=same), clips(same=same)
+        self.fit(range(1, 2), *sets, train_loader_kwargs=LOADER, valid_loader_kwargs=LOADER)
+
+
+def pooling(cls=Pooling, cnn=None, hparams=None):
+    modules = {"cnn": cnn or Sequential(Conv1d(4, 8, 3, padding=1), torch.nn.ReLU()), "head": head()}
+    return cls(modules, sgd, hparams or {}, OPTIONS)
+
+
+@case("constant-output", "warning", "all items of a batch have the same output")
+def ignores_its_input(broken):
+    class Brain(Classifier):
+        def compute_forward(self, batch, stage):
+            return super().compute_forward([batch[0] * (0 if broken else 1)], stage)
+
+    brain = Brain({"head": Linear(4, 3)})
+    if not broken:
+        torch.nn.init.zeros_(brain.modules.head.weight)
+    brain.start()
+
+
+@case("depends-on-batch", "note", "if it is padded to three times its length instead of twice; the lengths of x have no effect")
+def mean_of_the_padding(broken):
+    class Brain(Pooling):
+        def pool(self, x, lens):
+            return x.mean(1) if broken else super().pool(x, lens)
+
+    pooling(Brain).start()
+
+
+@case("depends-on-batch", "note", "padded")
+def normalized_over_the_padding(broken):
+    norm = torch.nn.GroupNorm(1, 8) if broken else BatchNorm1d(8)
+    pooling(cnn=Sequential(Conv1d(4, 8, 3, padding=1), norm)).start()
+
+
+@case("depends-on-batch", "note", "with another item of the same length in its batch")
+def centred_over_the_batch(broken):
+    class Brain(Pooling):
+        def pool(self, x, lens):
+            x = super().pool(x, lens)
+            return x - x.mean(0) if broken else x
+
+    pooling(Brain).start(same=True)
+
+
+@case("depends-on-batch", "warning", "with another item of the same length in its batch")
+def normalized_outside_the_modules(broken):
+    class Brain(Pooling):
+        def pool(self, x, lens):
+            if not broken and self.hparams.norm.training:
+                self.hparams.norm.eval()
+            return self.hparams.norm(super().pool(x, lens))
+
+    pooling(Brain, hparams={"norm": BatchNorm1d(8, affine=False)}).start()
+
+
+@case("trainable-without-gradient", "warning", "as it runs under torch.no_grad(): body.0.bias, body.0.weight")
+def under_no_grad(broken):
+    class Brain(Classifier):
+        def compute_forward(self, batch, stage):
+            with torch.set_grad_enabled(not broken and stage == Stage.TRAIN):
+                x = self.modules.body(batch[0])
+            return self.modules.head(x)
+
+    Brain({"body": body(), "head": head()}).start()
+
+
+HEALTHY = []
+
+
+def healthy(start):
+    HEALTHY.append(start)
+    return start
+
+
+@healthy
+def padding_that_never_is():
+    class Brain(Pooling):
+        def pool(self, x, lens):
+            return x.mean(1)
+
+    pooling(Brain).start(same=True)
+
+
+@healthy
+def warm_up_from_0():
+    brain = Classifier({"head": Linear(4, 3)}, lambda p: torch.optim.SGD(p, 0.0))
+    torch.nn.init.zeros_(brain.modules.head.weight)
+    brain.start()
+
+
+@healthy
+def averages_its_weights():
+    class Brain(Classifier):
+        def on_fit_batch_end(self, batch, outputs, loss, should_step):
+            with torch.no_grad():
+                for slow, fast in zip(self.modules.teacher.parameters(), self.modules.head.parameters()):
+                    slow.lerp_(fast, 0.1)
+
+        def compute_forward(self, batch, stage):
+            return self.modules.head(batch[0]) + 0 * self.modules.teacher(batch[0])
+
+    Brain({"head": Linear(4, 3), "teacher": Linear(4, 3).requires_grad_(False)}).start()
+
+
+@healthy
+def samples_in_evaluation():
+    class Brain(Pooling):
+        def pool(self, x, lens):
+            return x.mean(1) + torch.rand_like(x[:, 0])
+
+    pooling(Brain).start()
+
+
+@healthy
+def keeps_the_last_output_and_a_few_losses():
+    from collections import deque
+
+    class Brain(Classifier):
+        def compute_objectives(self, predictions, batch, stage):
+            loss = super().compute_objectives(predictions, batch, stage)
+            self.last, self.few = predictions, getattr(self, "few", deque(maxlen=9))
+            self.few.append(loss)
+            return loss
+
+    Brain({"drop": Dropout(), "head": Linear(4, 3)}).start()
+
+
+@healthy
+def accumulates():
+    Classifier({"head": Linear(4, 3)}, grad_accumulation_factor=4).start()
+
+
+@healthy
+def changes_its_batch():
+    class Brain(Classifier):
+        def compute_forward(self, batch, stage):
+            batch[0], batch[1] = torch.cat([batch[0], batch[0]]), torch.cat([batch[1], batch[1]])
+            assert len(batch[0]) == 16
+            return super().compute_forward(batch, stage)
+
+    Brain({"head": Linear(4, 3)}).start()
+
+
+@healthy
+def own_signature():
+    class Brain(Classifier):
+        def compute_forward(self, x, batch, stage):
+            return self.modules.head(x)
+
+        def fit_batch(self, batch):
+            loss = self.compute_objectives(self.compute_forward(batch[0], batch, Stage.TRAIN), batch, Stage.TRAIN)
+            loss.backward()
+            self.optimizer.step()
+            self.zero_grad()
+            return loss.detach()
+
+        def evaluate_batch(self, batch, stage):
+            return self.compute_objectives(self.compute_forward(batch[0], batch, stage), batch, stage)
+
+    Brain({"head": Linear(4, 3)}).start()
+
+
+@pytest.mark.parametrize("start, code, level, says", CASES)
+def test_each_code(monkeypatch, start, code, level, says):
+    torch.manual_seed(0)
+    with monkeypatch.context() as patch:
+        patch.setattr(attempts, "can_fork", lambda brain: False)
+        report = Takeover().run(lambda: start(True))
+    assert [(f.code, f.level) for f in report.findings] == [(code, level)], report.text()
+    for finding in report.findings:
+        assert says in finding.what.partition("\n")[0] and finding.where and finding.remedy, report.text()
+    torch.manual_seed(0)
+    report = Takeover().run(lambda: start(False))
+    assert not report.findings and not [said for said in report.said if "checked" in said], report.text()
+
+
+@pytest.mark.parametrize("start", HEALTHY, ids=lambda start: start.__name__)
+def test_a_healthy_training(start):
+    torch.manual_seed(0)
+    report = Takeover().run(start)
+    assert not report.findings and not [said for said in report.said if "checked" in said], report.text()
+
+
+def test_nothing_changes_in_this_process(monkeypatch):
+    monkeypatch.setattr(attempts, "can_fork", lambda brain: False)
+    torch.manual_seed(0)
+    brain = Classifier({"body": body(), "head": head()}, lambda p: torch.optim.Adam(p, 3.0))
+    before = {key: value.clone() for key, value in brain.modules.state_dict().items()}
+    report = Takeover().run(brain.start)
+    assert [finding.code for finding in report.findings] == ["update-too-large"]
+    assert all(torch.equal(before[key], value) for key, value in brain.modules.state_dict().items())
+    assert not brain.optimizer.state and brain.step <= 1
+
+
+UNUSED = """
+sb.utils.distributed.ddp_init_group({'distributed_backend': 'gloo'})
+
+class Partly(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lower, self.upper, self.late = Linear(4, 3), Linear(3, 3), Linear(3, 3).requires_grad_(False)
+
+    def forward(self, x):
+        x = self.late(self.lower(x))
+        self.upper(x)
+        return x
+
+class Late(Brain):
+    def on_stage_start(self, stage, epoch=None):
+        self.modules.model.module.late.requires_grad_(True)
+
+make(Late, Partly(), find_unused_parameters="unused" in sys.argv).fit(range(1, 2), data, **loader)
+"""
+
+
+@pytest.mark.torchrun
+@pytest.mark.parametrize("arguments", [[], ["unused"]])
+def test_gradients_under_torchrun(tmp_path, arguments):
+    status, out, err = torchrun(tmp_path, UNUSED, "-m", "speechbrain.preflight", "train.py", *arguments)
+    assert status == 1 and re.search(r"error\[ddp-unfrozen-late\]: unfrozen after [^\n]+: model.late.bias, ", out), out + err
+    assert bool(re.search(r"error\[ddp-without-gradient\]: [^\n]+: model.upper.bias, ", out)) == (not arguments), out
+    assert bool(re.search(r"note\[trainable-without-gradient\]: [^\n]+: model.upper.bias, ", out)) == bool(arguments), out
+
+
+# What is only done if it is asked for
+
+
+def timed(cls=Pooling, seconds="duration", **loader):
+    """A training on clips with durations."""
+    dataset = clips()
+    for item in dataset.data.values():
+        item[seconds] = item["frames"] / 10
+    options = {"train_loader_kwargs": {**LOADER, "batch_size": 4, **loader}}
+    return lambda: pooling(cls).fit(range(1, 2), dataset, **options)
+
+
+@pytest.mark.parametrize(
+    "loader, says",
+    [
+        ({}, r"4 items of up to 2\.9 s, 11\.6 s with padding\) takes \d+\.\d\d GiB of resident memory"),
+        ({"shuffle": True}, r"4 items of up to 2\.9 s"),
+        ({"batch_size": 1, "batch_sampler": [[0, 1], [2, 3, 4, 5, 6]]}, r"5 items of up to"),
+    ],
+)
+def test_the_longest_batch(loader, says):
+    report = Takeover(longest=True).run(timed(**loader))
+    assert not report.findings and re.search(says, report.said[-1]), report.text()
+
+
+def test_the_longest_batch_of_unknown_lengths():
+    report = Takeover(longest=True, overfit=2).run(timed(seconds="other"))
+    assert any("durations of the training items are not known" in said for said in report.said), report.text()
+
+
+@pytest.mark.parametrize("error", [MemoryError("can't allocate memory"), RuntimeError("CUDA out of memory. Tried")])
+def test_the_longest_batch_does_not_fit(error):
+    class Brain(Pooling):
+        def compute_forward(self, batch, stage):
+            if max(batch.id) == "9" and len(batch.id) == 5:
+                raise error
+            return super().compute_forward(batch, stage)
+
+    sampler = [[0, 1], [2, 3, 4, 5, 9]]
+    report = Takeover(longest=True).run(timed(Brain, batch_size=1, batch_sampler=sampler))
+    (finding,) = report.findings
+    assert (finding.level, finding.code) == ("error", "out-of-memory") and "(5 items of up to 2." in finding.what, report.text()
+
+
+@pytest.mark.parametrize("broken", [True, False])
+def test_learning_one_batch(broken):
+    class Brain(Classifier):
+        def compute_objectives(self, predictions, batch, stage):
+            loss = super().compute_objectives(predictions, batch, stage)
+            return loss + 1 if broken else loss
+
+    torch.manual_seed(0)
+    brain = Brain({"body": body(), "head": head()}, lambda p: torch.optim.Adam(p, 0.05))
+    before = [parameter.clone() for parameter in brain.modules.parameters()]
+    report = Takeover(overfit=60).run(brain.start)
+    assert [(f.level, f.code) for f in report.findings] == [("warning", "cannot-overfit")] * broken, report.text()
+    assert re.search(r"in 60 steps.*\n  █[▁-█]{49}\n  step 1: \d\.\d+, .*, step 60: ", report.said[-1]), report.text()
+    assert all(map(torch.equal, before, brain.modules.parameters()))
+
+
+def test_every_code_has_a_case():
+    codes = {param.values[1] for param in CASES}
+    assert set(behaviour.CODES) - {"cannot-overfit", "out-of-memory"} <= codes
+    assert {"ddp-without-gradient", "ddp-unfrozen-late"} <= set(optimised.CODES)
