@@ -45,23 +45,34 @@ and line numbers are left out, and so is a third finding of the same kind.
 SECTIONS = {
     "It crashes": """
         script-failed first-step-failed first-batch-failed manifest-unreadable audio-missing item-lacks-key item-failed
-        first-validation-failed label-outside token-outside dataloader-failed audio-unreadable audio-channels fit-start-failed
-        stage-start-failed no-batch batch-of-one no-optimizer preflight-killed not-installed version-of-recipe version-untested
+        first-validation-failed label-outside token-outside dataloader-failed audio-unreadable audio-channels
+        tensor-without-dimension labels-not-repeated fit-start-failed stage-start-failed no-batch batch-of-one no-optimizer
+        augmentation-fails preflight-killed not-installed version-of-recipe version-untested
     """,
     "It trains, but not what you think": """
-        nothing-trainable gradient-without-optimizer optimizer-misses-loss pretrained-not-loaded frozen-statistics-move
-        trained-not-saved trainable-without-gradient label-encoder-stale pretrained-other-model loaded-normaliser-moves
-        group-not-clipped label-encoder-empty fit-arguments-shifted key-mistyped no-backward units-identical weight-scale
+        nothing-trainable gradient-without-optimizer optimizer-misses-loss frozen-statistics-move trainable-without-gradient
+        fit-arguments-shifted key-mistyped debug-is-on learning-rate-zero warm-up-too-long no-step batches-without-step
+        group-not-clipped gradient-clipped-to-zero trained-twice average-hardly-moves no-backward units-identical weight-scale
+    """,
+    "What is loaded": """
+        pretrained-not-loaded loaded-in-part pretrainer-not-loaded loaded-then-changed loaded-elsewhere adapters-missing
+        adapted-not-loaded loaded-over-checkpoint pretrained-other-model loaded-normaliser-moves label-encoder-stale
+        label-encoder-empty
+    """,
+    "What is saved, and resuming": """
+        trained-not-saved nothing-left not-recovered used-not-saved best-is-worst learning-rate-differs resume-differs
+        recovered-in-part saver-not-called adapted-saved-whole averages-more-than-kept stopper-unfed loader-not-saved
     """,
     "The loss": """
-        cross-entropy-on-probabilities nll-without-log-softmax first-loss output-not-finite batch-not-finite weight-not-finite
-        buffer-not-finite
+        cross-entropy-on-probabilities nll-without-log-softmax bce-on-probabilities first-loss output-not-finite
+        batch-not-finite weight-not-finite buffer-not-finite loss-broadcast labels-in-another-order loss-maximized
+        margin-without-cosine loss-of-itself smoothing-strong
     """,
-    "The validation": "validation-random validation-drops-items validation-loss audio-leak label-only-in-valid",
+    "The validation": "validation-random audio-leak label-only-in-valid validation-drops-items validation-loss",
     "The data": """
-        audio-rate label-unknown labels-sorted label-ignored duration-unlike-audio sorted-wrong few-left audio-truncated
-        audio-empty audio-silent audio-clipped audio-duration audio-not-finite id-twice label-constant label-contradicts
-        audio-constant signals-equal
+        audio-rate label-unknown labels-sorted class-imbalance label-ignored duration-unlike-audio sorted-wrong few-left
+        dynamic-batch-limit generator-copied audio-truncated audio-empty audio-silent audio-clipped audio-duration
+        audio-not-finite audio-twice id-twice label-constant label-contradicts audio-constant signals-equal signals-unlike
     """,
     "Sequences": """
         lengths-not-relative token-is-blank ctc-without-log-softmax more-labels-than-frames padding-in-loss targets-as-inputs
@@ -104,6 +115,7 @@ def finding_text(code, module, values):
     text = text.rpartition("\n\nFound: ")[0]
     text = re.sub(r"\n    Traceback .*(\n    .*)*", "", text)
     text = text.replace(os.path.realpath(folder), "data").replace(folder, "data")
+    text = re.sub(r"CKPT\+[-+\d]+", "CKPT+2026-01-01+12-00-00+00", text)
     return re.sub(r"[\w./-]*test_\w+\.py:\d+", "train.py", text)
 
 
@@ -118,10 +130,12 @@ def set_up(start, *others):
     lines = re.sub(r"^ *pass\n(?=.)", "", source, flags=re.MULTILINE).splitlines()
     if inspect.isfunction(start):
         lines = textwrap.dedent("\n".join(lines[ast.parse("\n".join(lines)).body[0].body[0].lineno - 1 :])).splitlines()
+    lines = [re.sub(r"(return|report =) Takeover\(\).run\(lambda: (.*)\)$", r"\2", line) for line in lines]
     taken = inspect.getclosurevars(start).nonlocals if inspect.isfunction(start) else {}
     taken = {name: value for name, value in taken.items() if name in re.findall(r"\w+", "\n".join(lines))}
     taken.update(pair for options in others if isinstance(options, dict) for pair in options.items())
-    own = [f"{_source(value)}\n\n" for value in taken.values() if getattr(value, "__module__", "") == start.__module__]
+    own = [value for value in (*taken.values(), *others) if getattr(value, "__module__", "") == start.__module__]
+    own = [f"{_source(value)}\n\n" for value in own]
     says = [f"# {name} = {getattr(value, '__name__', value)}" for name, value in taken.items() if "lambda" not in str(value)]
     return "".join(filter(str.strip, own)) + "\n".join([*says, *lines[:MOST], *["..."] * (len(lines) > MOST)])
 

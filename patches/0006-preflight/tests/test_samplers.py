@@ -40,29 +40,36 @@ class Brain(Classifier):
         return predictions.square().mean()
 
 
-@pytest.mark.parametrize("options, what", LIMITS)
-def test_the_limit_of_a_dynamic_batch(options, what):
+def limited(options):
     items = {str(i): {"duration": i} for i in range(1, 13)}
     dataset = DynamicItemDataset(items, output_keys=["id", "x"])
     dataset.add_dynamic_item(lambda duration: torch.full((4,), 1.0 * duration), "duration", "x")
     sampler = DynamicBatchSampler(dataset, **{"num_buckets": 4, **options})
-    report = Takeover().run(
-        lambda: Brain({"head": Linear(4, 3)}).fit(range(1, 2), dataset, train_loader_kwargs={"batch_sampler": sampler})
-    )
+    brain = Brain({"head": Linear(4, 3)})
+    return Takeover().run(lambda: brain.fit(range(1, 2), dataset, train_loader_kwargs={"batch_sampler": sampler}))
+
+
+@pytest.mark.parametrize("options, what", LIMITS)
+def test_the_limit_of_a_dynamic_batch(options, what):
+    report = limited(options)
     found = [(f.level, f.code, f.where) for f in report.findings]
     assert found == [("warning", "dynamic-batch-limit", "train DynamicBatchSampler")] * bool(what), report.text()
     assert not what or (what in report.findings[0].what and report.findings[0].remedy)
 
 
-@pytest.mark.parametrize("options", WORKERS)
-@pytest.mark.parametrize("make, codes", [(torch.tensor, ["tensor-without-dimension"]), (int, [])])
-def test_a_label_without_dimensions(options, make, codes):
+def labelled(make, options):
     items = {str(i): {"label": i % 3} for i in range(8)}
     dataset = DynamicItemDataset(items, output_keys=["id", "x", "number"])
     dataset.add_dynamic_item(lambda label: torch.full((4,), 1.0 * label), "label", "x")
     dataset.add_dynamic_item(make, "label", "number")
     brain = Brain({"head": Linear(4, 3)})
-    report = Takeover().run(lambda: brain.fit(range(1, 2), dataset, train_loader_kwargs={"batch_size": 4, **options}))
+    return Takeover().run(lambda: brain.fit(range(1, 2), dataset, train_loader_kwargs={"batch_size": 4, **options}))
+
+
+@pytest.mark.parametrize("options", WORKERS)
+@pytest.mark.parametrize("make, codes", [(torch.tensor, ["tensor-without-dimension"]), (int, [])])
+def test_a_label_without_dimensions(options, make, codes):
+    report = labelled(make, options)
     assert [finding.code for finding in report.findings] == codes, report.text()
     assert not codes or report.findings[0].where == "train number"
 
@@ -141,8 +148,7 @@ COPIES += [(make, {"num_workers": 2}, None) for make in (as_usual, for_each_item
 COPIES += [(from_a_closure, options, None) for options in ({}, WORKERS_ONCE, {"num_workers": 2, "worker_init_fn": print})]
 
 
-@pytest.mark.parametrize("make, options, name", COPIES)
-def test_a_generator_that_workers_copy(make, options, name):
+def noisy(make, options):
     class OfPlainItems(Brain):
         def compute_forward(self, batch, stage):
             return self.modules.head(batch if isinstance(batch, torch.Tensor) else batch.x.data)
@@ -152,14 +158,18 @@ def test_a_generator_that_workers_copy(make, options, name):
         dataset = DynamicItemDataset({str(i): {"label": i % 3} for i in range(8)}, output_keys=["id", "x"])
         dataset.add_dynamic_item(make(), "label", "x")
     brain = OfPlainItems({"head": Linear(4, 3)})
-    report = Takeover().run(lambda: brain.fit(range(1, 2), dataset, train_loader_kwargs={"batch_size": 4, **options}))
+    return Takeover().run(lambda: brain.fit(range(1, 2), dataset, train_loader_kwargs={"batch_size": 4, **options}))
+
+
+@pytest.mark.parametrize("make, options, name", COPIES)
+def test_a_generator_that_workers_copy(make, options, name):
+    report = noisy(make, options)
     found = [(f.level, f.code, f.where) for f in report.findings]
     assert found == [("warning", "generator-copied", f"train {name}")] * bool(name), report.text()
     assert not name or ("each epoch" in report.findings[0].what) != ("persistent_workers" in options)
 
 
-@pytest.mark.parametrize("feeds", [False, True])
-def test_a_stopper(feeds):
+def stopping(feeds):
     counter = EpochCounterWithStopper(limit=9, limit_to_stop=3, limit_warmup=2, direction="min")
 
     class Stopping(Classifier):
@@ -170,5 +180,23 @@ def test_a_stopper(feeds):
     data = torch.utils.data.TensorDataset(torch.randn(8, 4), torch.arange(8) % 3)
     brain = Stopping({"head": Linear(4, 3)})
     report = Takeover().run(lambda: brain.fit(counter, data, data))
-    assert [(f.level, f.code) for f in report.findings] == [("warning", "stopper-unfed")] * (not feeds), report.text()
     assert counter.best_score == float("inf")
+    return report
+
+
+@pytest.mark.parametrize("feeds", [False, True])
+def test_a_stopper(feeds):
+    report = stopping(feeds)
+    assert [(f.level, f.code) for f in report.findings] == [("warning", "stopper-unfed")] * (not feeds), report.text()
+
+
+CASES = [  # for the gallery
+    (limited, "dynamic-batch-limit", LIMITS[0][0]),
+    (labelled, "tensor-without-dimension", torch.tensor, {}),
+    (noisy, "generator-copied", from_a_closure, {"num_workers": 2}),
+    (stopping, "stopper-unfed", False),
+]
+
+
+def report_of(folder, start, code, *arguments):
+    return start(*arguments)
