@@ -114,7 +114,8 @@ def finding_text(code, module, values):
     text = Report([finding for finding in report.findings if finding.code == code][:2]).text()
     text = text.rpartition("\n\nFound: ")[0]
     text = re.sub(r"\n    Traceback .*(\n    .*)*", "", text)
-    text = text.replace(os.path.realpath(folder), "data").replace(folder, "data")
+    for path in (os.path.realpath(folder), folder, Path(folder).name):  # the last one, if it is below the current folder
+        text = text.replace(path, "data")
     text = re.sub(r"CKPT\+[-+\d]+", "CKPT+2026-01-01+12-00-00+00", text)
     return re.sub(r"[\w./-]*test_\w+\.py:\d+", "train.py", text)
 
