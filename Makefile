@@ -25,13 +25,14 @@ cuda: .venv/installed      ## the tests that need a GPU; the others skip them
 recipes: .venv/installed   ## only the tests of the recipe; with UPSTREAM=<a checkout>, the preflight on all recipes of upstream
 	$(if $(UPSTREAM),$(IN_VENV) tests/upstream/recipes.py $(UPSTREAM),$(PYTEST) tests/recipes)
 
-bench: .venv/benchmarks    ## ratios to the stock release and to other libraries; four minutes, then the recipe's
+bench: .venv/benchmarks    ## ratios to the stock release and to other libraries; six minutes, then the recipe's
 	$(BENCHMARK)/formatter.py
 	$(BENCHMARK)/counting.py
 	$(BENCHMARK)/installing.py
 	$(BENCHMARK)/saving.py
 	$(BENCHMARK)/stepping.py
 	$(BENCHMARK)/preflight.py
+	$(BENCHMARK)/peers.py
 	$(BENCHMARK)/watch.py
 	$(BENCHMARK)/audio_scan.py --files 100 --rounds 3
 	$(BENCHMARK)/recipe.py

@@ -70,9 +70,9 @@ SECTIONS = {
     """,
     "The validation": "validation-random audio-leak label-only-in-valid validation-drops-items validation-loss",
     "The data": """
-        audio-rate label-unknown labels-sorted class-imbalance label-ignored duration-unlike-audio sorted-wrong few-left
+        audio-rate label-unknown labels-sorted class-imbalance label-ignored duration-unlike-audio sorted-wrong
         dynamic-batch-limit generator-copied audio-truncated audio-empty audio-silent audio-clipped audio-duration
-        audio-not-finite audio-twice id-twice label-constant label-contradicts audio-constant signals-equal signals-unlike
+        audio-not-finite audio-twice id-twice label-constant label-contradicts audio-constant signals-unlike
     """,
     "Sequences": """
         lengths-not-relative token-is-blank ctc-without-log-softmax more-labels-than-frames padding-in-loss targets-as-inputs
