@@ -47,12 +47,14 @@ SECTIONS = {
         script-failed first-step-failed first-batch-failed manifest-unreadable audio-missing item-lacks-key item-failed
         first-validation-failed label-outside token-outside dataloader-failed audio-unreadable audio-channels
         tensor-without-dimension labels-not-repeated fit-start-failed stage-start-failed no-batch batch-of-one no-optimizer
-        augmentation-fails preflight-killed not-installed version-of-recipe version-untested
+        augmentation-fails real-step-failed ddp-without-gradient out-of-memory preflight-killed not-installed
+        version-of-recipe version-untested
     """,
     "It trains, but not what you think": """
         nothing-trainable gradient-without-optimizer optimizer-misses-loss frozen-statistics-move trainable-without-gradient
         fit-arguments-shifted key-mistyped debug-is-on learning-rate-zero warm-up-too-long no-step batches-without-step
-        group-not-clipped gradient-clipped-to-zero trained-twice average-hardly-moves no-backward units-identical weight-scale
+        group-not-clipped gradient-clipped-to-zero nothing-changes update-too-large memory-grows frozen-changes
+        ddp-unfrozen-late trained-twice average-hardly-moves no-backward units-identical weight-scale
     """,
     "What is loaded": """
         pretrained-not-loaded loaded-in-part pretrainer-not-loaded loaded-then-changed loaded-elsewhere adapters-missing
@@ -66,9 +68,11 @@ SECTIONS = {
     "The loss": """
         cross-entropy-on-probabilities nll-without-log-softmax bce-on-probabilities first-loss output-not-finite
         batch-not-finite weight-not-finite buffer-not-finite loss-broadcast labels-in-another-order loss-maximized
-        margin-without-cosine loss-of-itself smoothing-strong
+        margin-without-cosine loss-of-itself smoothing-strong not-finite-after-step cannot-overfit constant-output
     """,
-    "The validation": "validation-random audio-leak label-only-in-valid validation-drops-items validation-loss",
+    "The validation": """
+        validation-random audio-leak label-only-in-valid depends-on-batch validation-drops-items validation-loss
+    """,
     "The data": """
         audio-rate label-unknown labels-sorted class-imbalance label-ignored duration-unlike-audio sorted-wrong
         dynamic-batch-limit generator-copied audio-truncated audio-empty audio-silent audio-clipped audio-duration

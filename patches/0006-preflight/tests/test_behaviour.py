@@ -15,27 +15,20 @@ from test_runner import torchrun
 from torch.nn import BatchNorm1d, Conv1d, Dropout, Linear, Sequential
 from torch.nn import functional as F
 
-from brains import LOADER, OPTIONS, Classifier, body, head, sgd
+from brains import LOADER, OPTIONS, Classifier, body, head, registering, sgd
 
 CASES = []
 NAN_LEVEL = "warning" if hasattr(sb.Brain, "only_finite_steps") else "error"  # the fork skips these steps
 
 
-def case(code, level, says):
-    """Register a function that starts a training, broken or healthy."""
-
-    def register(start):
-        CASES.append(pytest.param(start, code, level, says, id=f"{code}: {start.__name__}"))
-        return start
-
-    return register
+case = registering(CASES)  # functions that start a training, broken or healthy, in a given folder
 
 
 # Real steps
 
 
 @case("real-step-failed", "error", "step_count")
-def fails_after_the_step(broken):
+def fails_after_the_step(folder, broken):
     class Brain(Classifier):
         def optimizers_step(self):
             super().optimizers_step()
@@ -47,7 +40,7 @@ def fails_after_the_step(broken):
 
 
 @case("real-step-failed", "error", "second time")
-def graph_of_the_last_step(broken):
+def graph_of_the_last_step(folder, broken):
     class Brain(Classifier):
         def compute_forward(self, batch, stage):
             out = super().compute_forward(batch, stage)
@@ -58,13 +51,19 @@ def graph_of_the_last_step(broken):
     Brain({"head": Linear(4, 3)}).start()
 
 
-@case("nothing-changes", "error", "with gradients (lr 1e-09)")
-def rounded_away(broken):
-    Classifier({"head": Linear(4, 3)}, lambda p: torch.optim.SGD(p, 1e-9 if broken else 1e-3)).start()
+@case("nothing-changes", "error", "with gradients (lr 1e-05)")
+def rounded_away(folder, broken):
+    class Brain(Classifier):
+        def compute_forward(self, batch, stage):
+            return super().compute_forward([batch[0].to(self.modules.head.weight.dtype)], stage).float()
+
+    linear = Linear(4, 3)
+    torch.nn.init.ones_(linear.bias)  # 0.9999 is 1 in bfloat16
+    Brain({"head": linear.bfloat16() if broken else linear}, lambda p: torch.optim.SGD(p, 1e-5)).start()
 
 
 @case("nothing-changes", "error", "without a gradient")
-def gradients_are_zeroed(broken):
+def gradients_are_zeroed(folder, broken):
     class Brain(Classifier):
         def optimizers_step(self):
             if broken:
@@ -76,7 +75,7 @@ def gradients_are_zeroed(broken):
 
 
 @case("nothing-changes", "warning", "no optimizer steps in 3 whole steps")
-def never_steps(broken):
+def never_steps(folder, broken):
     class Brain(Classifier):
         def optimizers_step(self):
             if not broken:
@@ -87,7 +86,7 @@ def never_steps(broken):
 
 
 @case("frozen-changes", "warning", "body.0.weight")
-def frozen_with_a_gradient(broken):
+def frozen_with_a_gradient(folder, broken):
     class Brain(Classifier):
         def optimizers_step(self):
             self.modules.body.requires_grad_(False)
@@ -103,12 +102,12 @@ def frozen_with_a_gradient(broken):
 
 
 @case("update-too-large", "warning", "changes 2 of 2 weights by more than their own size")
-def learning_rate(broken):
+def learning_rate(folder, broken):
     Classifier({"body": body(), "head": head()}, lambda p: torch.optim.Adam(p, 3.0 if broken else 1e-2)).start()
 
 
 @case("not-finite-after-step", NAN_LEVEL, "are NaN or infinite, although the loss is")
-def root_of_zero(broken):
+def root_of_zero(folder, broken):
     class Brain(Classifier):
         def compute_objectives(self, predictions, batch, stage):
             loss = super().compute_objectives(predictions, batch, stage)
@@ -118,7 +117,7 @@ def root_of_zero(broken):
 
 
 @case("update-too-large", "warning", "one 1e+19 times")
-def diverges(broken):
+def diverges(folder, broken):
     class Brain(Classifier):
         def compute_objectives(self, predictions, batch, stage):
             return super().compute_objectives(predictions, batch, stage) + (predictions**2).mean()
@@ -141,7 +140,7 @@ class Keeping(Classifier):
 
 
 @case("memory-grows", "warning", "self.losses grows by a graph")
-def list_of_losses(broken):
+def list_of_losses(folder, broken):
     class Brain(Keeping):
         def compute_objectives(self, predictions, batch, stage):
             loss = super().compute_objectives(predictions, batch, stage)
@@ -155,7 +154,7 @@ def list_of_losses(broken):
 
 
 @case("memory-grows", "warning", "self.hparams.meter.total grows")
-def sum_of_losses(broken):
+def sum_of_losses(folder, broken):
     class Meter:
         total = 0.0
 
@@ -174,7 +173,7 @@ def sum_of_losses(broken):
 
 
 @case("memory-grows", "warning", "self.modules.head.mean grows")
-def running_mean(broken):
+def running_mean(folder, broken):
     class Normed(Linear):
         mean = 0.0
 
@@ -240,7 +239,7 @@ def pooling(cls=Pooling, cnn=None, hparams=None):
 
 
 @case("constant-output", "warning", "all items of a batch have the same output")
-def ignores_its_input(broken):
+def ignores_its_input(folder, broken):
     class Brain(Classifier):
         def compute_forward(self, batch, stage):
             return super().compute_forward([batch[0] * (0 if broken else 1)], stage)
@@ -252,7 +251,7 @@ def ignores_its_input(broken):
 
 
 @case("depends-on-batch", "note", "if it is padded to three times its length instead of twice; the lengths of x have no effect")
-def mean_of_the_padding(broken):
+def mean_of_the_padding(folder, broken):
     class Brain(Pooling):
         def pool(self, x, lens):
             return x.mean(1) if broken else super().pool(x, lens)
@@ -261,13 +260,13 @@ def mean_of_the_padding(broken):
 
 
 @case("depends-on-batch", "note", "padded")
-def normalized_over_the_padding(broken):
+def normalized_over_the_padding(folder, broken):
     norm = torch.nn.GroupNorm(1, 8) if broken else BatchNorm1d(8)
     pooling(cnn=Sequential(Conv1d(4, 8, 3, padding=1), norm)).start()
 
 
 @case("depends-on-batch", "note", "with another item of the same length in its batch")
-def centred_over_the_batch(broken):
+def centred_over_the_batch(folder, broken):
     class Brain(Pooling):
         def pool(self, x, lens):
             x = super().pool(x, lens)
@@ -277,7 +276,7 @@ def centred_over_the_batch(broken):
 
 
 @case("depends-on-batch", "warning", "with another item of the same length in its batch")
-def normalized_outside_the_modules(broken):
+def normalized_outside_the_modules(folder, broken):
     class Brain(Pooling):
         def pool(self, x, lens):
             if not broken and self.hparams.norm.training:
@@ -288,7 +287,7 @@ def normalized_outside_the_modules(broken):
 
 
 @case("trainable-without-gradient", "warning", "as it runs under torch.no_grad(): body.0.bias, body.0.weight")
-def under_no_grad(broken):
+def under_no_grad(folder, broken):
     class Brain(Classifier):
         def compute_forward(self, batch, stage):
             with torch.set_grad_enabled(not broken and stage == Stage.TRAIN):
@@ -317,7 +316,8 @@ def padding_that_never_is():
 
 @healthy
 def warm_up_from_0():
-    brain = Classifier({"head": Linear(4, 3)}, lambda p: torch.optim.SGD(p, 0.0))
+    schedule = {"lr_annealing": sb.nnet.schedulers.NoamScheduler(0.1, 2)}
+    brain = Classifier({"head": Linear(4, 3)}, lambda p: torch.optim.SGD(p, 0.0), schedule)
     torch.nn.init.zeros_(brain.modules.head.weight)
     brain.start()
 
@@ -395,16 +395,16 @@ def own_signature():
 
 
 @pytest.mark.parametrize("start, code, level, says", CASES)
-def test_each_code(monkeypatch, start, code, level, says):
+def test_each_code(monkeypatch, tmp_path, start, code, level, says):
     torch.manual_seed(0)
     with monkeypatch.context() as patch:
         patch.setattr(attempts, "can_fork", lambda brain: False)
-        report = Takeover().run(lambda: start(True))
+        report = Takeover().run(lambda: start(tmp_path, True))
     assert [(f.code, f.level) for f in report.findings] == [(code, level)], report.text()
     for finding in report.findings:
         assert says in finding.what.partition("\n")[0] and finding.where and finding.remedy, report.text()
     torch.manual_seed(0)
-    report = Takeover().run(lambda: start(False))
+    report = Takeover().run(lambda: start(tmp_path, False))
     assert not report.findings and not [said for said in report.said if "checked" in said], report.text()
 
 

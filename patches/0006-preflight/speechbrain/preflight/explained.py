@@ -52,6 +52,8 @@ EXPLAINED = (
     ("first-step-failed", ("label-outside", "token-outside"), lambda finding, cause: "out of bounds" in finding.what),
     ("dataloader-failed", ("no-batch",), lambda finding, cause: "num_samples" in finding.what),
     ("output-not-finite", ("audio-empty", "audio-not-finite"), _same_part),
+    ("nothing-changes", ("gradient-clipped-to-zero",), lambda finding, cause: True),
+    ("real-step-failed", ("augmentation-fails",), lambda finding, cause: finding.what.partition("\n")[0] in cause.what),
     ("not-finite-after-step", ("update-too-large",), lambda finding, cause: "the same batch" in finding.what),
     ("validation-loss", ("buffer-not-finite", "weight-not-finite"), lambda finding, cause: True),
     ("first-step-failed", ("labels-not-repeated",), lambda finding, cause: True),

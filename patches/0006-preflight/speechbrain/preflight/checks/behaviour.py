@@ -20,6 +20,9 @@ CODES = {
 }
 
 
+TINY = 1e-6  # a learning rate with which a warm-up may begin
+
+
 def _names(seen, keys):
     names = Training(seen).names
     return some(names[key] for key in keys)
@@ -30,7 +33,7 @@ def nothing_changes(seen):
     made, brain = seen.behaviour, seen.given.brain
     if not made.losses or not Training(seen).fits or any(c.by or not c.finite for c in made.changes.values()):
         return
-    if brain.scaler.is_enabled() or not all(rate > 0 for rate in made.rates) or _not_finite(seen):
+    if brain.scaler.is_enabled() or not all(rate > TINY for rate in made.rates) or _not_finite(seen):
         return
     where = ", ".join(seen.step.optimizers)
     if made.gradient:
@@ -95,7 +98,7 @@ def not_finite(seen):
 def memory(seen):
     """Yield attributes that keep the graph of each step."""
     growing = {}
-    for name, counts in sorted(seen.behaviour.kept.items()):
+    for name, counts in sorted(seen.behaviour.kept.items(), key=lambda pair: (pair[0].startswith("self._"), pair[0])):
         rises = [after - before for before, after in pairwise(counts)]
         if len(rises) > 1 and min(rises) > max(rises) / 2:
             growing[name] = rises[-1]
