@@ -91,8 +91,9 @@ def _contents(brain, *others):
         elif isinstance(item, tuple):
             todo += item
         elif isinstance(item, torch.Tensor) and not torch.nn.parameter.is_lazy(item):
-            found[id(item)] = item, _put_tensor_back, (item.detach().to("cpu", copy=True), item.requires_grad, item.grad)
-            todo += [] if item.grad is None else [item.grad]
+            grad = item.grad if item.is_leaf else None
+            found[id(item)] = item, _put_tensor_back, (item.detach().to("cpu", copy=True), item.requires_grad, grad)
+            todo += [] if grad is None else [grad]
         elif isinstance(item, torch.Generator):
             found[id(item)] = item, torch.Generator.set_state, item.get_state()
         elif isinstance(item, KEPT) or id(item) in named or type(item).__module__.startswith("speechbrain."):

@@ -173,17 +173,18 @@ def loss(seen):
     if not values or not math.isfinite(values[0]):
         return None
     found, text = {"start": values[0]}, f"{values[0]:.4g} at the start"
-    classes = _classes(step.losses[0], values[0]) if len(step.losses) == 1 else 0
+    calls = [call for call in step.losses if call.name in OF_CLASSES]
+    classes = _classes(calls[0], values[0]) if len(calls) == 1 else 0
     if classes:
-        found |= {"loss": step.losses[0].name, "classes": classes, "chance": math.log(classes)}
-        text += f"; guessing among {classes} classes gives {math.log(classes):.4g} ({step.losses[0].name})"
+        found |= {"loss": calls[0].name, "classes": classes, "chance": math.log(classes)}
+        text += f"; guessing among {classes} classes gives {math.log(classes):.4g} ({calls[0].name})"
     return text, found
 
 
 def _classes(call, whole):
     """How many classes a loss tells apart, if it is the whole loss, and guessing gives the logarithm of them; else 0."""
     weighted = any(call.options.get(name) is not None for name in ("weight", "pos_weight"))
-    if call.name not in OF_CLASSES or call.value is None or weighted or not call.input.numel() or not call.target.numel():
+    if call.value is None or weighted or not call.input.numel() or not call.target.numel():
         return 0
     if call.name == "kl_div" and not (call.input.dim() == 2 and (call.target.amax(-1) == 1).all()):  # soft targets
         return 0
