@@ -7,6 +7,7 @@ import signal
 import numpy
 import pytest
 import torch
+from speechbrain.nnet.schedulers import NoamScheduler
 from speechbrain.preflight import preflight
 from speechbrain.preflight.report import Finding, Report
 from speechbrain.processing.features import InputNormalization
@@ -23,6 +24,8 @@ forks = pytest.mark.skipif(torch.cuda.is_available(), reason="where there is a G
 
 class Noisy(Classifier):
     """Draws from every random state, and unfreezes a module in on_stage_start."""
+
+    head = staticmethod(head)
 
     def on_stage_start(self, stage, epoch=None):
         self.modules.body.requires_grad_(True)
@@ -57,12 +60,19 @@ class TwoOptimizers(Noisy):
         return loss.detach()
 
 
+class Lazy(Noisy):
+    head = staticmethod(lambda: torch.nn.LazyLinear(3))
+
+    def print_trainable_parameters(self):
+        """Do nothing: on the stock release, the constructor would crash here."""
+
+
 def make(cls, folder):
     torch.manual_seed(0)
     random.seed(0)
     numpy.random.seed(0)
     norm = InputNormalization(norm_type="global", update_until_epoch=3)
-    modules = {"norm": norm, "body": Sequential(normed(), Dropout()).requires_grad_(False), "head": head()}
+    modules = {"norm": norm, "body": Sequential(normed(), Dropout()).requires_grad_(False), "head": cls.head()}
     counter = EpochCounter(2)
     checkpointer = Checkpointer(folder, {**modules, "counter": counter})
     hparams = {"seen": [], "epoch_counter": counter}
@@ -95,12 +105,20 @@ def trained(cls, folder, flown, again):
 
 @pytest.mark.parametrize("fork", [True, False], ids=["in a child", "put back"])
 @pytest.mark.parametrize("again", [False, True], ids=["from scratch", "resumed"])
-@pytest.mark.parametrize("cls", [Noisy, TwoOptimizers])
+@pytest.mark.parametrize("cls", [Noisy, TwoOptimizers, Lazy])
 def test_training_is_the_same_after_a_preflight(tmp_path, monkeypatch, cls, again, fork):
     without = trained(cls, tmp_path / "one", False, again)
     if not fork:
         monkeypatch.delattr(os, "fork")  # as on a GPU
     assert trained(cls, tmp_path / "two", True, again) == without
+
+
+def test_the_number_of_epochs_is_known_only_by_an_epoch_counter(tmp_path):
+    brain = Classifier({"body": body(), "head": head()}, hparams={"noam": NoamScheduler(0.1, 10)})
+    report = preflight(brain, data(), train_loader_kwargs=LOADER)
+    assert not report.findings and "left" not in report.plan["epochs"], report.text()
+    brain.hparams.epoch_counter = EpochCounter(2)
+    assert [f.code for f in preflight(brain, data(), train_loader_kwargs=LOADER).findings] == ["warm-up-too-long"]
 
 
 def test_the_child_process_has_one_thread():

@@ -90,7 +90,9 @@ def _contents(brain, *others):
             todo += item.values() if isinstance(item, dict) else []
         elif isinstance(item, tuple):
             todo += item
-        elif isinstance(item, torch.Tensor) and not torch.nn.parameter.is_lazy(item):
+        elif isinstance(item, torch.Tensor) and torch.nn.parameter.is_lazy(item):
+            found[id(item)] = item, _make_lazy, (type(item), item.data)
+        elif isinstance(item, torch.Tensor):
             grad = item.grad if item.is_leaf else None
             found[id(item)] = item, _put_tensor_back, (item.detach().to("cpu", copy=True), item.requires_grad, grad)
             todo += [] if grad is None else [grad]
@@ -98,6 +100,8 @@ def _contents(brain, *others):
             found[id(item)] = item, torch.Generator.set_state, item.get_state()
         elif isinstance(item, KEPT) or id(item) in named or type(item).__module__.startswith("speechbrain."):
             todo.append(getattr(item, "__dict__", None))
+            if isinstance(item, torch.nn.modules.lazy.LazyModuleMixin):
+                found[id(item)] = item, lambda item, kind: setattr(item, "__class__", kind), type(item)
             if isinstance(item, torch.nn.Module):  # a scripted module does not have them in its __dict__
                 todo += [*item.parameters(recurse=False), *item.buffers(recurse=False)]
     return found
@@ -105,7 +109,7 @@ def _contents(brain, *others):
 
 def _put_tensor_back(tensor, content):
     value, requires_grad, grad = content
-    if tensor.shape != value.shape:  # a lazy one that the step initialized, or one that was resized
+    if tensor.shape != value.shape:  # one that was resized
         tensor.data = value.to(tensor.device)
     else:
         tensor.copy_(value)
@@ -114,14 +118,20 @@ def _put_tensor_back(tensor, content):
         tensor.grad = grad
 
 
+def _make_lazy(parameter, content):
+    kind, empty = content
+    if type(parameter) is not kind:  # the step initialized it
+        parameter.data, parameter.grad = empty, None
+        parameter.__class__ = kind
+
+
 @contextmanager
 def put_back(brain, *others):
     """Restore what a run up to the first step changes.
 
     This covers the Brain's attributes, its modules (parameters, buffers, ``requires_grad``, gradients, training flags,
     wrappers), its optimizers, its hparams and its checkpointer's recoverables, all lists, dicts and tensors that these refer
-    to, and the random states of Python, NumPy and torch. It does not cover what a hook changes elsewhere, and a lazy parameter
-    that was initialized stays initialized.
+    to, and the random states of Python, NumPy and torch. It does not cover what a hook or a dataset changes elsewhere.
     """
     contents = _contents(brain, *others)
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()

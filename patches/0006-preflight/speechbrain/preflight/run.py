@@ -1,6 +1,7 @@
 """The preflight of a Brain: take it to its first step, then run all checks."""
 
 from dataclasses import replace
+from itertools import repeat
 from types import SimpleNamespace
 
 from speechbrain.preflight.attempts import Log
@@ -98,7 +99,7 @@ def preflight(brain, train_set, valid_set=None, train_loader_kwargs=None, valid_
                     loaded.pretrainers[value] = "load_collected" if value.is_local or value.collect_in else ""
                     loaded.pretrained.extend([value.loadables[name] for name in value.is_local])
             epochs = hparams.get("epoch_counter")
-            epochs = epochs if isinstance(epochs, EpochCounter) else (1,)
+            epochs = epochs if isinstance(epochs, EpochCounter) else repeat(1)  # how many is unknown
             options = train_loader_kwargs or {}, valid_loader_kwargs or {}
             given = Given(brain, train_set, valid_set, epochs, *options, scan_seconds=scan_seconds)
             return examine(given, loaded, Ranks())
