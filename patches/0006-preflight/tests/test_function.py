@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy
 import pytest
@@ -15,6 +16,7 @@ from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.epoch_loop import EpochCounter
 from torch.nn import Dropout, Linear, Sequential
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
 from brains import Classifier, body, data, head, normed, sgd
 
@@ -111,6 +113,34 @@ def test_training_is_the_same_after_a_preflight(tmp_path, monkeypatch, cls, agai
     if not fork:
         monkeypatch.delattr(os, "fork")  # as on a GPU
     assert trained(cls, tmp_path / "two", True, again) == without
+
+
+def test_a_step_may_wait_for_a_thread():
+    """A forked process would not have it."""
+    with ThreadPoolExecutor(1) as pool:
+
+        class Waiting(Classifier):
+            def compute_objectives(self, predictions, batch, stage):
+                return super().compute_objectives(predictions, batch, pool.submit(lambda: stage).result(60))
+
+        pool.submit(int).result()
+        assert not preflight(Waiting({"body": body(), "head": head()}), data(), data(), LOADER).findings
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loader_is_the_same_after_a_preflight(monkeypatch, workers):
+    monkeypatch.setattr("speechbrain.preflight.run.can_fork", lambda brain: False)
+    after = []
+    for flown in (False, True):
+        torch.manual_seed(0)
+        options = {"shuffle": True, "num_workers": workers, "persistent_workers": workers > 0}
+        train, valid = DataLoader(data(), 8, **options), DataLoader(data(), 8, **options)
+        brain = Classifier({"body": body(), "head": head()})
+        if flown:
+            assert not preflight(brain, train, valid).findings
+        brain.fit(range(2), train, valid)
+        after.append([*(tensor.tolist() for tensor in brain.modules.state_dict().values()), float(torch.rand(1))])
+    assert after[0] == after[1]
 
 
 def test_the_number_of_epochs_is_known_only_by_an_epoch_counter(tmp_path):

@@ -6,6 +6,7 @@ import pickle
 import random
 import signal
 import sys
+import threading
 import traceback
 import warnings
 from contextlib import contextmanager, suppress
@@ -16,10 +17,15 @@ import numpy as np
 import torch
 from speechbrain.core import Brain
 
+# The packages whose threads a step does not wait for.
+OTHERS = {"tqdm", "multiprocessing", "speechbrain", "IPython", "ipykernel", "zmq", "debugpy", "_pydevd_bundle"}
+
 
 def can_fork(brain):
-    """Return whether a Brain can run in a forked process: where there is a GPU, that cannot use it, or go backward."""
-    alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
+    """Return whether a Brain can run in a forked process: that can use no GPU, and none of the other threads of this one."""
+    threads = {*threading.enumerate()} - {threading.current_thread(), threading.main_thread()}
+    packages = {str((getattr(one, "_target", None) or type(one)).__module__).partition(".")[0] for one in threads}
+    alone = packages <= OTHERS and not (torch.distributed.is_available() and torch.distributed.is_initialized())
     return alone and torch.device(brain.device).type == "cpu" and not torch.cuda.is_available() and hasattr(os, "fork")
 
 
@@ -71,6 +77,7 @@ KEPT = (
     torch.optim.Optimizer,
     torch.optim.lr_scheduler.LRScheduler,
     torch.utils.data.Sampler,
+    torch.utils.data.DataLoader,
 )
 
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 from itertools import repeat
 from types import SimpleNamespace
 
+from speechbrain.dataio.dataloader import LoopedLoader
 from speechbrain.preflight.attempts import Log
 from speechbrain.preflight.checks import RULES
 from speechbrain.preflight.explained import without_explained
@@ -26,6 +27,7 @@ from speechbrain.preflight.ranks import Ranks
 from speechbrain.preflight.report import Finding, Report
 from speechbrain.utils.epoch_loop import EpochCounter
 from speechbrain.utils.parameter_transfer import Pretrainer
+from torch.utils.data import DataLoader
 
 
 def examine(given, loaded, ranks):
@@ -56,9 +58,10 @@ def examine(given, loaded, ranks):
 def preflight(brain, train_set, valid_set=None, train_loader_kwargs=None, valid_loader_kwargs=None, scan_seconds=20.0):
     """Report what is wrong with a training run before it starts.
 
-    Training after this call gives the same result as without it. Without
-    a GPU, the preflight runs in a forked process. With one, and under torchrun, it
-    runs in this process and restores what :func:`~speechbrain.preflight.isolate.put_back` lists.
+    Training after this call gives the same result as without it. Without a GPU,
+    the preflight runs in a forked process. With one, under torchrun, and where the
+    script has started threads, it runs in this process and restores what
+    :func:`~speechbrain.preflight.isolate.put_back` lists.
 
     Arguments
     ---------
@@ -110,5 +113,5 @@ def preflight(brain, train_set, valid_set=None, train_loader_kwargs=None, valid_
         except ChildProcessError as error:
             remedy = "check how much memory the first step takes, and what was printed"
             return Report([Finding("error", "preflight-killed", str(error), type(brain).__name__, remedy)])
-    with put_back(brain, *(getattr(train_set, name, None) for name in ("sampler", "batch_sampler", "generator"))):
+    with put_back(brain, *(each for each in (train_set, valid_set) if isinstance(each, (DataLoader, LoopedLoader)))):
         return run()
