@@ -37,7 +37,11 @@ TABLE = [
     (("token-is-blank", "0", "train tokens: t1"), ("lengths-not-relative", "2", "ctc_loss, target lengths"), True),
     (("more-labels-than-frames", "4", "train tokens"), ("lengths-not-relative", "2", "ctc_loss, input lengths"), True),
     (("more-labels-than-frames", "4", "train tokens"), ("lengths-not-relative", "2", "pool"), False),
-    (("first-loss", "it is exactly 0", "ASR"), ("more-labels-than-frames", "4 of 9; in the first batch, all", "train"), True),
+    (
+        ("first-loss", "it is exactly 0", "ASR"),
+        ("more-labels-than-frames", "4 of 9 items, and all of the first batch, have", "train"),
+        True,
+    ),
     (("first-loss", "it is exactly 0", "ASR"), ("more-labels-than-frames", "4 of 9 items", "train tokens"), False),
     (("dataloader-failed", "ValueError: num_samples should be positive", ""), ("no-batch", "no items", "train"), True),
     (("dataloader-failed", "TypeError: batch_sise", ""), ("no-batch", "no items", "valid"), False),

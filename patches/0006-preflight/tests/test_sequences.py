@@ -148,13 +148,13 @@ def pooling_with_absolute_lengths(run):
     run.lengths = lambda batch: batch.sig.lengths * batch.sig.data.shape[1]
 
 
-@broken("token-outside", "error", "ctc_loss gets outputs 0 to 9", "tokens 10", "5 of 24", "t4")
+@broken("token-outside", "error", "ctc_loss gets outputs 0 to 9", "other tokens: 10", "5 of 24", "t4")
 def too_few_outputs(run):
     run.modules["ctc"] = Linear(8, SIZE - 1)
     run.words = {name: "".join(sorted(set(word) - {"h"})) + "h" * (name in LATE) for name, word in run.words.items()}
 
 
-@broken("token-outside", "error", "embed has ids 0 to 9", "tokens 10", "tokens_bos", "t4")
+@broken("token-outside", "error", "embed has ids 0 to 9", "other tokens: 10", "tokens_bos", "t4")
 def too_few_embeddings(run):
     run.modules["embed"] = Embedding(SIZE - 1, 8)
     run.words = {name: "".join(sorted(set(word) - {"h"})) + "h" * (name in LATE) for name, word in run.words.items()}
@@ -168,7 +168,7 @@ def first_batch_beyond_the_embeddings(run):
     run.modules["embed"] = Embedding(2, 8)
 
 
-@broken("token-outside", "error", "ctc_loss gets outputs 0 to 10", "tokens -1")
+@broken("token-outside", "error", "ctc_loss gets outputs 0 to 10", "other tokens: -1")
 def negative_label(run):
     encode = run.tokens
     run.modules["embed"] = Embedding(SIZE + 1, 8)
@@ -176,18 +176,25 @@ def negative_label(run):
     run.tokens = lambda word: [-1, *encode(word)[1:]] if word == run.words["t9"] else encode(word)
 
 
-@broken("token-is-blank", "warning", "blank of ctc_loss is 0, but so is a token", "1 of 24", "t9")
+@broken("token-is-blank", "warning", "token 0, which is the blank of ctc_loss", "1 of 24", "t9")
 def blank_in_one_target(run):
     encode = run.tokens
     run.tokens = lambda word: [BLANK, *encode(word)[1:]] if word == run.words["t9"] else encode(word)
 
 
-@broken("token-is-blank", "error", "transducer_loss is 3", "of 24 items")
+@broken("token-is-blank", "error", "token 3, which is the blank of", "transducer_loss", "of 24 items")
 def blank_of_a_transducer_is_a_letter(run):
     transducer(run, blank=3)
 
 
-@broken("token-is-blank", "error", "transducer_loss is 3", "of 24 items", also=("first-loss", "first-step-failed"))
+@broken(
+    "token-is-blank",
+    "error",
+    "token 3, which is the blank of",
+    "transducer_loss",
+    "of 24 items",
+    also=("first-loss", "first-step-failed"),
+)
 def blank_of_speechbrains_transducer_is_a_letter(run):
     def transducer_loss(logits, targets, input_lens, target_lens, blank_index):  # as SpeechBrain's, which needs a GPU
         return logits.log_softmax(-1).mean()
@@ -206,7 +213,7 @@ def ctc_of_logits(run):
     run.ctc_scores = lambda scores: scores
 
 
-@broken("more-labels-than-frames", "error", "in the first batch, all", "t2 (needs 5, has at most 3)")
+@broken("more-labels-than-frames", "error", "and all of the first batch, have fewer frames", "t2 (needs 5, has at most 3)")
 def strides_too_large(run):
     run.modules["encoder"] = Conv1d(1, 8, 1200, 1200)
 
@@ -236,7 +243,7 @@ def unshifted_in_the_pipeline(run):
     run.shift = lambda tokens: [*tokens, EOS]
 
 
-@broken("padding-in-loss", "warning", "positions of padding", "nll_loss, targets tokens_eos")
+@broken("padding-in-loss", "warning", "positions that contribute to the loss are padding", "nll_loss, targets tokens_eos")
 def no_lengths(run):
     run.nll = lambda scores, batch: losses.nll_loss(scores, batch.tokens_eos.data)
 
@@ -249,26 +256,26 @@ def flat_cross_entropy_without_ignore_index(run):
 
 
 @broken(
-    "last-token-ignored", "error", "token 2, which the loss ignores", "kl_div, targets tokens_eos", also=("padding-in-loss",)
+    "last-token-ignored", "error", "token 2, but the loss ignores it", "kl_div, targets tokens_eos", also=("padding-in-loss",)
 )
 def padding_is_eos(run):
     run.nll = lambda scores, batch: losses.kldiv_loss(scores, batch.tokens_eos.data, None, 0.1, pad_idx=EOS)
 
 
-@broken("vocabulary-too-small", "note", "16 outputs", "vocabulary has 11 tokens", "output 15 fails")
+@broken("vocabulary-too-small", "note", "16 outputs", "the vocabulary has 11 tokens", "output 15 cannot be decoded")
 def more_outputs_than_labels(run):
     encoder = encoded(run)
     assert len(encoder) == 11
     run.modules["ctc"] = Linear(8, 16)
 
 
-@broken("vocabulary-too-small", "warning", "30 outputs", "vocabulary has 12 tokens", "output 29 fails")
+@broken("vocabulary-too-small", "warning", "30 outputs", "the vocabulary has 12 tokens", "output 29 cannot be decoded")
 def more_outputs_than_pieces(run):
     pieces(run)
     run.modules["ctc"] = Linear(8, 30)
 
 
-@broken("many-unknown", "warning", "of the tokens are the unknown token, 11")
+@broken("many-unknown", "warning", "of the tokens are the unknown token (11)")
 def another_case(run):
     encoder = encoded(run)
     encoder.add_unk()
@@ -277,7 +284,7 @@ def another_case(run):
     run.words = {name: word[:2] + word[2:].upper() for name, word in run.words.items()}
 
 
-@broken("many-unknown", "warning", "of the tokens are the unknown token, 11")
+@broken("many-unknown", "warning", "of the tokens are the unknown token (11)")
 def another_case_for_transformers(run):
     another_case(run)
     run.tokens = TOKENIZER["Tokenizer"]().convert_tokens_to_ids

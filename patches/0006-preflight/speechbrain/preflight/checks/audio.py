@@ -39,14 +39,11 @@ OF_SHAPE = re.compile("shape|size|dimension|channel|unpack", re.IGNORECASE)  # w
 FAR = 20  # times the usual duration, or the usual duration divided by this
 AGAIN = "copy or convert them again, or remove their items"
 DROP = "remove their items, or fix the program that made the files"
-SILENT = "remove their items if they should contain sound"
-CLEANER = "use the recordings from before they were amplified"
-SPLIT = "split by speaker or recording, and put no clip into two sets"
-MONO = "mix them down in the audio pipeline (sig.mean(-1)), or convert the files to one channel"
+SPLIT = "split the data by speaker or recording, and put each clip into only one set"
 
 
 def _report(clips, level, code, what, paths, remedy, confirm=None):
-    """Report files, unless the pipeline can handle them: ``confirm`` tells whether a file is wrong after it, too."""
+    """Report files, except those for which ``confirm`` says that the pipeline can handle them."""
     if confirm is not None:
         tried = paths[:: math.ceil(len(paths) / TRIES)] if paths else []
         sure = [path for path in tried if confirm(path)]
@@ -55,7 +52,7 @@ def _report(clips, level, code, what, paths, remedy, confirm=None):
         first, folder = paths[0], os.path.dirname(paths[0])  # which is written once
         others = (os.path.basename(path) if os.path.dirname(path) == folder else path for path in paths[1:])
         where = f"{clips.uses[first][0]}: {some([first, *others])}"
-        yield Finding(level, code, f"files {what}: {len(paths)} of {len(clips.uses)}", where, remedy)
+        yield Finding(level, code, f"{len(paths)} of {len(clips.uses)} files {what}", where, remedy)
 
 
 def unreadable(seen):
@@ -69,8 +66,8 @@ def unreadable(seen):
     missing = [path for path, error in errors.items() if isinstance(error, FileNotFoundError)]
     others = [path for path in errors if path not in missing]
     remedy = next(filter(None, map(_as_written, missing)), "correct the paths, or remove the items")
-    yield from _report(clips, "error", "audio-missing", "that do not exist", missing, remedy, fails)
-    yield from _report(clips, "error", "audio-unreadable", "that cannot be decoded", others, AGAIN, fails)
+    yield from _report(clips, "error", "audio-missing", "do not exist", missing, remedy, fails)
+    yield from _report(clips, "error", "audio-unreadable", "cannot be decoded", others, AGAIN, fails)
 
 
 def _as_written(path):
@@ -81,18 +78,28 @@ def _as_written(path):
     return "write the paths as this system does" if "\\" in path else None
 
 
-def incomplete(seen):
-    """Yield files that end too early, or that have no samples."""
-    clips = seen.clips
+def damaged(seen):
+    """Yield files that end too early, and files whose samples are missing, not finite, all equal or clipped."""
+    clips, looks = seen.clips, {path: look for path, look in seen.clips.looks.items() if look.frames}
 
     def is_made_empty(path):
         tensors = clips.make(path).tensors
         return tensors is None or any(not tensor.numel() for tensor in tensors.values())
 
+    def is_made_wild(path):
+        return any(not tensor.isfinite().all() for tensor in (clips.make(path).tensors or {}).values())
+
     truncated = [path for path in clips.headers if path in clips.damaged or _lacks(clips, path) > SLACK]
     empty = [path for path, header in clips.headers.items() if not header.frames and path not in truncated]
-    yield from _report(clips, "error", "audio-truncated", "that end too early", truncated, AGAIN)
-    yield from _report(clips, "error", "audio-empty", "without samples", empty, DROP, is_made_empty)
+    wild = [path for path, look in looks.items() if not math.isfinite(look.low + look.high)]
+    silent = [path for path, look in looks.items() if look.low == look.high]
+    clipped = [path for path in clips.of_sets(looks) if looks[path].clipped >= CLIPPED]
+    silence, louder = "remove their items if they should contain sound", "use the recordings from before they were amplified"
+    yield from _report(clips, "error", "audio-truncated", "end too early", truncated, AGAIN)
+    yield from _report(clips, "error", "audio-empty", "have no samples", empty, DROP, is_made_empty)
+    yield from _report(clips, "error", "audio-not-finite", "have samples that are NaN or infinite", wild, DROP, is_made_wild)
+    yield from _report(clips, "warning", "audio-silent", "contain only silence", silent, silence)
+    yield from _report(clips, "warning", "audio-clipped", "are clipped", clipped, louder)
 
 
 def _lacks(clips, path):
@@ -105,21 +112,6 @@ def _lacks(clips, path):
         if header.subtype != MP3 or b"Xing" in start or b"Info" in start:  # else its length is only estimated
             lacks = header.frames - look.frames
     return lacks / header.rate
-
-
-def samples(seen):
-    """Yield files with samples that are not finite, silent or clipped."""
-    clips, looks = seen.clips, {path: look for path, look in seen.clips.looks.items() if look.frames}
-
-    def is_made_wild(path):
-        return any(not tensor.isfinite().all() for tensor in (clips.make(path).tensors or {}).values())
-
-    wild = [path for path, look in looks.items() if not math.isfinite(look.low + look.high)]
-    silent = [path for path, look in looks.items() if look.low == look.high]
-    clipped = [path for path in clips.of_sets(looks) if looks[path].clipped >= CLIPPED]
-    yield from _report(clips, "error", "audio-not-finite", "with NaN or infinite samples", wild, DROP, is_made_wild)
-    yield from _report(clips, "warning", "audio-silent", "that contain only silence", silent, SILENT)
-    yield from _report(clips, "warning", "audio-clipped", "that are clipped", clipped, CLEANER)
 
 
 def rate(seen):
@@ -137,7 +129,7 @@ def rate(seen):
             return False
         return any(header.frames in tensor.shape or _is_part(tensor, made.read) for tensor in made.tensors.values())
 
-    what = f"with {', '.join(f'{rate} Hz' for rate in rates)} instead of the expected {expected} Hz"
+    what = f"have a sample rate of {', '.join(map(str, rates))} Hz, but the model expects {expected} Hz"
     remedy = "resample in the audio pipeline (torchaudio.functional.resample), or convert the files"
     yield from _report(clips, "error", "audio-rate", what, wrong, remedy, as_read)
 
@@ -184,15 +176,12 @@ def channels(seen):
             return mine and its and mine != its
         # If all have several, a model that cannot take them fails in the first step.
         failed = seen.start.batch is not None and not step.taken and OF_SHAPE.search(step.error)
-        return failed and headers[path].channels in _last_sizes(clips.make(path))
+        matrices = [tensor for tensor in (clips.make(path).tensors or {}).values() if tensor.dim() == 2]
+        return failed and any(tensor.shape[-1] == headers[path].channels for tensor in matrices)
 
-    what = "with several channels that the pipeline does not mix down"
-    yield from _report(clips, "error", "audio-channels", what, several, MONO, differs)
-
-
-def _last_sizes(made):
-    """The sizes of the last dimension of an item's matrices."""
-    return {tensor.shape[-1] for tensor in (made.tensors or {}).values() if tensor.dim() == 2}
+    what = "have several channels, and the pipeline does not mix them down"
+    remedy = "mix them down in the audio pipeline (sig.mean(-1)), or convert the files to one channel"
+    yield from _report(clips, "error", "audio-channels", what, several, remedy, differs)
 
 
 def leaks(seen):
@@ -208,10 +197,7 @@ def leaks(seen):
     both = [found["valid"] for found in named.values() if len(found) == 2 and _same_part(clips, **found)]
     pairs = {found["valid"]: found["train"] for found in sounding.values() if len(found) == 2 and _same_part(clips, **found)}
     copies = [valid for valid, train in pairs.items() if os.path.abspath(valid) != os.path.abspath(train)]
-    what, copied = (
-        "that are in both the training and the validation set",
-        "of the validation set that are copies of training clips",
-    )
+    what, copied = "are in both the training and the validation set", "of the validation set are copies of training files"
     yield from _report(clips, "warning", "audio-leak", what, both, SPLIT)
     yield from _report(clips, "warning", "audio-leak", copied, copies, SPLIT, lambda path: _equal(path, pairs[path]))
 
@@ -247,23 +233,28 @@ def _equal(one, other):
         return False
 
 
+def unusual(values, times):
+    """The median of values, and the names of those that are far from it, also compared with the spread; the farthest first."""
+    logs = {name: math.log(value) for name, value in values.items()}
+    low, middle, high = statistics.quantiles(logs.values(), n=4)
+    away = {name: abs(log - middle) for name, log in logs.items()}
+    reach = max(math.log(times), 5 * (high - low))
+    return math.exp(middle), sorted((name for name in away if away[name] > reach), key=away.get, reverse=True)
+
+
 def durations(seen):
-    """Yield clips whose duration is far from the median, also compared with the spread of the durations."""
-    clips = seen.clips
-    logs = defaultdict(dict)
+    """Yield clips whose duration is far from the median."""
+    clips, seconds = seen.clips, defaultdict(dict)
     for path in clips.of_sets(clips.headers):
         header = clips.headers[path]
         frames = clips.looks[path].frames if path in clips.looks else 0 if header.subtype == MP3 else header.frames
         if frames and len(clips.uses[path]) == 1:  # a file of several items is a recording with many segments
-            logs[clips.uses[path][0].source.keys][path] = math.log(frames / header.rate)
-    for of in logs.values():
-        if len(of) < 2:
-            continue
-        low, middle, high = statistics.quantiles(of.values(), n=4)
-        reach = max(math.log(FAR), 5 * (high - low))
-        far = [path for path, log in of.items() if abs(log - middle) > reach]
-        what = f"whose duration is far from the usual {math.exp(middle):.2g} s"
-        yield from _report(clips, "note", "audio-duration", what, far, "listen to them; cut them, or remove their items")
+            seconds[clips.uses[path][0].source.keys][path] = frames / header.rate
+    for one in seconds.values():
+        if len(one) > 1:
+            usual, far = unusual(one, FAR)
+            what = f"have a duration far from the usual {usual:.2g} s"
+            yield from _report(clips, "note", "audio-duration", what, far, "listen to them; cut them, or remove their items")
 
 
-RULES = (unreadable, incomplete, samples, rate, channels, leaks, durations)
+RULES = (unreadable, damaged, rate, channels, leaks, durations)

@@ -1,10 +1,10 @@
 """Checks the token sequences that speech recognizers and language models learn."""
 
 import math
-import statistics
 from itertools import pairwise
 
 import torch
+from speechbrain.preflight.checks.audio import unusual
 from speechbrain.preflight.observe.sequences import TRANSDUCER
 from speechbrain.preflight.report import Finding, some
 
@@ -14,7 +14,7 @@ CODES = {
     "token-is-blank": "a target of CTC or of a transducer contains the blank",
     "ctc-without-log-softmax": "ctc_loss gets values that are not log-probabilities",
     "more-labels-than-frames": "a CTC target has more labels (plus repeated ones) than its input has frames",
-    "targets-as-inputs": "the decoder gets the very tokens that it learns to predict, not shifted by one",
+    "targets-as-inputs": "the decoder gets the tokens that it learns to predict, not shifted by one",
     "model-sees-targets": "scores depend on later targets: the decoder's mask is missing or wrong",
     "padding-in-loss": "the padding of shorter targets contributes to the loss",
     "last-token-ignored": "the loss ignores the token that ends all targets, for example because it equals the padding",
@@ -34,8 +34,6 @@ LEAK = 0.01  # a smaller share of the gradient may come from normalization over 
 UNKNOWN = 0.2
 PADDED, FOREIGN = 0.1, 0.5  # shares of the outputs that cannot be decoded: up to here, or from here, it is no accident
 RATES = 6  # times the usual number of tokens for each second
-INFINITE = "make it infinite"
-LONGER = "lower the encoder's strides (subsampling), use longer tokens, or remove these items"
 FEWEST = 20  # items that a comparison with the usual needs
 
 
@@ -71,8 +69,8 @@ def lengths(seen):
             most = int(given.max()) if given.numel() else 0
             cut = which == "input" and len(given) > 1 and most == 1  # relative lengths as integers
             if steps > 1 and (most > steps or cut):
-                what = f"{one.call.name} gets {which} lengths up to {most}, but there are {steps} steps"
-                remedy = "torch's losses take numbers of steps; SpeechBrain's take lengths relative to the longest, 0 to 1"
+                what = f"{one.call.name} gets {which} lengths up to {most}, but the {which} has {steps} steps"
+                remedy = "pass numbers of steps to torch's losses, and relative lengths, 0 to 1, to SpeechBrain's"
                 yield Finding("error", "lengths-not-relative", what, f"{one.call.name}, {which} lengths", remedy)
     for name, most in seen.sequences.lengths.items():
         if most > 1.01:
@@ -87,13 +85,13 @@ def outside(seen):
     for one, _, where, rows in _rows(seen, *LOSSES, "embedding"):
         allowed, has = {*range(one.call.size), one.call.options.get("ignore_index"), -100}, f"{one.call.name} gets outputs"
         if one.call.name == "embedding":
-            allowed = range(one.call.size)
             has = f"{names.get(id(one.call.weight), 'an embedding').removesuffix('.weight')} has ids"
+            allowed = range(one.call.size)
         bad = {name: tokens for name, row in rows.items() if (tokens := {*row}.difference(allowed))}
         if bad:
             tokens = some(map(str, sorted(set().union(*bad.values()))), SHOWN)
-            what = f"{has} 0 to {one.call.size - 1}, but there are tokens {tokens}: {len(bad)} of {len(rows)} items"
-            remedy = "make the layer as large as the vocabulary with BOS, EOS and blank, or use its own tokenizer"
+            what = f"{has} 0 to {one.call.size - 1}, but {len(bad)} of {len(rows)} items have other tokens: {tokens}"
+            remedy = "make the layer as large as the vocabulary with BOS, EOS and blank, or use the model's own tokenizer"
             yield _finding("error", "token-outside", what, where, bad, remedy)
 
 
@@ -104,10 +102,10 @@ def blank(seen):
         unknown = any(known.unknown == number for known in _known(seen, one))
         bad = [name for name, row in rows.items() if number in row]
         if bad:
-            what = f"the blank of {one.call.name} is {number}, but so is {'the unknown' if unknown else 'a'} token"
-            what += f": {len(bad)} of {len(rows)} items have it"
+            what = f"{len(bad)} of {len(rows)} items have the token {number}, which is the blank of {one.call.name}"
+            what += " and the unknown token" * unknown
             level = "error" if len(bad) > len(rows) / 2 and not unknown else "warning"
-            yield _finding(level, "token-is-blank", what, where, bad, "give the blank an id of its own")
+            yield _finding(level, "token-is-blank", what, where, bad, "give the blank an id that no token has")
 
 
 def log_softmax(seen):
@@ -119,7 +117,7 @@ def log_softmax(seen):
             continue
         sums = scores.logsumexp(-1)[torch.arange(len(scores), device=scores.device)[:, None] < frames]
         if sums.numel() and not sums.isnan().any() and (sums.abs() > 0.1).float().mean() > 0.5:
-            what = f"the classes' probabilities sum to {sums.median().exp():.3g}, not to 1"
+            what = f"the probabilities of all classes sum to {sums.median().exp():.3g}, not to 1"
             where = f"ctc_loss, input {' x '.join(map(str, scores.shape))}"
             yield Finding("error", "ctc-without-log-softmax", what, where, "apply a log_softmax before it")
 
@@ -141,12 +139,13 @@ def too_long(seen):
         bad = sorted((there - needed, name) for name, (needed, there) in found.items() if needed > there)
         if bad:
             zeroed = one.call.options.get("zero_infinity")
-            what = "CTC needs a frame for each label, and one more between equal ones: at least "
-            what += f"{len(bad)} of {len(found)} items have too few, and {'are left out of the loss' if zeroed else INFINITE}"
-            what += "; in the first batch, all" * all_of_batch
+            effect = "so the loss leaves them out" if zeroed else "so the loss is infinite"
+            what = f"at least {len(bad)} of {len(found)} items{', and all of the first batch,' * all_of_batch}"
+            what += f" have fewer frames than CTC needs for their labels, {effect}"
             worst = (f"{name} (needs {found[name][0]}, has at most {found[name][1]})" for _, name in bad)
             level = "error" if not zeroed or all_of_batch or len(bad) > len(found) / 2 else "warning"
-            yield _finding(level, "more-labels-than-frames", what, where, worst, LONGER)
+            remedy = "lower the encoder's strides (subsampling), use longer tokens, or remove these items"
+            yield _finding(level, "more-labels-than-frames", what, where, worst, remedy)
 
 
 def decoder(seen):
@@ -155,17 +154,17 @@ def decoder(seen):
     for one in _calls(seen, *OVER_TOKENS):
         leaks = one.call.leaks
         if leaks and min(leaks) > LEAK:  # an encoder of the same tokens may see all of them
-            what = "the score of the first token depends on the tokens after it, which are its targets"
-            remedy = "give the decoder a causal mask (get_lookahead_mask), and no bidirectional layers"
+            what = "the score of the first token depends on the tokens after it, which the model should predict"
+            remedy = "give the decoder a causal mask (get_lookahead_mask), and only unidirectional layers"
             yield Finding("error", "model-sees-targets", what, f"{one.call.name}, targets {one.key or 'of the script'}", remedy)
         for given in inputs if one.inside is not None else ():
-            if given.ids.shape == one.ids.shape:
-                lengths, differ = one.inside.sum(1), ((given.ids != one.ids) & one.inside).sum(1)
-                if lengths.float().mean() >= 3 and differ.max() <= 1 and (given.ids[:, 0] == one.ids[:, 0]).all():
-                    what = "an embedding gets the tokens that the loss has as targets, so the model learns to copy its input"
-                    remedy = "give the decoder the targets after BOS (tokens_bos), and the loss those before EOS (tokens_eos)"
-                    where = f"embedding {given.key}, {one.call.name} {one.key}"
-                    yield Finding("error", "targets-as-inputs", what, where, remedy)
+            same = given.ids.shape == one.ids.shape and (given.ids[:, 0] == one.ids[:, 0]).all()
+            differ = ((given.ids != one.ids) & one.inside).sum(1) if same else None
+            if same and one.inside.sum(1).float().mean() >= 3 and differ.max() <= 1:
+                what = "the decoder gets the same tokens that the loss has as targets, so it learns to copy its input"
+                remedy = "give the decoder the targets after BOS (tokens_bos), and the loss those before EOS (tokens_eos)"
+                where = f"embedding {given.key}, {one.call.name} {one.key}"
+                yield Finding("error", "targets-as-inputs", what, where, remedy)
 
 
 def masks(seen):
@@ -176,13 +175,13 @@ def masks(seen):
         trained, where = one.call.trained.cpu().reshape(one.ids.shape), f"{one.call.name}, targets {one.key}"
         counted = int((trained & ~one.inside).sum())
         if counted:
-            what = f"{counted} positions of padding contribute to the loss, {int((trained & one.inside).sum())} others do"
+            what = f"{counted} of {int(trained.sum())} positions that contribute to the loss are padding"
             remedy = "pass the relative lengths of the targets to the loss, or set ignore_index to the padding"
             yield Finding("warning", "padding-in-loss", what, where, remedy)
         at = one.inside.sum(1).clamp(min=1)[:, None] - 1
         last = one.ids.gather(1, at).unique().tolist()
         if len(last) == 1 and len(at) > 1 and trained.any() and not trained.gather(1, at).any():
-            what = f"all targets end with token {last[0]}, which the loss ignores: the model never learns to stop"
+            what = f"all targets end with token {last[0]}, but the loss ignores it: the model never learns to stop"
             remedy = "give EOS and the padding (pad_idx, ignore_index) different ids"
             yield Finding("error", "last-token-ignored", what, where, remedy)
 
@@ -195,10 +194,11 @@ def vocabulary(seen):
         size, ids = one.call.size, set(known.ids)
         more = set(range(size)) - ids - special - {one.call.options.get("blank")}
         if len(more) > max(SPECIALS, PADDED * size) and max(more) > max(ids, default=0):
-            what = f"the model has {size} outputs, but its vocabulary has {len(ids)} tokens"
-            what += f": decoding output {max(more)} fails"
+            what = (
+                f"the model has {size} outputs, but the vocabulary has {len(ids)} tokens: output {max(more)} cannot be decoded"
+            )
             level = "warning" if len(more) > FOREIGN * size else "note"
-            remedy = "make as many outputs as the vocabulary has tokens"
+            remedy = "give the model as many outputs as the vocabulary has tokens"
             yield Finding(level, "vocabulary-too-small", what, f"{one.call.name}, targets {one.key}", remedy)
 
 
@@ -210,9 +210,9 @@ def unknown(seen):
         for known in _known(seen, one, split) if len(inner) >= FEWEST else ():
             share = inner.count(known.unknown) / len(inner)
             if share > UNKNOWN:
-                what = f"{share:.0%} of the tokens are the unknown token, {known.unknown}"
+                what = f"{share:.0%} of the tokens are the unknown token ({known.unknown})"
                 worst = sorted(rows, key=lambda name: -rows[name].count(known.unknown))
-                remedy = "normalize the text as the tokenizer's (upper case, punctuation), or train another tokenizer"
+                remedy = "normalize the text (case, punctuation) as for the tokenizer's training, or train another tokenizer"
                 found.setdefault(split, _finding("warning", "many-unknown", what, where, worst, remedy))
     yield from found.values()
 
@@ -239,9 +239,10 @@ def encoders(seen):
         shared = [label for label in mine if label in its]
         differ = [label for label in shared if mine[label] != its[label]]
         if differ:
-            what = f"two label encoders map {len(differ)} of {len(shared)} shared labels to different ids: "
-            what += f"{differ[0]!r} is {mine[differ[0]]} in train, and {its[differ[0]]} in valid"
-            yield Finding("error", "encoders-disagree", what, key, "use the training set's label encoder for both")
+            first = differ[0]
+            what = f"{len(differ)} of {len(shared)} labels have other ids in the validation set: {first!r} is {mine[first]}"
+            what += f" in train, and {its[first]} in valid"
+            yield Finding("error", "encoders-disagree", what, key, "use the training set's label encoder for both sets")
 
 
 def speaking_rate(seen):
@@ -249,17 +250,14 @@ def speaking_rate(seen):
     done = set()
     for _, split, where, rows in _rows(seen, *LOSSES):
         seconds = {name: seen.sequences.seconds.get((split, name), 0.0) for name in rows}
-        logs = {name: math.log(len(row) / seconds[name]) for name, row in rows.items() if row and seconds[name]}
-        if split in done or len(logs) < FEWEST:
+        rates = {name: len(row) / seconds[name] for name, row in rows.items() if row and seconds[name]}
+        if split in done or len(rates) < FEWEST:
             continue
         done.add(split)
-        low, middle, high = statistics.quantiles(logs.values(), n=4)
-        far = {
-            name: abs(log - middle) for name, log in logs.items() if abs(log - middle) > max(math.log(RATES), 5 * (high - low))
-        }
+        usual, far = unusual(rates, RATES)
         if far:
-            what = f"{len(far)} of {len(logs)} items are far from the usual {math.exp(middle):.2g} tokens for a second"
-            worst = (f"{name} ({len(rows[name])} in {seconds[name]:.3g} s)" for name in sorted(far, key=far.get, reverse=True))
+            what = f"{len(far)} of {len(rates)} items are far from the usual {usual:.2g} tokens per second"
+            worst = (f"{name} ({len(rows[name])} in {seconds[name]:.3g} s)" for name in far)
             remedy = "listen to them: their transcripts may belong to other files"
             yield _finding("note", "speaking-rate", what, where, worst, remedy)
 
