@@ -98,7 +98,12 @@ class FunctionalDropout(Validated):
         return self.modules.head(dropout(batch[0], 0.5, training=self.broken or stage == Stage.TRAIN))
 
 
-@case("validation-random", "note", "augmentation is called in ", lambda folder: {"augment": AddNoise(snr_low=0, snr_high=0)})
+@case(
+    "validation-random",
+    "note",
+    "validation calls an augmentation in ",
+    lambda folder: {"augment": AddNoise(snr_low=0, snr_high=0)},
+)
 class Augments(Validated):
     def compute_forward(self, batch, stage):
         if self.broken or stage == Stage.TRAIN:

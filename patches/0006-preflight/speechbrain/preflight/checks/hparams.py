@@ -12,7 +12,7 @@ from speechbrain.preflight.report import Finding
 
 CODES = {
     "key-mistyped": "nothing reads a key of the YAML file, and a similar one is read",
-    "stopper-unfed": "an EpochCounterWithStopper gets no metric at the end of the first validation, so it never stops",
+    "stopper-unfed": "an EpochCounterWithStopper gets no metric at the end of the first validation, so it cannot stop early",
 }
 
 
@@ -35,10 +35,8 @@ def mistyped(seen):
             key = (re.match(r"[a-z]\w+(?=:)", line) or [""])[0]
             near = [other for other in difflib.get_close_matches(key, read, 3, 0.8) if _near(key, other)]
             if key and key not in words and near:
-                what = f"nothing reads {key!r}, but {near[0]!r} is read"
-                yield Finding(
-                    "note", "key-mistyped", what, f"{shown(file)}:{number}", f"rename it to {near[0]!r}, or remove it"
-                )
+                what, remedy = f"nothing reads {key!r}, but {near[0]!r} is read", f"rename it to {near[0]!r}, or remove it"
+                yield Finding("note", "key-mistyped", what, f"{shown(file)}:{number}", remedy)
 
 
 def _near(one, other):
@@ -52,9 +50,8 @@ def _near(one, other):
 def unfed(seen):
     """Yield an epoch counter that should stop early, but gets no metric."""
     if seen.valid.unfed:
-        what = f"it should stop after {seen.given.epochs.limit_to_stop} epochs without improvement"
-        what += ", but on_stage_end of the first validation gives it no metric"
-        remedy = "call update_metric of the epoch counter there, with a metric of the validation set"
+        what = f"it should stop after {seen.given.epochs.limit_to_stop} epochs without improvement, but gets no metric"
+        remedy = "call its update_metric in on_stage_end of the validation, with a metric of the validation set"
         yield Finding("warning", "stopper-unfed", what, "EpochCounterWithStopper", remedy)
 
 

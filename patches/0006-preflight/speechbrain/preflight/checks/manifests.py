@@ -9,18 +9,17 @@ from contextlib import suppress
 from itertools import pairwise
 
 from speechbrain.preflight.attempts import failure
-from speechbrain.preflight.observe.items import Items
+from speechbrain.preflight.checks.batches import unwrapped
 from speechbrain.preflight.report import Finding, some
 
 CODES = {
     "item-lacks-key": "an item of the manifest lacks a key that the pipeline takes",
-    "item-failed": "a key of an item cannot be evaluated, although that needs no audio",
+    "item-failed": "the pipeline cannot compute a key of an item, although that needs no audio",
     "id-twice": "a JSON manifest has an id several times; only the last item with it is used",
     "sorted-wrong": "items are sorted by values that are NaN, or by numbers as text",
-    "duration-unlike-audio": "durations in the manifest are not the files' seconds, but a multiple, or a sampler gets zeros",
+    "duration-unlike-audio": "durations in the manifest are not in seconds, or all lengths that a sampler gets are 0",
     "label-contradicts": "items with the same audio have different labels",
     "label-constant": "all items have the same label",
-    "audio-twice": "several items of the training set have the same audio",
     "audio-constant": "all items have the same audio",
 }
 
@@ -31,15 +30,14 @@ UNITS = {1000: "milliseconds", 1e6: "microseconds", 1 / 60: "minutes"}
 def failures(seen):
     """Yield items that cannot be evaluated."""
     for items, ids, lacks, error in seen.failures:
-        which, count = f"{items.split}: {some(ids)}", f"{len(ids)} of {len(items)} items"
-        if error is None:
-            what = f"'{lacks}' is missing in {count}, but the data pipeline takes it"
-            yield Finding("error", "item-lacks-key", what, which, "add it to these items, or remove them")
-        else:
+        where, count = f"{items.split}: {some(ids)}", f"{len(ids)} of {len(items)} items"
+        code, what, remedy = "item-lacks-key", f"'{lacks}' is missing in {count}, but the data pipeline takes it", "add it to"
+        if error is not None:
             one = failure("item-failed", error)
             first, _, more = one.what.partition("\n")
+            code, where, remedy = "item-failed", one.where or where, "correct"
             what = f"{first} ({count}: {some(ids)})\n{more}"
-            yield Finding("error", "item-failed", what, one.where or which, "correct these items, or remove them")
+        yield Finding("error", code, what, where, f"{remedy} these items, or remove them")
 
 
 def twice(seen):
@@ -49,7 +47,8 @@ def twice(seen):
             names = json.load(file, object_pairs_hook=lambda pairs: [key for key, _ in pairs])
         again = [name for name, count in Counter(names).items() if count > 1]
         if again:
-            what = f"{len(names) - len(set(names))} items are lost, because a later item has the same id: {some(again)}"
+            what = f"{len(names)} items have only {len(set(names))} ids, and the last item with an id replaces the others: "
+            what += some(again)
             yield Finding("warning", "id-twice", what, str(path), "give each item its own id")
 
 
@@ -60,13 +59,14 @@ def selections(seen):
         values = {name: dataset.data[name][key] for name in ids if dataset.data[name].get(key) is not None}
         nan = [name for name, value in values.items() if isinstance(value, float) and math.isnan(value)]
         if nan:
-            what = f"{key!r} is NaN for {len(nan)} of {len(ids)} items, so that the order is arbitrary"
+            what = f"{key!r} is NaN for {len(nan)} of {len(ids)} items, so their order is arbitrary"
             yield Finding("warning", "sorted-wrong", what, f"{where}: {some(nan)}", "correct or remove these items")
         wrong = [pair for pair in pairwise(values.values()) if _as_text(*pair, given.get("reverse"))]
         measures = any("." in value for pair in wrong for value in pair) or re.search("dur|len|frames|samples", key or "")
         if wrong and measures:  # else, they may be names, which have no order
-            what = f"{key!r} is sorted as text: {wrong[0][0]!r} comes before {wrong[0][1]!r}"
-            yield Finding("warning", "sorted-wrong", what, where, "make it a number: pass col_types to from_csv, or int()")
+            what = f"the items are sorted by {key!r} as text: {wrong[0][0]!r} comes before {wrong[0][1]!r}"
+            remedy = "make it a number: pass col_types to from_csv, or write numbers without quotes in JSON"
+            yield Finding("warning", "sorted-wrong", what, where, remedy)
 
 
 def _as_text(one, other, reverse):
@@ -91,48 +91,33 @@ def durations(seen):
         equal = sum(math.isclose(value, middle, rel_tol=0.05) for value in values) >= 0.95 * len(values)
         unit = next((name for factor, name in units.items() if 0.9 < middle / factor < 1.1), None)
         if equal and unit and len(values) >= FEWEST:
-            what = f"the durations in the manifest are {middle:.4g} times the files' seconds: {unit}?"
-            remedy = "write seconds, unless all users expect this"
+            what = f"the durations in the manifest are {middle:.4g} times those of the files: are they in {unit}?"
+            remedy = "write seconds, unless all code that reads them expects this unit"
             yield Finding("note", "duration-unlike-audio", what, f"{split} duration", remedy)
-    loader = getattr(seen.start.train_loader, "loader", seen.start.train_loader)
-    lengths = getattr(getattr(loader, "batch_sampler", None), "_ex_lengths", None)
+    lengths = getattr(getattr(unwrapped(seen.start.train_loader), "batch_sampler", None), "_ex_lengths", None)
     if lengths and not any(lengths.values()):
-        what, where = (
-            f"the lengths of all {len(lengths)} items are 0, so that batches have no limit",
-            "train DynamicBatchSampler",
-        )
-        yield Finding("warning", "duration-unlike-audio", what, where, "check the durations, and length_func")
+        what = f"the sampler takes the lengths of all {len(lengths)} items as 0, so batches have no limit"
+        remedy = "check the durations in the manifest, and length_func"
+        yield Finding("warning", "duration-unlike-audio", what, "train DynamicBatchSampler", remedy)
 
 
 def same_content(seen):
-    """Yield items of one set that have the same audio: with different labels, or all of them."""
+    """Yield sets in which all items have the same audio, and items with the same audio and different labels."""
     for split in ("train", "valid"):
         contents = _contents(seen, split)
         number = sum(map(len, contents.values()))
         if len(contents) == 1 and number >= FEWEST:
-            what = f"all {number} items have the same audio"
-            yield Finding("warning", "audio-constant", what, split, "check how the manifest and the pipeline name the files")
+            what, remedy = f"all {number} items have the same audio", "check how the manifest and the pipeline name the files"
+            yield Finding("warning", "audio-constant", what, split, remedy)
             continue
         for column in [seen.labels.columns[split, key] for key in seen.labels.targets if (split, key) in seen.labels.columns]:
             groups = [[i for i in group if column.values[i] is not None] for group in contents.values()]
             wrong = [group for group in groups if len({column.values[i] for i in group}) > 1]
             if wrong:
-                names = ", ".join(f"{column.items.static(i)['id']} ({column.say(i)})" for i in wrong[0][:3])
-                what = f"{len(wrong)} times, items with the same audio have different labels: {names}"
-                yield Finding("warning", "label-contradicts", what, column.where, "keep one of these items")
+                names = some((f"{column.items.static(i)['id']} ({column.say(i)})" for i in wrong[0]), 4)
+                what = f"{len(wrong)} of {len(groups)} clips have items with different labels, for example {names}"
+                yield Finding("warning", "label-contradicts", what, column.where, "keep one item of each clip")
                 return
-        reads, twice = defaultdict(set), defaultdict(list)  # items may read several files
-        for content, group in contents.items() if len(seen.clips.looks) == len(seen.clips.uses) else ():
-            for i in group:
-                reads[i].add(content)
-        for i, read in reads.items():
-            twice[frozenset(read)].append(i)
-        again = [group for group in twice.values() if len(group) > 1]
-        if again and split == "train":
-            items = Items.of(split, seen.given.train_set)
-            what = f"{sum(map(len, again)) - len(again)} of {len(reads)} items have the audio of another item"
-            where = f"{split}: {some(items.static(i)['id'] for i in again[0])}"
-            yield Finding("note", "audio-twice", what, where, "keep one of these items, unless this is meant")
 
 
 def _contents(seen, split):
@@ -154,9 +139,9 @@ def constant(seen):
     for key, target in seen.labels.targets.items():
         column = seen.labels.columns.get(("train", key))
         if column and column.complete and len(set(column.values)) == 1 and len(column.values) >= FEWEST and target.classes > 1:
-            what = f"all {len(column.values)} items have the label {column.values[0]}"
-            what += f"; the classifier has {target.classes} outputs"
-            yield Finding("warning", "label-constant", what, column.where, "check the key that the label is made from")
+            count, label = len(column.values), column.values[0]
+            what = f"all {count} items have the label {label}, but the classifier has {target.classes} outputs"
+            yield Finding("warning", "label-constant", what, column.where, "check the key that the pipeline makes it from")
 
 
 RULES = (failures, twice, selections, durations, same_content, constant)

@@ -2,54 +2,53 @@
 
 import math
 
+from speechbrain.preflight.checks.batches import plain_batches
 from speechbrain.preflight.report import Finding, some
-from torch.utils.data import BatchSampler
 
 FEW = 0.05  # the share of items below which it hardly matters that they are left out
 
 CODES = {
     "validation-random": "the same validation batch has another loss under another seed",
     "validation-loss": "the validation loss is 0, NaN or infinite, although the training loss is not",
-    "validation-drops-items": "the validation loader drops the items of the last batch",
+    "validation-drops-items": "the validation loader drops its last batch, because it is smaller than the others",
 }
 
 
 def is_random(seen):
     """Yield a validation loss that depends on the seed because of dropout or augmentation."""
     level, does, causes = "warning", "dropout is active in", seen.valid.dropouts
-    remedy = "add it to the Brain's modules, which fit() puts into evaluation mode, or skip it in validation"
+    remedy = "add it to the Brain's modules, which fit() puts into evaluation mode, or do not call it in validation"
     if not causes:  # noise may be part of the task
-        level, does, causes = "note", "augmentation is called in", seen.valid.augments
+        level, does, causes = "note", "validation calls an augmentation in", seen.valid.augments
         remedy = "call it only if stage is TRAIN, unless the task needs it"
     if seen.valid.random and causes:  # without these, the model may sample on purpose, as a VAE does
-        what = "the same batch has the loss {:.4g} under one seed and {:.4g} under another".format(*seen.valid.losses)
-        yield Finding(level, "validation-random", f"{what}; {does} {some(causes)}", type(seen.given.brain).__name__, remedy)
+        losses = "{:.4g} under one seed and {:.4g} under another".format(*seen.valid.losses)
+        what = f"{does} {some(causes)}: the same batch has a loss of {losses}"
+        yield Finding(level, "validation-random", what, type(seen.given.brain).__name__, remedy)
 
 
 def loss(seen):
     """Yield a validation loss that says nothing."""
     values, where = seen.valid.losses, f"{type(seen.given.brain).__name__}.evaluate_batch"
     if values and not math.isfinite(values[0]):
-        what = f"the loss of the first validation batch is {values[0]}, although that of training is finite"
-        yield Finding(
-            "warning", "validation-loss", what, where, "check the items of this batch, and what differs in validation"
-        )
+        what = f"the loss of the first validation batch is {values[0]}, although that of the first training batch is finite"
+        remedy = "check the items of this batch, and what the script does differently in validation"
+        yield Finding("warning", "validation-loss", what, where, remedy)
     elif values and not any(values) and any(backward.value for backward in seen.step.backwards):
-        what, remedy = "the validation loss is exactly 0", "return a loss in validation, or choose checkpoints by another value"
-        yield Finding("note", "validation-loss", what, where, remedy)
+        remedy = "return the loss in validation, too, or choose checkpoints by another value"
+        yield Finding("note", "validation-loss", "the loss of the first validation batch is exactly 0", where, remedy)
 
 
 def drops_items(seen):
     """Yield a validation loader that leaves items out."""
-    loader = getattr(seen.start.valid_loader, "loader", seen.start.valid_loader)
-    batches = getattr(loader, "batch_sampler", None)
-    if type(batches) is not BatchSampler or not batches.drop_last:
+    batches = plain_batches(seen.start.valid_loader)
+    if batches is None or not batches.drop_last:
         return
     items = len(batches.sampler)
     dropped = items % batches.batch_size
     if 0 < dropped < items:
         level = "warning" if dropped > items * FEW else "note"
-        what = f"drop_last leaves out {dropped} of {items} items"
+        what = f"validation leaves out {dropped} of {items} items, because drop_last is True"
         yield Finding(level, "validation-drops-items", what, "valid", "remove drop_last from valid_loader_kwargs")
 
 
