@@ -70,7 +70,9 @@ def margin(scores, labels):
 KEPT, PARALLEL = {"concat_original": True}, {"parallel_augment": True, "min_augmentations": 2}
 REMEDY = "self.hparams.augment.replicate_labels"
 for options in (KEPT, PARALLEL):
-    case("labels-not-repeated", "error", "augmentation makes 16 items of 8, but not all labels", REMEDY)(options, not_at_all)
+    case("labels-not-repeated", "error", "augmentation makes 16 items of 8, but the script does not repeat all labels", REMEDY)(
+        options, not_at_all
+    )
     case("labels-in-another-order", "warning", "with each item 2 times in a row", REMEDY)(options, item_by_item)
     for repeat in (always, as_the_augmenter_says):
         healthy(options, repeat)

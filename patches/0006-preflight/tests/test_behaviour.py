@@ -51,7 +51,7 @@ def graph_of_the_last_step(folder, broken):
     Brain({"head": Linear(4, 3)}).start()
 
 
-@case("nothing-changes", "error", "with gradients (lr 1e-05)")
+@case("nothing-changes", "error", "with gradients (learning rate 1e-05)")
 def rounded_away(folder, broken):
     class Brain(Classifier):
         def compute_forward(self, batch, stage):
@@ -74,7 +74,7 @@ def gradients_are_zeroed(folder, broken):
     Brain({"head": Linear(4, 3)}).start()
 
 
-@case("nothing-changes", "warning", "no optimizer steps in 3 whole steps")
+@case("nothing-changes", "warning", "no optimizer steps in 3 batches")
 def never_steps(folder, broken):
     class Brain(Classifier):
         def optimizers_step(self):
@@ -106,7 +106,7 @@ def learning_rate(folder, broken):
     Classifier({"body": body(), "head": head()}, lambda p: torch.optim.Adam(p, 3.0 if broken else 1e-2)).start()
 
 
-@case("not-finite-after-step", NAN_LEVEL, "are NaN or infinite, although the loss is")
+@case("not-finite-after-step", NAN_LEVEL, "parameters are NaN or infinite, so")
 def root_of_zero(folder, broken):
     class Brain(Classifier):
         def compute_objectives(self, predictions, batch, stage):
@@ -116,7 +116,7 @@ def root_of_zero(folder, broken):
     Brain({"head": Linear(4, 3)}).start()
 
 
-@case("update-too-large", "warning", "one 1e+19 times")
+@case("update-too-large", "warning", "up to 1e+19 times")
 def diverges(folder, broken):
     class Brain(Classifier):
         def compute_objectives(self, predictions, batch, stage):
@@ -139,7 +139,7 @@ class Keeping(Classifier):
         return value if self.broken else value.detach()
 
 
-@case("memory-grows", "warning", "self.losses grows by a graph")
+@case("memory-grows", "warning", "self.losses keeps the graph of each step")
 def list_of_losses(folder, broken):
     class Brain(Keeping):
         def compute_objectives(self, predictions, batch, stage):
@@ -153,7 +153,7 @@ def list_of_losses(folder, broken):
     brain.start()
 
 
-@case("memory-grows", "warning", "self.hparams.meter.total grows")
+@case("memory-grows", "warning", "self.hparams.meter.total keeps the graph")
 def sum_of_losses(folder, broken):
     class Meter:
         total = 0.0
@@ -172,7 +172,7 @@ def sum_of_losses(folder, broken):
     brain.start()
 
 
-@case("memory-grows", "warning", "self.modules.head.mean grows")
+@case("memory-grows", "warning", "self.modules.head.mean keeps the graph")
 def running_mean(folder, broken):
     class Normed(Linear):
         mean = 0.0
@@ -250,7 +250,7 @@ def ignores_its_input(folder, broken):
     brain.start()
 
 
-@case("depends-on-batch", "note", "if it is padded to three times its length instead of twice; the lengths of x have no effect")
+@case("depends-on-batch", "note", "with more padding: to three times its length, not twice; the lengths of x have no effect")
 def mean_of_the_padding(folder, broken):
     class Brain(Pooling):
         def pool(self, x, lens):
@@ -259,13 +259,13 @@ def mean_of_the_padding(folder, broken):
     pooling(Brain).start()
 
 
-@case("depends-on-batch", "note", "padded")
+@case("depends-on-batch", "note", "padding")
 def normalized_over_the_padding(folder, broken):
     norm = torch.nn.GroupNorm(1, 8) if broken else BatchNorm1d(8)
     pooling(cnn=Sequential(Conv1d(4, 8, 3, padding=1), norm)).start()
 
 
-@case("depends-on-batch", "note", "with another item of the same length in its batch")
+@case("depends-on-batch", "note", "if another item of the same length is in its batch")
 def centred_over_the_batch(folder, broken):
     class Brain(Pooling):
         def pool(self, x, lens):
@@ -275,7 +275,7 @@ def centred_over_the_batch(folder, broken):
     pooling(Brain).start(same=True)
 
 
-@case("depends-on-batch", "warning", "with another item of the same length in its batch")
+@case("depends-on-batch", "warning", "if another item of the same length is in its batch")
 def normalized_outside_the_modules(folder, broken):
     class Brain(Pooling):
         def pool(self, x, lens):
@@ -286,7 +286,7 @@ def normalized_outside_the_modules(folder, broken):
     pooling(Brain, hparams={"norm": BatchNorm1d(8, affine=False)}).start()
 
 
-@case("trainable-without-gradient", "warning", "as it runs under torch.no_grad(): body.0.bias, body.0.weight")
+@case("trainable-without-gradient", "warning", "because it runs under torch.no_grad(): body.0.bias, body.0.weight")
 def under_no_grad(folder, broken):
     class Brain(Classifier):
         def compute_forward(self, batch, stage):
@@ -451,7 +451,9 @@ make(Late, Partly(), find_unused_parameters="unused" in sys.argv).fit(range(1, 2
 @pytest.mark.parametrize("arguments", [[], ["unused"]])
 def test_gradients_under_torchrun(tmp_path, arguments):
     status, out, err = torchrun(tmp_path, UNUSED, "-m", "speechbrain.preflight", "train.py", *arguments)
-    assert status == 1 and re.search(r"error\[ddp-unfrozen-late\]: unfrozen after [^\n]+: model.late.bias, ", out), out + err
+    assert status == 1 and re.search(
+        r"error\[ddp-unfrozen-late\]: the script unfreezes these after [^\n]+: model.late.bias, ", out
+    ), out + err
     assert bool(re.search(r"error\[ddp-without-gradient\]: [^\n]+: model.upper.bias, ", out)) == (not arguments), out
     assert bool(re.search(r"note\[trainable-without-gradient\]: [^\n]+: model.upper.bias, ", out)) == bool(arguments), out
 

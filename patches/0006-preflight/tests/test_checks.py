@@ -13,7 +13,7 @@ from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.dataio.encoder import CategoricalEncoder
 from speechbrain.preflight import attempts
 from speechbrain.preflight.__main__ import Takeover
-from speechbrain.preflight.checks import frozen, losses, optimised, pretrained, weights
+from speechbrain.preflight.checks import losses, optimised, pretrained, weights
 from speechbrain.processing.features import InputNormalization
 from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.parameter_transfer import Pretrainer
@@ -626,7 +626,7 @@ def test_its_healthy_twin_has_no_findings(tmp_path, start):
 
 
 def test_every_code_has_a_case():
-    codes = {code for module in (attempts, frozen, losses, optimised, pretrained, weights) for code in module.CODES}
+    codes = {code for module in (attempts, losses, optimised, pretrained, weights) for code in module.CODES}
     elsewhere = {"preflight-killed", "first-validation-failed", "manifest-unreadable", "loss-maximized", *DDP}
     elsewhere.update(code for code, *_ in losses.MISTAKES[2:])  # in test_losses.py, and those in test_loaded.py:
     elsewhere |= {code for code in pretrained.CODES if code.startswith(("loaded-", "adapt", "pretrainer-"))}

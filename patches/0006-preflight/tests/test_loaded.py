@@ -55,7 +55,7 @@ def file_without_a_layer(folder, broken):
     Classifier(modules).start()
 
 
-@case("loaded-in-part", "warning", "body", "they are frozen with their initial values")
+@case("loaded-in-part", "warning", "body", "which are frozen with their initial values")
 def file_without_a_frozen_layer(folder, broken):
     modules = {"body": body(), "head": head()}
     saved(folder, modules["body"][:2] if broken else None)
@@ -92,7 +92,7 @@ def last_layer_initialized_after_loading(folder, broken):
     Classifier(modules).start()
 
 
-@case("loaded-over-checkpoint", "warning", "Sequential", "body.ckpt was loaded over the recovered checkpoint ")
+@case("loaded-over-checkpoint", "warning", "Sequential", "body.ckpt after the checkpoint ")
 def loaded_after_recovery(folder, broken):
     saved(folder)
 
@@ -145,15 +145,6 @@ def adapters_never_inserted(folder, broken):
     if not broken:
         model.insert_adapters()
     Classifier({"body": model, "head": head()}).start()
-
-
-@case("adapted-not-loaded", "warning", "body", "were not loaded from a file")
-def adapters_around_random_weights(folder, broken):
-    base, last = body(), head()
-    last.load_state_dict(head().state_dict())
-    if not broken:
-        base.load_state_dict(torch.load(saved(folder)))
-    Classifier({"body": adapted(base, all_linear=True), "head": last}).start()
 
 
 def run(start, folder, broken):

@@ -52,12 +52,17 @@ def bce_of_probabilities(scores, labels, inputs):
     return F.binary_cross_entropy(scores.sigmoid(), one_hot(labels))
 
 
-@case("loss-broadcast", "error", "its input is 8 x 1, but its target is 8: it compares 8 x 8 pairs", "mse_loss, input 8 x 1")
+@case(
+    "loss-broadcast",
+    "error",
+    "its input has shape 8 x 1, but its target 8, so it compares 8 x 8 pairs",
+    "mse_loss, input 8 x 1",
+)
 def one_output_for_each_item(scores, labels, inputs):
     return F.mse_loss(scores[:, :1], labels.float())
 
 
-@case("loss-broadcast", "error", "its input is 8, but its target is 8 x 1: it compares 8 x 8 pairs", "l1_loss, input 8")
+@case("loss-broadcast", "error", "its input has shape 8, but its target 8 x 1, so it compares 8 x 8 pairs", "l1_loss, input 8")
 def one_target_for_each_item(scores, labels, inputs):
     return F.l1_loss(scores[:, 0], labels[:, None].float())
 
@@ -87,17 +92,22 @@ def halves_of_one_tensor(scores, labels, inputs):
     return F.mse_loss(scores[:4], scores[4:]) + F.mse_loss(scores[:, :2], scores[:, 1:])
 
 
-@case("loss-maximized", "error", "training would make it larger", "cross_entropy, input 8 x 3")
+@case("loss-maximized", "error", "training minimizes its negative, so it grows", "cross_entropy, input 8 x 3")
 def minus_cross_entropy(scores, labels, inputs):
     return -F.cross_entropy(scores, labels)
 
 
-@case("loss-maximized", "error", "training would make it larger", "nll_loss, input 8 x 3 x 1")
+@case("loss-maximized", "error", "training minimizes its negative, so it grows", "nll_loss, input 8 x 3 x 1")
 def minus_nll_of_speechbrain(scores, labels, inputs):
     return -losses.nll_loss(scores.log_softmax(-1)[:, None], labels[:, None], torch.ones(8))
 
 
-@case("loss-maximized", "error", "training would make it larger", "speechbrain.nnet.losses.cal_si_snr, input 3 x 1 x 1")
+@case(
+    "loss-maximized",
+    "error",
+    "training minimizes its negative, so it grows",
+    "speechbrain.nnet.losses.cal_si_snr, input 3 x 1 x 1",
+)
 def minus_si_snr(scores, labels, inputs):
     return -losses.get_si_snr_with_pitwrapper(inputs[:, :3, None], scores[..., None]).mean()
 
@@ -169,7 +179,7 @@ def smoothed(share):
 for loss, where in zip(
     smoothed(0.9), ("cross_entropy", "speechbrain.nnet.losses.nll_loss", "speechbrain.nnet.losses.kldiv_loss")
 ):
-    case("smoothing-strong", "warning", "label_smoothing is 0.9: the right class gets 0.1", where)(loss)
+    case("smoothing-strong", "warning", "label_smoothing is 0.9, so the right class gets only 0.1", where)(loss)
 for loss in smoothed(0.1):
     healthy(loss)
 

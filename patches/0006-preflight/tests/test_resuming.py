@@ -91,7 +91,7 @@ class Run(sb.Brain):
         self.fit(self.counter, items(), items(12), train_loader_kwargs=LOADER, valid_loader_kwargs=LOADER)
 
 
-@case("used-not-saved", "warning", "noam", "this NoamScheduler changes in training, but is in no recoverable")
+@case("used-not-saved", "warning", "noam", "this NoamScheduler changes in training, but it is in no recoverable")
 class SchedulerOfSteps(Run):
     def settings(self):
         self.noam = NoamScheduler(0.1, 5)
@@ -158,7 +158,7 @@ class NormaliserInModules(Normalised):
         return {name: item for name, item in self.known.items() if name != "norm" or not self.broken}
 
 
-@case("used-not-saved", "warning", "norm", "is not saved with the recoverable 'all' that it is part of")
+@case("used-not-saved", "warning", "norm", "but the saved state dict of 'all' does not contain its state")
 class NormaliserInAList(Normalised):
     def recoverables(self):
         everything = {"all": ModuleList([self.known["head"], self.known["norm"]]), "counter": self.counter}
@@ -189,31 +189,6 @@ class Scale(torch.nn.Module):
         self.factor = float(path.read_text())
 
 
-class OtherScale(Scale):
-    def save(self, path):
-        path.write_text("2")
-
-
-@case("saver-not-called", "warning", "scale", "does not call OtherScale.save, but save of Scale")
-class SaverNotMarked(Run):
-    def more(self):
-        return {"scale": OtherScale() if self.broken else Scale()}
-
-
-@case("adapted-saved-whole", "note", "head", "each checkpoint contains all ")
-class InsideOfAnAdaptedModel(Run):
-    def more(self):
-        adapters = pytest.importorskip("speechbrain.nnet.adapters")  # not in 1.0.1
-        self.inner = torch.nn.Sequential(Linear(4, 40), Linear(40, 3))
-        self.inner.load_state_dict(
-            {key: torch.linspace(-1, 1, p.numel()).view_as(p) for key, p in self.inner.state_dict().items()}
-        )
-        return {"head": adapters.AdaptedModel(self.inner, adapters.LoRA, all_linear=True, adapter_kwargs={"rank": 1})}
-
-    def recoverables(self):
-        return {**self.known, **({"head": self.inner} if self.broken else {})}
-
-
 @case("nothing-left", "warning", "EpochCounter", "is from the end of a run")
 class Finished(Run):
     def start(self):
@@ -221,7 +196,7 @@ class Finished(Run):
         super().start()
 
 
-@case("not-recovered", "warning", None, "has 1 checkpoint(s) of an earlier run, but training starts from scratch")
+@case("not-recovered", "warning", None, "has 1 checkpoint of an earlier run, but training starts from scratch")
 class Forgetful(Run):
     def on_fit_start(self):
         self.init_optimizers()
@@ -238,7 +213,7 @@ class Stubborn(Run):
             super().on_fit_start()
 
 
-@case("recovered-in-part", "note", None, "no files for extra (allow_partial_load is set)")
+@case("recovered-in-part", "note", None, "no files for extra (allow_partial_load is True)")
 class Partial(Run):
     partial = True
 
@@ -248,13 +223,18 @@ class Partial(Run):
         super().start()
 
 
-@case("learning-rate-differs", "note", None, "optimizer continues with lr=0.1, as in the checkpoint, not with lr=0.01")
+@case(
+    "learning-rate-differs",
+    "note",
+    None,
+    "optimizer continues with the learning rate 0.1 of the checkpoint, not with the script's 0.01",
+)
 class OtherRate(Run):
     def make(self, parameters):
         return torch.optim.SGD(parameters, lr=0.01 if self.broken and self.counter.limit > self.epochs else 0.1)
 
 
-@case("resume-differs", "warning", None, "the same 8 items have a loss of ")
+@case("resume-differs", "warning", None, "the loss of the same 8 items is ")
 class StateOfItsOwn(Run):
     factor = 1.0
 

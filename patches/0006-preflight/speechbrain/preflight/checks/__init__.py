@@ -5,30 +5,12 @@ A module has ``CODES``, one line of documentation for each kind of finding, and 
 :class:`~speechbrain.preflight.report.Finding` for each mistake.
 """
 
-from speechbrain.preflight import attempts
-from speechbrain.preflight.checks import (
-    audio,
-    augmentation,
-    batches,
-    behaviour,
-    frozen,
-    hparams,
-    labels,
-    losses,
-    manifests,
-    optimised,
-    plan,
-    pretrained,
-    resume,
-    sequences,
-    validation,
-    versions,
-    weights,
-)
+from importlib import import_module
 
-SUBJECTS = (
-    *(audio, losses, augmentation, frozen, batches, hparams, labels, manifests, sequences),
-    *(behaviour, optimised, plan, pretrained, resume, validation, versions, weights),
-)
+from speechbrain.preflight import attempts
+
+NAMES = "audio losses augmentation batches hparams labels manifests sequences"
+NAMES += " behaviour optimised plan pretrained resume validation versions weights"
+SUBJECTS = tuple(import_module(f"{__name__}.{name}") for name in NAMES.split())
 RULES = tuple(rule for subject in SUBJECTS for rule in subject.RULES)
 CODES = {code: line for subject in (attempts, *SUBJECTS) for code, line in subject.CODES.items()}

@@ -9,42 +9,40 @@ from speechbrain.preflight.observe.labels import of_batch
 from speechbrain.preflight.report import Finding
 
 CODES = {
-    "labels-not-repeated": "augmentation makes several items of each, but their labels are not repeated",
-    "labels-in-another-order": "labels are repeated item by item, but augmentation repeats the whole batch",
-    "augmentation-fails": "the step fails in batches that are augmented, or in those that happen not to be",
+    "labels-not-repeated": "augmentation makes several items of each, but the script does not repeat their labels",
+    "labels-in-another-order": "the script repeats labels item by item, but augmentation repeats the whole batch",
+    "augmentation-fails": "the step fails in batches that are augmented, or only in batches that are not",
 }
 
 
 def _several(seen):
-    """The Augmenters that made several items of each in the first step, and how many all of them made of one."""
+    """The first Augmenter that made several items of each in the first step, by name, and how many all of them made of one."""
     found = [(augmenter, after // before) for augmenter, before, after in seen.step.augmented if before and after > before]
-    return [augmenter for augmenter, _ in found], math.prod(times for _, times in found)
+    return named(seen.given, found[0][0]) if found else None, math.prod(times for _, times in found)
 
 
 def not_repeated(seen):
     """Yield a first step that failed because there are more items than labels."""
-    augmenters, times = _several(seen)
-    if seen.step.taken or not augmenters or seen.start.batch is None:
+    augmenter, times = _several(seen)
+    if seen.step.taken or not augmenter or seen.start.batch is None:
         return
     items = seen.step.augmented[0][1]
     first, _, more = seen.step.error.partition("\n")
     call = next((call for call in seen.step.losses[-1:] if call.value is None), None)
     sizes = {len(tensor) for tensor in (call.input, call.target) if getattr(tensor, "shape", ())} if call else set()
     if sizes == {items, items * times} or {str(items), str(items * times)} <= {*re.findall(r"\b\d+\b", first)}:
-        what = (
-            f"augmentation makes {items * times} items of {items}, but not all labels or lengths are repeated: {first}\n{more}"
-        )
-        remedy = f"pass the labels and their lengths through {named(seen.given, augmenters[0])}.replicate_labels"
-        yield Finding("error", "labels-not-repeated", what, named(seen.given, augmenters[0]), remedy)
+        what = f"augmentation makes {items * times} items of {items}, but the script does not repeat all labels or lengths: "
+        remedy = f"pass the labels and their lengths through {augmenter}.replicate_labels"
+        yield Finding("error", "labels-not-repeated", f"{what}{first}\n{more}", augmenter, remedy)
 
 
 def order(seen):
     """Yield targets that are repeated item by item."""
-    augmenters, times = _several(seen)
+    augmenter, times = _several(seen)
     batch, mapping = seen.start.batch, getattr(getattr(seen.given.train_set, "pipeline", None), "output_mapping", None)
     keys = mapping or (range(len(batch)) if isinstance(batch, (list, tuple)) else ())
-    for call in (*seen.step.losses, *seen.step.sequences.calls) if augmenters else ():
-        target = getattr(call, "ids", None) if hasattr(call, "ids") else call.target
+    for call in (*seen.step.losses, *seen.step.sequences.calls) if augmenter else ():
+        target = call.ids if hasattr(call, "ids") else call.target
         if call.name == "kl_div" and isinstance(target, torch.Tensor) and target.is_floating_point():
             target = target.argmax(-1)
         for key in keys if isinstance(target, torch.Tensor) else ():
@@ -55,8 +53,8 @@ def order(seen):
             by_item, by_batch = value.repeat_interleave(times, 0).flatten(), torch.cat([value] * times).flatten()
             if torch.equal(flat, by_item) and not torch.equal(flat, by_batch):
                 what = f"the targets of {call.name} are {key!r} with each item {times} times in a row, but augmentation makes "
-                what += f"the whole batch {times} times, so that items get the labels of others"
-                remedy = f"repeat them with {named(seen.given, augmenters[0])}.replicate_labels, not with repeat_interleave"
+                what += f"the whole batch {times} times, so items get the labels of others"
+                remedy = f"repeat them with {augmenter}.replicate_labels, not with repeat_interleave"
                 yield Finding("warning", "labels-in-another-order", what, f"train {key}", remedy)
                 return
 

@@ -1,5 +1,6 @@
 """Checks what real steps do to the model, and what it makes of an item alone and in a batch."""
 
+import math
 from itertools import pairwise
 
 from speechbrain.core import Brain
@@ -7,18 +8,17 @@ from speechbrain.preflight.checks.optimised import Training
 from speechbrain.preflight.report import Finding, some
 
 CODES = {
-    "real-step-failed": "a whole step, with the optimizers, raised an exception",
-    "nothing-changes": "a whole step changes no parameter",
+    "real-step-failed": "a step in which the optimizers change the weights raised an exception",
+    "nothing-changes": "a step of the optimizers changes no parameter",
     "frozen-changes": "an optimizer changes parameters that are frozen",
     "update-too-large": "a step changes most weights by more than their own size",
     "not-finite-after-step": "after a step, parameters or the loss are NaN or infinite",
-    "memory-grows": "an attribute keeps the graph of each step",
+    "memory-grows": "an attribute keeps the graph of each step, so memory grows until it runs out",
     "constant-output": "all items of a batch have the same output in evaluation",
     "cannot-overfit": "--overfit does not bring the loss of the first batch to a tenth",
     "out-of-memory": "a step on the longest batch runs out of memory (--longest)",
-    "depends-on-batch": "an item has another output alone than in a batch",
+    "depends-on-batch": "the output of an item depends on the other items of its batch, or on its padding",
 }
-
 
 TINY = 1e-6  # a learning rate with which a warm-up may begin
 
@@ -28,6 +28,10 @@ def _names(seen, keys):
     return some(names[key] for key in keys)
 
 
+def _where(seen):
+    return ", ".join(seen.step.optimizers)
+
+
 def nothing_changes(seen):
     """Yield steps after which all parameters are the same."""
     made, brain = seen.behaviour, seen.given.brain
@@ -35,27 +39,27 @@ def nothing_changes(seen):
         return
     if brain.scaler.is_enabled() or not all(rate > TINY for rate in made.rates) or _not_finite(seen):
         return
-    where = ", ".join(seen.step.optimizers)
+    what, level = "", "error"
     if made.gradient:
-        what = f"the optimizers step with gradients (lr {max(made.rates):.3g}), but all parameters stay the same"
+        what = f"the optimizers step with gradients (learning rate {max(made.rates):.3g}), but all parameters stay the same"
         remedy = "raise the learning rate, keep the weights in float32, and look for code that restores them"
-        yield Finding("error", "nothing-changes", what, where, remedy)
     elif made.rates and any(p.grad is not None and p.grad.any() for p in seen.step.reached.values()):
         what = "the optimizers step without a gradient, although backward() gave one"
         remedy = "call zero_grad() before backward() or after step(), not between them"
-        yield Finding("error", "nothing-changes", what, where, remedy)
     elif not made.rates and not seen.step.custom and type(brain).freeze_optimizers is Brain.freeze_optimizers:
-        what = f"no optimizer steps in {len(made.losses)} whole steps"
-        yield Finding("warning", "nothing-changes", what, where, "call the step() of each optimizer in optimizers_step")
+        what, level = f"no optimizer steps in {len(made.losses)} batches", "warning"
+        remedy = "call the step() of each optimizer in optimizers_step"
+    if what:
+        yield Finding(level, "nothing-changes", what, _where(seen), remedy)
 
 
 def frozen(seen):
     """Yield frozen parameters that an optimizer changes."""
     moved = [key for key in seen.behaviour.frozen if key in seen.behaviour.changes and seen.behaviour.changes[key].by]
     if moved:
-        what = f"its step changes frozen parameters, which have an old gradient: {_names(seen, moved)}"
+        what = f"its step changes frozen parameters, because they have an old gradient: {_names(seen, moved)}"
         remedy = "set their gradients to None when you freeze them, or leave them out of the optimizer"
-        yield Finding("warning", "frozen-changes", what, ", ".join(seen.step.optimizers), remedy)
+        yield Finding("warning", "frozen-changes", what, _where(seen), remedy)
 
 
 def too_large(seen):
@@ -66,10 +70,10 @@ def too_large(seen):
     large = sorted((key for key, c in changes.items() if c.by > c.size), key=lambda key: -changes[key].by / changes[key].size)
     if len(large) > len(changes) / 2:
         times = changes[large[0]].by / changes[large[0]].size
-        what = f"one step changes {len(large)} of {len(changes)} weights by more than their own size, one {times:.3g} times"
+        what = f"one step changes {len(large)} of {len(changes)} weights by more than their own size, up to {times:.3g} times"
         rates = "/".join(f"{rate:.3g}" for rate in sorted(set(seen.behaviour.rates)))
         remedy = f"lower the learning rate (now {rates}), or the scale of the loss"
-        yield Finding("warning", "update-too-large", f"{what}: {_names(seen, large)}", ", ".join(seen.step.optimizers), remedy)
+        yield Finding("warning", "update-too-large", f"{what}: {_names(seen, large)}", _where(seen), remedy)
 
 
 def _not_finite(seen):
@@ -81,16 +85,15 @@ def _not_finite(seen):
 
 def not_finite(seen):
     """Yield parameters and losses that are not finite after a step."""
-    losses, brain, broken = seen.behaviour.losses, seen.given.brain, _not_finite(seen)
-    where = ", ".join(seen.step.optimizers)
+    losses, brain, broken, where = seen.behaviour.losses, seen.given.brain, _not_finite(seen), _where(seen)
     if broken and losses and not brain.scaler.is_enabled():
         skipped = brain.skip_nonfinite_grads or getattr(brain, "only_finite_steps", False)
-        does = "so the step is skipped" if skipped else "and so are their weights after one step"
-        what = f"the gradients of {len(broken)} parameters are NaN or infinite, although the loss is {losses[0]:.3g}, {does}"
-        remedy = "look for the square root or the division of 0 in the loss that torch.autograd.detect_anomaly() names"
+        effect = "so the step is skipped" if skipped else "so one step makes the weights NaN or infinite"
+        what = f"the loss is {losses[0]:.3g}, but the gradients of {len(broken)} parameters are NaN or infinite, {effect}"
+        remedy = "find the operation with torch.autograd.detect_anomaly(): often a square root or a division of 0"
         level = "warning" if skipped else "error"
         yield Finding(level, "not-finite-after-step", f"{what}: {_names(seen, broken)}", where, remedy)
-    elif any(loss != loss or abs(loss) == float("inf") for loss in losses[1:]):
+    elif not all(map(math.isfinite, losses[1:])):
         what = f"the loss of the same batch goes from {losses[0]:.3g} to {losses[-1]:.3g} in {len(losses) - 1} steps"
         yield Finding("warning", "not-finite-after-step", what, where, "lower the learning rate")
 
@@ -103,15 +106,15 @@ def memory(seen):
         if len(rises) > 1 and min(rises) > max(rises) / 2:
             growing[name] = rises[-1]
     if growing:
-        what = f"{some(growing)} grows by a graph in each step: by {sum(growing.values())} nodes in the last one"
-        remedy = "keep there the detach() or the item() of a loss, an output or a statistic"
+        what = f"{some(growing)} keeps the graph of each step: {sum(growing.values())} nodes more after the last one"
+        remedy = "keep loss.item(), or the detach() of a tensor, instead of the tensor"
         yield Finding("warning", "memory-grows", what, next(iter(growing)), remedy)
 
 
 def constant(seen):
     """Yield a model that ignores its input."""
     if seen.behaviour.constant:
-        what = "all items of a batch have the same output in evaluation mode, after a step that changed the weights"
+        what = "all items of a batch have the same output in evaluation mode, even after a step that changes the weights"
         remedy = "look for the layer that loses the input: zeros, a saturated activation, a normalization over one value"
         yield Finding("warning", "constant-output", what, f"{type(seen.given.brain).__name__}.compute_forward", remedy)
 
@@ -123,12 +126,12 @@ def depends(seen):
         return
     where = found.module or f"output {found.output} of {type(seen.given.brain).__name__}.compute_forward"
     if found.neighbours:
-        what = f"an item's output changes by {found.share:.0%} with another item of the same length in its batch"
+        what = f"the output of an item changes by {found.share:.0%} if another item of the same length is in its batch"
         remedy = "normalize each item by itself, or with running statistics: is the module in evaluation mode?"
     else:
-        what = f"an item's output changes by {found.share:.0%} if it is padded to three times its length instead of twice"
+        what = f"the output of an item changes by {found.share:.0%} with more padding: to three times its length, not twice"
         what += f"; the lengths of {found.lengths} have no effect" if found.lengths else ""
-        remedy = "pass the lengths to what pools, normalizes or attends over time, or compare only clips of one length"
+        remedy = "pass the lengths to each module that pools, normalizes or attends over time, or batch clips of one length"
     yield Finding("warning" if found.batchwide else "note", "depends-on-batch", what, where, remedy)
 
 
@@ -136,8 +139,8 @@ def overfit(seen):
     """Yield a model that does not learn one batch."""
     losses = seen.asked.losses
     if losses and losses[0] > 0 and not min(losses) <= losses[0] / 10:
-        what = f"the loss of the first batch goes from {losses[0]:.3g} to {losses[-1]:.3g} in {len(losses)} steps"
-        remedy = "try more steps, another learning rate and no augmentation, then check the labels"
+        what = f"the loss of the first batch only goes from {losses[0]:.3g} to {losses[-1]:.3g} in {len(losses)} steps"
+        remedy = "try more steps, another learning rate or no augmentation; then check the labels"
         yield Finding("warning", "cannot-overfit", what, type(seen.given.brain).__name__, remedy)
 
 

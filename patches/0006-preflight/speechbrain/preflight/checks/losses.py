@@ -11,12 +11,12 @@ CODES = {
     "nll-without-log-softmax": "nll_loss gets values that are not log-probabilities, so it can fall without limit",
     "cross-entropy-on-probabilities": "cross_entropy gets probabilities, and applies a second softmax to them",
     "bce-on-probabilities": "binary_cross_entropy_with_logits gets probabilities, and applies a second sigmoid to them",
-    "loss-broadcast": "the input and the target of a loss have different shapes, so that it compares all items with all others",
+    "loss-broadcast": "the input and the target of a loss have different shapes, so it compares each item with all others",
     "loss-of-itself": "the input and the target of a loss are the same tensor",
-    "loss-maximized": "what is minimized is the negative of a loss",
+    "loss-maximized": "training minimizes the negative of a loss, so the loss grows",
     "margin-without-cosine": "an angular margin gets values that are not cosines",
     "smoothing-strong": "label smoothing is 0.9 or more",
-    "batch-not-finite": "the first loss is NaN or infinite, and the first batch contains such values as it was loaded",
+    "batch-not-finite": "the first loss is NaN or infinite, and so are values in the first batch as it was loaded",
     "output-not-finite": "the first loss is NaN, although the weights and the first batch are finite",
     "first-loss": "the first loss is 0, NaN or infinite; a classifier's is negative, or above ln(number of classes) + 20",
 }
@@ -30,34 +30,31 @@ REMEDY = "check the scale of the classifier's inputs and weights, the targets, a
 
 def origin(seen):
     """Yield where a loss that is NaN comes from."""
-    values = [backward.value for backward in seen.step.backwards]
-    if all(map(math.isfinite, values)) or _spoiled(seen):
+    if all(math.isfinite(backward.value) for backward in seen.step.backwards) or _spoiled(seen):
         return
     for key, items in seen.start.spoiled.items():
-        what = f"NaN or infinite values in {len(items)} items of the first batch, as loaded"
+        what = f"{len(items)} items of the first batch have NaN or infinite values when they are loaded"
         yield Finding("error", "batch-not-finite", what, f"train {key}: {some(items)}", "fix these items, or the data pipeline")
-    if seen.step.origin is None or seen.start.spoiled:
-        return
-    name, within, augments = seen.step.origin
-    where = "in this module" if within else "before this module, which gets NaN"
-    what = f"the first loss is NaN: NaN appears first {where}; the first batch is finite as loaded"
-    remedy = "look there for a logarithm, root or division of 0, for values that overflow, and for masks that leave nothing"
-    if augments:
-        remedy = "check the options of this augmentation, and the files that it reads"
-    yield Finding("error", "output-not-finite", what, name, remedy)
+    if seen.step.origin and not seen.start.spoiled:
+        name, within, augments = seen.step.origin
+        makes = "this module makes the first NaN from finite values" if within else "this is the first module that gets NaN"
+        remedy = "look there for the logarithm, root or division of 0, values that overflow, and masks that leave nothing"
+        if augments:
+            remedy = "check the options of this augmentation, and the files that it reads"
+        yield Finding("error", "output-not-finite", f"the first loss is NaN: {makes}", name, remedy)
 
 
 def _unnormalized(call):
     scores, classes = _scores(call, "nll_loss"), 1 if call.input.dim() > 1 else 0
     if scores is not None and (scores.logsumexp(classes).abs() > 0.1).float().mean() > 0.5:
-        return f"the classes' probabilities sum to {scores.logsumexp(classes).exp().median():.3g}, not to 1"
+        return f"the probabilities of all classes sum to {scores.logsumexp(classes).exp().median():.3g}, not to 1"
 
 
 def _normalized(call):
     scores, classes = _scores(call, "cross_entropy"), 1 if call.input.dim() > 1 else 0
     if scores is not None and scores.shape[classes] > 1 and (scores >= 0).all():
         sums = (scores.sum(classes) - 1).abs()
-        return "its inputs are probabilities: they are not negative and sum to 1" if (sums < 1e-3).all() else None
+        return "its input is probabilities already: they are not negative and sum to 1" if (sums < 1e-3).all() else None
 
 
 def _scores(call, *names):
@@ -68,7 +65,7 @@ def _scores(call, *names):
 
 def _squashed(call):
     if call.name == "binary_cross_entropy_with_logits" and re.match("(Hards|S)igmoid|Softmax", call.made_by):
-        return "its inputs are probabilities: they come from a sigmoid or softmax"
+        return "its input is probabilities already: they come from a sigmoid or softmax"
 
 
 def _broadcast(call):
@@ -78,7 +75,7 @@ def _broadcast(call):
         both = torch.broadcast_shapes(*shapes)
         if both.numel() > call.input.numel():
             one, other, all_ = (" x ".join(map(str, shape)) for shape in (*shapes, both))
-            return f"its input is {one}, but its target is {other}: it compares {all_} pairs"
+            return f"its input has shape {one}, but its target {other}, so it compares {all_} pairs"
 
 
 def _itself(call):
@@ -91,24 +88,24 @@ def _itself(call):
 def _no_cosine(call):
     most = float(call.input.abs().max()) if call.name in MARGINS and call.input.numel() else 0.0
     if most > 1.01 and call.options["margin"]:
-        clamped = ", and limits them to this range" * (call.name == MARGINS[1])
+        clamped = ", which it sets to 1" * (call.name == MARGINS[1])
         return f"it takes cosines, from -1 to 1, but gets values up to {most:.3g}{clamped}"
 
 
 def _smooth(call):
     share = call.options.get("label_smoothing") or 0
-    return f"label_smoothing is {share:g}: the right class gets {1 - share:.2g} of the target" if share >= STRONG else None
+    return f"label_smoothing is {share:g}, so the right class gets only {1 - share:.2g}" if share >= STRONG else None
 
 
 # What a call of a loss may get wrong: the code, the level, a function that says what it is, and the remedy.
 MISTAKES = (
-    ("nll-without-log-softmax", "error", _unnormalized, "apply a log_softmax, or use cross_entropy"),
+    ("nll-without-log-softmax", "error", _unnormalized, "apply a log_softmax before it, or use cross_entropy"),
     ("cross-entropy-on-probabilities", "error", _normalized, "remove the softmax before it"),
     ("bce-on-probabilities", "error", _squashed, "remove the sigmoid before it, or use binary_cross_entropy"),
-    ("loss-broadcast", "error", _broadcast, "give both the same shape: squeeze the one, or unsqueeze the other"),
+    ("loss-broadcast", "error", _broadcast, "give both the same shape: squeeze one, or unsqueeze the other"),
     ("loss-of-itself", "error", _itself, "give the loss the predictions and the targets"),
     ("margin-without-cosine", "warning", _no_cosine, "normalize embeddings and weights, as ECAPA_TDNN's Classifier does"),
-    ("smoothing-strong", "warning", _smooth, "usual values are 0.1 and 0.2"),
+    ("smoothing-strong", "warning", _smooth, "use a smaller value, such as 0.1"),
 )
 
 
@@ -129,8 +126,8 @@ def maximized(seen):
     if down and len(seen.step.backwards) == 1 and len(seen.step.optimizers) < 2:
         total = sum(float((call.slope * call.value).sum()) for call in calls)
         if math.isclose(total, seen.step.backwards[0].value, rel_tol=1e-3):
-            what = "training would make it larger: what is minimized is its negative"
-            yield Finding("error", "loss-maximized", what, _where(calls[0]), "remove the minus sign")
+            what = "training minimizes its negative, so it grows"
+            yield Finding("error", "loss-maximized", what, _where(calls[0]), "remove the minus sign before the loss")
 
 
 def value(seen):
@@ -142,14 +139,14 @@ def value(seen):
         first, usual = float(_mean(call)), math.log(call.input.shape[1 if call.input.dim() > 1 else 0])
         known = seen.step.origin or seen.start.spoiled
         if not 0 <= first <= usual + 20 and not known and not any(look(call) for _, _, look, _ in MISTAKES):
-            what = f"it is {first:.4g}; guessing among {round(math.exp(usual))} classes gives {usual:.3g}"
+            what = f"the first loss is {first:.4g}, but guessing among {round(math.exp(usual))} classes gives {usual:.3g}"
             yield Finding("warning", "first-loss", what, _where(call), REMEDY)
             return
     wild = [backward.value for backward in backwards if not math.isfinite(backward.value)]
     if wild and not seen.step.origin and not seen.start.spoiled:
-        yield Finding("warning", "first-loss", f"it is {wild[0]}, although no module returns NaN", where, REMEDY)
+        yield Finding("warning", "first-loss", f"the first loss is {wild[0]}, although no module returns NaN", where, REMEDY)
     if backwards and all(backward.flat and not backward.by_hand for backward in backwards):
-        yield Finding("warning", "first-loss", "it is exactly 0, and so are all gradients: nothing is learned", where, REMEDY)
+        yield Finding("warning", "first-loss", "the first loss and all gradients are exactly 0", where, REMEDY)
 
 
 def _spoiled(seen):

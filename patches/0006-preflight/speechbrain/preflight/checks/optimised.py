@@ -5,20 +5,20 @@ from itertools import chain
 import torch
 from speechbrain.core import Brain
 from speechbrain.preflight.observe.given import held
+from speechbrain.preflight.observe.resume import saver
 from speechbrain.preflight.observe.start import parameters_of
 from speechbrain.preflight.report import Finding, some
-from speechbrain.utils.checkpoints import DEFAULT_SAVE_HOOKS
 from torch.nn.parallel import DistributedDataParallel
 
 CODES = {
-    "no-backward": "the Brain's own fit_batch takes no backward pass in the first step",
+    "no-backward": "the Brain has its own fit_batch, which does not call backward in the first step",
     "nothing-trainable": "no parameter is trainable in the first step",
     "no-optimizer": "there are trainable parameters, but no optimizer",
-    "optimizer-misses-loss": "the loss depends on no parameter that is in an optimizer",
+    "optimizer-misses-loss": "the optimizers have none of the parameters that the loss depends on",
     "gradient-without-optimizer": "parameters get a gradient but are in no optimizer, so they never change",
     "trained-not-saved": "the checkpointer does not save some of the trained parameters",
     "group-not-clipped": "the gradient of a parameter group exceeds max_grad_norm, but is not clipped",
-    "ddp-without-gradient": "under torchrun, parameters are trainable, but get no gradient, which ends the second step",
+    "ddp-without-gradient": "under torchrun, a trainable parameter without a gradient makes the second step fail",
     "ddp-unfrozen-late": "parameters are unfrozen after DistributedDataParallel has wrapped the modules",
     "trainable-without-gradient": "parameters are trainable, but get no gradient in the first step",
 }
@@ -27,14 +27,11 @@ HOOKS = ("fit_batch", "optimizers_step", "on_fit_batch_end")  # with which a Bra
 
 
 class Training:
-    """What the optimizers train, and how.
-
-    Its parameters are by id: those in an optimizer, those that are trainable, and those that got a gradient.
-    """
+    """What the optimizers train, and how; the parameters that are owned by one, trainable, or reached by a gradient, by id."""
 
     def __init__(self, seen):
         brain, step, modules = seen.given.brain, seen.step, seen.given.modules
-        self.names = _names(brain, modules)
+        self.names = _Names(brain, modules)
         self.owned = {id(p): p for p in parameters_of(step.optimizers)}
         self.trainable = {id(p): p for p in chain(modules.parameters(), self.owned.values()) if p.requires_grad}
         self.reached = step.reached
@@ -53,34 +50,21 @@ def nothing_trainable(seen):
     training, modules = Training(seen), seen.given.modules
     if seen.start.began and not training.trains and not training.own_way:
         count = sum(1 for _ in modules.parameters())
-        yield Finding(
-            "error",
-            "nothing-trainable",
-            f"all {count} parameters are frozen in the first step" if count else "the modules have no parameters",
-            ", ".join(modules) or "modules",
-            "unfreeze what you want to train before fit(), in on_fit_start or in on_stage_start",
-        )
+        what = f"all {count} parameters are frozen in the first step" if count else "the modules have no parameters"
+        remedy = "unfreeze what you want to train before fit(), in on_fit_start or in on_stage_start"
+        yield Finding("error", "nothing-trainable", what, ", ".join(modules) or "modules", remedy)
 
 
-def no_backward(seen):
-    """Yield a step of the Brain's own that trains in a way that the preflight cannot see."""
-    if seen.step.custom and seen.step.taken and not seen.step.backwards:
-        name = type(seen.given.brain).__name__
-        what = "its own fit_batch takes no backward pass in the first step, so what it trains cannot be checked"
+def no_step(seen):
+    """Yield a training without an optimizer, and a step that trains in a way that the preflight cannot see."""
+    training, step, name = Training(seen), seen.step, type(seen.given.brain).__name__
+    if step.custom and step.taken and not step.backwards:
+        what = "its own fit_batch does not call backward() in the first step, so the preflight cannot check what it trains"
         yield Finding("note", "no-backward", what, name, "check that it calls loss.backward(), if it should")
-
-
-def no_optimizer(seen):
-    """Yield a training without an optimizer."""
-    training = Training(seen)
     if training.trains and not training.stepping and training.plain and not training.own_way:
-        yield Finding(
-            "error",
-            "no-optimizer",
-            f"{len(training.trainable)} parameters are trainable, but no optimizer steps",
-            type(seen.given.brain).__name__,
-            "give the Brain an opt_class, or create optimizers in init_optimizers",
-        )
+        what = f"{len(training.trainable)} parameters are trainable, but no optimizer steps"
+        remedy = "give the Brain an opt_class, or create optimizers in init_optimizers"
+        yield Finding("error", "no-optimizer", what, name, remedy)
 
 
 def other_parameters(seen):
@@ -88,23 +72,15 @@ def other_parameters(seen):
     training = Training(seen)
     if training.known and not training.fits:
         named = some(training.names[key] for key in training.reached)
-        yield Finding(
-            "error",
-            "optimizer-misses-loss",
-            f"the optimizers have {len(training.owned)} parameters, but the loss depends "
-            + (f"on {named}" if named else "on no parameter: it is detached"),
-            ", ".join(seen.step.optimizers),
-            "give the optimizer the parameters that the loss depends on",
-        )
+        what = f"the optimizers have {len(training.owned)} parameters, but the loss depends "
+        what += f"on {named}" if named else "on no parameter: it is detached"
+        remedy = "give the optimizer the parameters that the loss depends on"
+        yield Finding("error", "optimizer-misses-loss", what, ", ".join(seen.step.optimizers), remedy)
     missed = training.reached.keys() - training.owned.keys() if training.fits else ()
     for module, names in _by_module(training.names, missed):
-        yield Finding(
-            "error",
-            "gradient-without-optimizer",
-            f"in no optimizer, although a gradient arrives: {some(names)}",
-            module,
-            "add it to the Brain's modules, unfreeze it before the optimizer is created, or freeze it",
-        )
+        what = f"these parameters get a gradient, but are in no optimizer: {some(names)}"
+        remedy = "add the module to the Brain's modules, unfreeze it before the optimizer is created, or freeze it"
+        yield Finding("error", "gradient-without-optimizer", what, module, remedy)
 
 
 def without_gradient(seen):
@@ -116,15 +92,11 @@ def without_gradient(seen):
         level, code, why, remedy = "note", "trainable-without-gradient", "", "freeze it if it should not be trained"
         wrapper = brain.modules[name] if name in brain.modules else None  # noqa: SIM401, a ModuleDict has no get()
         if isinstance(wrapper, DistributedDataParallel) and seen.step.ran.get(id(wrapper)) and not brain.find_unused_parameters:
-            level, code, why = (
-                "error",
-                "ddp-without-gradient",
-                ", an error of DistributedDataParallel in the second",
-            )
+            level, code, why = "error", "ddp-without-gradient", ", and DistributedDataParallel fails in the second"
             remedy = "freeze it before fit(), or run with --find_unused_parameters"
         elif _modes(seen, idle) == {False}:
-            level, why, remedy = "warning", ", as it runs under torch.no_grad()", f"remove no_grad(), or {remedy}"
-        what = f"trainable, but without a gradient in the first step{why}: {some(idle)}"
+            level, why, remedy = "warning", ", because it runs under torch.no_grad()", f"remove no_grad(), or {remedy}"
+        what = f"these parameters are trainable, but get no gradient in the first step{why}: {some(idle)}"
         yield Finding(level, code, what, name, remedy)
 
 
@@ -140,7 +112,7 @@ def unfrozen_late(seen):
     if seen.given.brain.distributed_launch and start.began and torch.distributed.get_world_size() > 1:
         late = [key for key in training.reached if key not in start.trainable and key in training.owned]
         for name, names in _by_module(training.names, late):
-            what = "unfrozen after DistributedDataParallel wrapped the modules, so each process trains its own copy"
+            what = "the script unfreezes these after DistributedDataParallel wraps them, so each process trains its own copy"
             remedy = "unfreeze it before fit(), and keep its learning rate at 0 until it should train"
             yield Finding("error", "ddp-unfrozen-late", f"{what}: {some(names)}", name, remedy)
 
@@ -148,23 +120,19 @@ def unfrozen_late(seen):
 def not_clipped(seen):
     """Yield parameter groups that the stock release does not clip."""
     brain = seen.given.brain
-    if not (Training(seen).fits and seen.step.taken and not seen.step.custom and _clips_first_group_only(brain)):
+    if not (Training(seen).fits and seen.step.taken and not seen.step.custom and clips_first_group_only(brain)):
         return
     for name, optimizer in seen.step.optimizers.items():
         for number, group in enumerate(optimizer.param_groups[1:], 1):
             gradients = [p.grad.float() / brain.scaler.get_scale() for p in group["params"] if p.grad is not None]
             norm = float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
             if norm > brain.max_grad_norm >= 0:
-                yield Finding(
-                    "warning",
-                    "group-not-clipped",
-                    f"its gradient norm is {norm:.3g}, above max_grad_norm {brain.max_grad_norm:g}; only group 0 is clipped",
-                    f"{name}, group {number}",
-                    "use one group, or an optimizers_step that clips all groups",
-                )
+                what = f"its gradient norm is {norm:.3g}, above max_grad_norm {brain.max_grad_norm:g}; only group 0 is clipped"
+                remedy = "use one group, or an optimizers_step that clips all groups"
+                yield Finding("warning", "group-not-clipped", what, f"{name}, group {number}", remedy)
 
 
-def _clips_first_group_only(brain):
+def clips_first_group_only(brain):
     """Whether the Brain's step is the stock release's, which clips only the first group of each optimizer."""
     step = type(brain).optimizers_step
     # The fork replaces that step, keeps it under another name, and still uses it where only_finite_steps is False.
@@ -178,31 +146,21 @@ def not_saved(seen):
     training, checkpointer = Training(seen), seen.given.brain.checkpointer
     if not training.trains or checkpointer is None or saves_its_own_way(seen.given.brain):
         return
-    saved = {
-        id(p) for item in checkpointer.recoverables.values() if isinstance(item, torch.nn.Module) for p in item.parameters()
-    }
-    trained = {
-        key for key, p in training.owned.items() if p.requires_grad and (key in training.reached or not seen.step.backwards)
-    }
+    saved = [item for item in checkpointer.recoverables.values() if isinstance(item, torch.nn.Module)]
+    saved = {id(p) for module in saved for p in module.parameters()}
+    trained = {key for key, p in training.owned.items() if p.requires_grad}
+    trained &= training.reached.keys() if seen.step.backwards else trained
     for module, lost in _by_module(training.names, trained - saved):
-        yield Finding(
-            "warning",
-            "trained-not-saved",
-            f"trained, but in no recoverable of the checkpointer: {some(lost)}",
-            module,
-            "add it to the checkpointer's recoverables",
-        )
+        what = f"training changes these parameters, but they are in no recoverable of the checkpointer: {some(lost)}"
+        yield Finding("warning", "trained-not-saved", what, module, "add the module to the checkpointer's recoverables")
 
 
 def saves_its_own_way(brain):
     """Whether parameters may be saved in a way that the recoverables do not show."""
-    if brain.checkpointer.custom_save_hooks:
-        return True
-    for item in brain.checkpointer.recoverables.values():
-        saver = next((cls for cls in type(item).__mro__ if cls in DEFAULT_SAVE_HOOKS), type(item))
-        if not saver.__module__.startswith(("speechbrain.", "torch.")):
-            return True
-    return bool(codes_of(brain, "co_names") & {"save", "save_pretrained", "state_dict"})
+    owners = [saver(item)[1] or type(item) for item in brain.checkpointer.recoverables.values()]
+    saved = codes_of(brain, "co_names") & {"save", "save_pretrained", "state_dict"}
+    known = all(owner.__module__.startswith(("speechbrain.", "torch.")) for owner in owners)
+    return bool(saved or brain.checkpointer.custom_save_hooks or not known)
 
 
 def codes_of(brain, *kinds):
@@ -213,18 +171,16 @@ def codes_of(brain, *kinds):
 
 
 class _Names(dict):
-    """The names of parameters by id, with a default for those that are in no module."""
+    """The names of a Brain's parameters by id, with a default for those that are in no module."""
+
+    def __init__(self, brain, modules):
+        super().__init__()
+        for holder, module in held(brain, torch.nn.Module).items():
+            self.update((id(p), f"{holder}.{name}") for name, p in module.named_parameters())
+        self.update((id(p), name) for name, p in modules.named_parameters())
 
     def __missing__(self, key):
         return "a parameter outside all modules"
-
-
-def _names(brain, modules):
-    names = _Names()
-    for holder, module in held(brain, torch.nn.Module).items():
-        names.update((id(p), f"{holder}.{name}") for name, p in module.named_parameters())
-    names.update((id(p), name) for name, p in modules.named_parameters())
-    return names
 
 
 def _by_module(names, keys):
@@ -235,13 +191,4 @@ def _by_module(names, keys):
     return groups.items()
 
 
-RULES = (
-    nothing_trainable,
-    no_backward,
-    no_optimizer,
-    other_parameters,
-    without_gradient,
-    unfrozen_late,
-    not_clipped,
-    not_saved,
-)
+RULES = (nothing_trainable, no_step, other_parameters, without_gradient, unfrozen_late, not_clipped, not_saved)

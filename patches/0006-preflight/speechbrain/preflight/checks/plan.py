@@ -1,31 +1,26 @@
 """Checks the plan of a run: its steps, learning rates and warm-up, and the checkpoints that it keeps."""
 
-import inspect
 import re
 from collections.abc import Callable
-from itertools import combinations
 
 from speechbrain.core import Brain
 from speechbrain.nnet import schedulers
-from speechbrain.preflight.checks.optimised import _clips_first_group_only, _names, codes_of
+from speechbrain.preflight.checks.optimised import clips_first_group_only, codes_of
 from speechbrain.preflight.observe.given import held
 from speechbrain.preflight.report import Finding, some
 from torch.optim.lr_scheduler import LinearLR, LRScheduler
-from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import BatchSampler, SequentialSampler
 
 CODES = {
     "no-step": "an epoch has fewer batches than grad_accumulation_factor, so no optimizer ever steps",
-    "batches-without-step": "the last batches of an epoch, too few for grad_accumulation_factor, are dropped",
+    "batches-without-step": "each epoch drops its last batches, which are too few for grad_accumulation_factor",
     "learning-rate-zero": "the learning rate of trained parameters is 0, and nothing changes it",
     "gradient-clipped-to-zero": "max_grad_norm is 0, so all gradients become 0; on the stock release, below 0 reverses them",
     "warm-up-too-long": "the warm-up of the learning rate is longer than the training",
-    "average-hardly-moves": "after all steps, a moving average still mainly has the weights that it began with",
     "debug-is-on": "debug is on, so training ends after a few batches",
-    "trained-twice": "a parameter is in two optimizers that step together",
     "best-is-worst": "a checkpointer, scheduler or early stopper takes a high loss or error, or a low score, for the best",
-    "averages-more-than-kept": "more checkpoints are to be averaged than are kept",
-    "loader-not-saved": "checkpoints are saved within epochs, but the position in the training data is not",
+    "averages-more-than-kept": "the script averages more checkpoints than it keeps",
+    "loader-not-saved": "checkpoints within an epoch do not save the position in the training data",
 }
 
 FEW = 0.05  # the share of batches below which it hardly matters that they are dropped
@@ -34,6 +29,7 @@ LOWER = frozenset("loss wer cer per ser der eer error errors mindcf dcf perplexi
 HIGHER = frozenset("acc accuracy pesq stoi f1 bleu uar auc precision recall".split())
 # The last argument of a call at the end of a line, by name.
 VALUE = re.compile(r"""[(,]\s*(?:[\w.]+\[['"]([^'"]+)['"]\]|(?:\w+\.)*([a-zA-Z]\w*))\)\s*$""")
+PLAIN = (str, int, float)  # hparams that are no schedulers
 AVERAGED = ("avg_checkpoints", "average_checkpoints", "checkpoint_avg")  # the hparams that say how many are averaged
 
 
@@ -43,12 +39,12 @@ def accumulation(seen):
     batches, factor = plan.get("batches"), plan.get("accumulation", 1)
     where = f"grad_accumulation_factor: {factor}"
     if batches and batches < factor:
-        what = f"an epoch has {batches} batches, so no optimizer ever steps: gradients are dropped at the end of each epoch"
+        what = f"no optimizer ever steps: an epoch has only {batches} batches, and drops their gradients at its end"
         yield Finding("error", "no-step", what, where, f"set it to {batches} at most, or use a smaller batch_size")
     elif batches and batches % factor > FEW * batches and type(batch_sampler) is BatchSampler:  # others may vary
         fixed = isinstance(batch_sampler.sampler, SequentialSampler)
-        what = f"the gradients of the last {batches % factor} of {batches} batches of each epoch are dropped"
-        what += ": the same items each time" * fixed
+        what = f"each epoch drops the gradients of its last {batches % factor} of {batches} batches"
+        what += ", which have the same items each time" * fixed
         remedy = "use a factor that divides the number of batches" + ", or shuffle" * fixed
         yield Finding("warning" if fixed else "note", "batches-without-step", what, where, remedy)
 
@@ -61,15 +57,12 @@ def rates(seen):
             if any(p.requires_grad for p in group["params"]):
                 groups.append((f"{name}, group {number}", group))
     zero = [where for where, group in groups if group.get("lr") == 0 and "initial_lr" not in group]
-    objects = {name: value for name, value in _objects(seen).items() if not isinstance(value, (str, int, float))}
-    named = " ".join(f"{name} {type(value).__name__}" for name, value in objects.items()).lower()
-    if (
-        zero
-        and not re.search("sched|anneal|warm|noam", named)
-        and not codes_of(brain, "co_names", "co_consts") & {"param_groups", "lr", "initial_lr"}
-    ):
+    objects = {**seen.given.hparams, **vars(brain)}
+    named = " ".join(f"{name} {type(value).__name__}" for name, value in objects.items() if not isinstance(value, PLAIN))
+    scheduled = re.search("sched|anneal|warm|noam", named.lower())
+    if zero and not scheduled and not codes_of(brain, "co_names", "co_consts") & {"param_groups", "lr", "initial_lr"}:
         level = "error" if len(zero) == len(groups) else "warning"
-        what = "it is 0, and there is no scheduler" + " for it" * (level == "warning")
+        what = "the learning rate is 0, and no scheduler changes it"
         yield Finding(level, "learning-rate-zero", what, some(zero), "set a learning rate, or freeze these parameters")
 
 
@@ -77,14 +70,10 @@ def clipping(seen):
     """Yield a max_grad_norm that leaves no gradient, or reverses it."""
     brain = seen.given.brain
     norm, plain = brain.max_grad_norm, type(brain).optimizers_step is Brain.optimizers_step and not seen.step.custom
-    if plain and seen.step.optimizers and (norm == 0 or (norm < 0 and _clips_first_group_only(brain))):
-        what = "every gradient is multiplied by 0" if norm == 0 else "a negative value reverses every gradient"
-        remedy = "for no clipping, set a large value"
-        yield Finding("error", "gradient-clipped-to-zero", what, f"max_grad_norm: {norm:g}", remedy)
-
-
-def _objects(seen):
-    return {**seen.given.hparams, **vars(seen.given.brain)}
+    if plain and seen.step.optimizers and (norm == 0 or (norm < 0 and clips_first_group_only(brain))):
+        what = "clipping multiplies every gradient by " + ("0" if norm == 0 else "a negative number")
+        where, remedy = f"max_grad_norm: {norm:g}", "set a large value to turn clipping off"
+        yield Finding("error", "gradient-clipped-to-zero", what, where, remedy)
 
 
 def warm_up(seen):
@@ -100,43 +89,16 @@ def warm_up(seen):
     for name, steps in found.items():
         longest = max((each for each in steps if isinstance(each, (int, float))), default=0)
         if batches and longest > batches:
-            what = f"it warms up for {longest:g} steps, but the whole training has {batches:,} batches"
+            what = f"it warms up for {longest:g} steps, but the whole training has only {batches:,} batches"
             yield Finding("warning", "warm-up-too-long", what, name, "use a shorter warm-up, or train for more epochs")
-
-
-def average(seen):
-    """Yield moving averages of the weights that hardly move."""
-    batches = seen.plan.get("epochs", {}).get("batches_in_all")
-    for name, value in _objects(seen).items():
-        decay = None
-        if isinstance(value, AveragedModel) and getattr(value, "multi_avg_fn", None):
-            decay = inspect.getclosurevars(inspect.unwrap(value.multi_avg_fn)).nonlocals.get("decay")
-        elif re.search("EMA|MovingAverage", type(value).__name__) and getattr(value, "num_updates", None) is None:
-            decay = getattr(value, "decay", None)  # that of one which counts its updates begins lower
-        if batches and isinstance(decay, float) and 0 <= decay <= 1 and decay**batches > 0.5:
-            what = f"with a decay of {decay:g}, {decay**batches:.0%} of it are the first weights even after {batches:,} batches"
-            yield Finding("warning", "average-hardly-moves", what, name, "use a smaller decay")
 
 
 def debug(seen):
     """Yield a run that is only for debugging."""
     brain = seen.given.brain
     if brain.debug:
-        what = f"each epoch ends after {brain.debug_batches} batches, and training after {brain.debug_epochs} epochs"
-        yield Finding("note", "debug-is-on", what, "debug: True", "remove --debug to train")
-
-
-def twice(seen):
-    """Yield parameters that two optimizers train."""
-    brain = seen.given.brain
-    usual = all(getattr(type(brain), name) is getattr(Brain, name) for name in ("freeze_optimizers", "optimizers_step"))
-    optimizers = brain.optimizers_dict if usual and not seen.step.custom else None
-    for (one, a), (other, b) in combinations((optimizers or {}).items(), 2):
-        own, others = ({id(p) for group in each.param_groups for p in group["params"]} for each in (a, b))
-        if own & others and a is not b:
-            names = _names(brain, seen.given.modules)
-            what = f"both optimizers step after each batch, and both have {some(sorted(names[key] for key in own & others))}"
-            yield Finding("warning", "trained-twice", what, f"{one}, {other}", "give each parameter to one optimizer")
+        what = f"training ends after {brain.debug_epochs} epochs of {brain.debug_batches} batches"
+        yield Finding("note", "debug-is-on", what, "debug: True", "remove --debug for the real training")
 
 
 def _better(name):
@@ -158,9 +120,10 @@ def directions(seen):
         for which, name, how in given:
             best = _better(name)
             if best not in (None, which):
-                what = f"{how} takes the {'highest' if which == 'max' else 'lowest'} {name!r} for the best"
+                what = f"{how} takes the {'highest' if which == 'max' else 'lowest'} {name!r} for the best one"
                 remedies = {"EpochCounterWithStopper": f"use direction: {best}", f"{which}_keys": f"use {best}_keys"}
-                yield Finding("warning", "best-is-worst", what, where, remedies.get(how, "give it a loss or an error"))
+                remedy = remedies.get(how, "give it a loss or an error, because it takes the lowest value")
+                yield Finding("warning", "best-is-worst", what, where, remedy)
 
 
 def averaged(seen):
@@ -170,8 +133,9 @@ def averaged(seen):
     for name in AVERAGED:
         count = seen.given.hparams.get(name)
         if type(count) is int and kept and count > max(kept):
-            what = f"{count} checkpoints are to be averaged, but at most {max(kept)} are kept"
-            yield Finding("warning", "averages-more-than-kept", what, f"{name}: {count}", "pass it as num_to_keep=")
+            what = f"the script averages {count} checkpoints, but keeps at most {max(kept)}"
+            remedy = "pass this number as num_to_keep= when you save checkpoints"
+            yield Finding("warning", "averages-more-than-kept", what, f"{name}: {count}", remedy)
 
 
 def position(seen):
@@ -181,9 +145,9 @@ def position(seen):
     if not keys or brain.checkpointer is None or loader is None or type(brain)._fit_train is not Brain._fit_train:
         return
     if not any(item is loader for item in brain.checkpointer.recoverables.values()):
-        what = "checkpoints within an epoch do not save the position in the training data: a resumed run begins at its start"
-        remedy = "pass the dataset to fit(), or add the loader, a SaveableDataLoader, to the checkpointer's recoverables"
+        what = "checkpoints within an epoch do not save the position in the data: a resumed run starts the epoch again"
+        remedy = "pass the dataset to fit(), or use a SaveableDataLoader, and add it to the checkpointer's recoverables"
         yield Finding("note", "loader-not-saved", what, f"{keys[0]}: {getattr(brain, keys[0])}", remedy)
 
 
-RULES = (accumulation, rates, clipping, warm_up, average, debug, twice, directions, averaged, position)
+RULES = (accumulation, rates, clipping, warm_up, debug, directions, averaged, position)

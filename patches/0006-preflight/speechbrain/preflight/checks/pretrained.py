@@ -14,13 +14,12 @@ from speechbrain.preflight.report import Finding, some
 CODES = {
     "pretrained-not-loaded": "load_state_dict got few or none of a module's keys",
     "loaded-in-part": "the file that a module was loaded from lacks some of its keys",
-    "loaded-elsewhere": "a file was loaded into a module that the Brain does not have, instead of its own of the same kind",
+    "loaded-elsewhere": "the script loaded a file into another module than the Brain's, which has the same shape",
     "loaded-then-changed": "parameters got other values after they were loaded, for example by an initialization",
     "loaded-over-checkpoint": "a pretrained file was loaded after a checkpoint was recovered, and replaced its values",
-    "pretrainer-not-loaded": "a Pretrainer for a module of the Brain was made, but never loaded it",
+    "pretrainer-not-loaded": "the script makes a Pretrainer for a module of the Brain, but does not load with it",
     "adapters-missing": "an AdaptedModel has no adapters: no layer matches, or they were never inserted",
-    "adapted-not-loaded": "the frozen model inside an AdaptedModel was not loaded, although other modules were",
-    "pretrained-other-model": "a Pretrainer used a file from its own folder that differs from the file it was asked for",
+    "pretrained-other-model": "a Pretrainer used a file in its own folder that differs from the file that the script asks for",
     "label-encoder-empty": "a label encoder has no labels when training starts",
     "label-encoder-stale": "a label encoder was loaded from the file of an earlier run, and lacks labels of the data",
 }
@@ -32,13 +31,8 @@ def other_model(seen):
     """Yield files that a Pretrainer used instead of the file that it was asked for."""
     for taken, asked in seen.loaded.copies:
         if not os.path.samefile(taken, asked) and not filecmp.cmp(taken, asked, shallow=False):
-            yield Finding(
-                "warning",
-                "pretrained-other-model",
-                f"it differs from {asked}, which the script asked for",
-                str(taken),
-                "delete it, so that it is fetched again",
-            )
+            what = f"the Pretrainer uses this file, but the script asks for {asked}, which differs"
+            yield Finding("warning", "pretrained-other-model", what, str(taken), "delete it, so that it is fetched again")
 
 
 def encoders(seen):
@@ -48,7 +42,7 @@ def encoders(seen):
             remedy = "fill it from the training data, or load it"
             yield Finding("warning", "label-encoder-empty", "it has no labels", f"hparams.{name}", remedy)
     for path, lacking in seen.labels.lacking.items():
-        what = f"it is from an earlier run, and lacks labels: {some(sorted(map(str, lacking)))}"
+        what = f"it is from an earlier run, and lacks labels of the data: {some(sorted(map(str, lacking)))}"
         yield Finding("error", "label-encoder-stale", what, path, "delete it, or use another output_folder")
 
 
@@ -68,20 +62,13 @@ def not_loaded(seen):
         if not parameters & used or max(shares[key] for key in parameters) >= FEW:
             continue
         first = min(given, default="none")
-        stripped = {key.partition(".")[2] for key in given}
+        remedy = f"compare the keys: the module has {min(own)}, the file {first}"
         if nested:
             remedy = f"load the part of the file that is under {nested[0]!r}"
-        elif own & stripped:
+        elif own & {key.partition(".")[2] for key in given}:
             remedy = f"remove {first.partition('.')[0] + '.'!r} from the start of the keys"
-        else:
-            remedy = f"compare the keys: the module has {min(own)}, the file {first}"
-        yield Finding(
-            "error",
-            "pretrained-not-loaded",
-            f"{len(own & given)} of the module's {len(own)} keys are among the {len(given)} given keys",
-            names.get(id(module), type(module).__name__),
-            remedy,
-        )
+        what = f"{len(own & given)} of the {len(given)} keys that load_state_dict gets match the module's {len(own)} keys"
+        yield Finding("error", "pretrained-not-loaded", what, names.get(id(module), type(module).__name__), remedy)
 
 
 class _Loads(dict):
@@ -129,13 +116,13 @@ def changed_after(seen):
         layers = {key.rpartition(".")[0] for key in keys}
         level = "note" if len(layers) == 1 and others else "warning"
         what = f"{len(keys)} of {len(keys) + len(others)} parameters have other values than in {_from(load)}: {some(keys)}"
-        remedy = "load the file after the initialization, if these should start from it"
+        remedy = "load the file after the initialization, if training should start from its values"
         yield Finding(level, "loaded-then-changed", what, load.name, remedy)
     recovery = seen.start.resumed.recovery
     path = str(recovery.checkpoint.path) if recovery else None
     for load, keys, _ in loads.groups(replaced):
-        what = f"{_from(load)} was loaded over the recovered checkpoint {path}: {some(keys)}"
-        remedy = "load pretrained files before the recovery, which replaces them if there is a checkpoint"
+        what = f"the script loads {_from(load)} after the checkpoint {path}, and so replaces {some(keys)}"
+        remedy = "load pretrained files before the recovery, so that a checkpoint replaces them"
         yield Finding("warning", "loaded-over-checkpoint", what, load.name, remedy)
 
 
@@ -151,9 +138,10 @@ def in_part(seen):
         frozen = [key for key in lacking if id(own[key]) in seen.step.frozen]
         if lacking:
             what = f"{_from(load)} lacks {len(lacking)} of its {len(own)} parameters: {some(frozen or lacking)}"
-            what += "; they are frozen with their initial values" if frozen else ""
-            remedy = "check that these should be trained from their initial values" if not frozen else "unfreeze or load them"
-            yield Finding("warning" if frozen else "note", "loaded-in-part", what, brain[id(module)], remedy)
+            level, remedy = "note", "check that training should start from their initial values"
+            if frozen:
+                level, remedy, what = "warning", "unfreeze or load them", f"{what}, which are frozen with their initial values"
+            yield Finding(level, "loaded-in-part", what, brain[id(module)], remedy)
 
 
 def elsewhere(seen):
@@ -173,7 +161,7 @@ def elsewhere(seen):
                 continue  # or it is one of many layers of this shape
             if any(id(p) in loads or _equal(sample(p)[0], load.parameters[key][1]) for key, p in own.items() if p.dim() > 1):
                 continue
-            what = f"{_from(load)} was loaded into another {type(module).__name__} of this shape, which the Brain does not have"
+            what = f"{_from(load)} was loaded into another {type(module).__name__} of this shape, which the Brain does not use"
             yield Finding("warning", "loaded-elsewhere", what, name, "load it into the module that the Brain has")
             break
 
@@ -183,42 +171,31 @@ def never_loaded(seen):
     loads = _Loads(seen)
     for pretrainer, called in seen.loaded.pretrainers.items():
         modules = {name: item for name, item in pretrainer.loadables.items() if isinstance(item, torch.nn.Module)}
-        mine = [
-            name
-            for name, module in modules.items()
-            if called != "load_collected"
-            and pretrainer.is_loadable(name)
-            and any(id(p) in loads.used for p in module.parameters())
-            and not any(id(p) in loads for p in module.parameters())
-        ]
+        mine = []
+        for name, module in modules.items() if called != "load_collected" else ():
+            ids = {id(p) for p in module.parameters()}
+            if pretrainer.is_loadable(name) and ids & loads.used.keys() and not ids & loads.keys():
+                mine.append(name)
         # A script that can load it may have a flag for it
         if mine and (called or seen.given.script is None or "load_collected" not in own_code(seen.given.script)):
             what = "it has collected the files, but not loaded them" if called else "it has not loaded anything"
-            remedy = "call its load_collected()" + ("" if called else " after collect_files()")
+            remedy = "call its load_collected()" if called else "call its collect_files() and load_collected()"
             where = f"Pretrainer of {some(mine)}"
-            yield Finding("warning", "pretrainer-not-loaded", f"{what}, so these are not pretrained", where, remedy)
+            yield Finding("warning", "pretrainer-not-loaded", f"{what}, so these modules are not pretrained", where, remedy)
 
 
 def adapters(seen):
-    """Yield AdaptedModels without adapters, or around a model that was not loaded."""
-    loads = _Loads(seen)
+    """Yield AdaptedModels without adapters."""
     for name, module in parts(seen.given.brain):
         if not hasattr(type(module), "insert_adapters"):
             continue
         inner = module._modules["adapted_model"]
-        layers = {layer: part for layer, part in inner.named_modules() if layer in module.replace_layers}
-        if not layers or all(type(part).__module__.startswith("torch.nn.modules.") for part in layers.values()):
+        layers = [part for layer, part in inner.named_modules() if layer in module.replace_layers]
+        if all(type(part).__module__.startswith("torch.nn.modules.") for part in layers):
             what, remedy = "no layer of it matches", "check all_linear, all_conv and the names in target_layers"
             if module.replace_layers:
                 what, remedy = "they were never inserted", "call its insert_adapters() after the pretrained model is loaded"
             yield Finding("warning", "adapters-missing", f"it has no adapters: {what}", name, remedy)
-        frozen = [p for p in inner.parameters() if id(p) in seen.step.frozen]
-        known = any(type(part).__module__.startswith("transformers") for part in inner.modules())
-        if frozen and loads and not known and not any(id(p) in loads for p in frozen):
-            what = f"its {len(frozen)} frozen parameters were not loaded from a file, although other modules were"
-            yield Finding(
-                "warning", "adapted-not-loaded", what, name, "load the pretrained model before its adapters are inserted"
-            )
 
 
 RULES = (not_loaded, in_part, elsewhere, changed_after, never_loaded, adapters, other_model, encoders)
