@@ -25,7 +25,7 @@ TABLE = [
     (("real-step-failed", "ValueError: y", "a"), ("augmentation-fails", "the step fails: ValueError: x", "a"), False),
     (("not-finite-after-step", "the loss of the same batch is inf", "opt"), ("update-too-large", "9 times", "opt"), True),
     (("not-finite-after-step", "the gradients are NaN", "opt"), ("update-too-large", "9 times", "opt"), False),
-    (("validation-loss", "nan", "Brain"), ("weight-not-finite", "1 NaN of 8 values", "head.weight"), True),
+    (("validation-loss", "nan", "Brain"), ("weight-not-finite", "1 NaN among 8 values", "head.weight"), True),
     (("label-unknown", "cat", "train label: t1"), ("label-encoder-stale", "it lacks cat", "label_encoder.txt"), True),
     (("label-unknown", "cat", "train label: t1"), ("label-only-in-valid", "1 of 4", "valid label"), False),
     (("first-step-failed", "IndexError: Target 4 is out of bounds.", "a"), ("label-outside", "4", "train label: cat"), True),

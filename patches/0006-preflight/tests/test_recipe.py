@@ -87,7 +87,7 @@ def prefixed(folder):
     "change, status, said",
     [
         (healthy, 0, r"guessing among 2 classes gives 0.6931 \(nll_loss\)[^$]+Found: nothing"),
-        (spoiled, 1, r"error\[weight-not-finite\]: 1 NaN of \d+ values\n  where: embedding_model\."),
+        (spoiled, 1, r"error\[weight-not-finite\]: 1 NaN among \d+ values\n  where: embedding_model\."),
         (prefixed, 1, r"error\[pretrained-not-loaded\][^$]+remove 'module\.'"),
     ],
 )

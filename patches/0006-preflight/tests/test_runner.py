@@ -132,7 +132,7 @@ def flight(tmp_path, monkeypatch, capsys):
         ("raise ValueError('\\x1b[31mred\\x1b[0m:\\n  and more')", [], 1, r"ValueError: red: and more\n"),
         ("x = = 1", [], 1, r"^error\[script-failed\]: SyntaxError: [^$]+where: .*train.py:\d+\n"),
         ("load_hyperpyyaml(open('x.yaml'))", [], 1, r"error\[script-failed\]: [^$]+where: x.yaml:2\n"),
-        (SHIFTED, [], 1, r"error\[fit-arguments-shifted\]: fit's fourth argument is progressbar, but it is {'batch_size': 8}"),
+        (SHIFTED, [], 1, r"error\[fit-arguments-shifted\]: fit takes {'batch_size': 8} as its fourth argument, progressbar"),
         (COUNTING, [], 0, r"note\[no-backward\]: "),
         (f"import io\nsys.stdout = io.StringIO()\n{FROZEN}", [], 1, r"^error\[nothing-trainable\]: "),
         (f"{FROZEN}\n{FIT}", ["--fit", "2"], 0, r"^Found: nothing\."),

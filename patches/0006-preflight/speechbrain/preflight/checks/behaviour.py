@@ -139,7 +139,7 @@ def overfit(seen):
     """Yield a model that does not learn one batch."""
     losses = seen.asked.losses
     if losses and losses[0] > 0 and not min(losses) <= losses[0] / 10:
-        what = f"the loss of the first batch only goes from {losses[0]:.3g} to {losses[-1]:.3g} in {len(losses)} steps"
+        what = f"the loss of the first batch goes from {losses[0]:.3g} to {losses[-1]:.3g} in {len(losses)} steps"
         remedy = "try more steps, another learning rate or no augmentation; then check the labels"
         yield Finding("warning", "cannot-overfit", what, type(seen.given.brain).__name__, remedy)
 
