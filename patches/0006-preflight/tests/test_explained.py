@@ -21,8 +21,6 @@ TABLE = [
     (("first-batch-failed", "ValueError: x", "a"), ("item-failed", "ValueError: x (2 of 9 items: t1, t2)", "a"), True),
     (("first-batch-failed", "ValueError: y", "a"), ("item-failed", "ValueError: x (2 of 9 items: t1, t2)", "a"), False),
     (("nothing-changes", "without a gradient", "opt"), ("gradient-clipped-to-zero", "by 0", "max_grad_norm: 0"), True),
-    (("real-step-failed", "ValueError: x", "a"), ("augmentation-fails", "the step fails: ValueError: x", "a"), True),
-    (("real-step-failed", "ValueError: y", "a"), ("augmentation-fails", "the step fails: ValueError: x", "a"), False),
     (("not-finite-after-step", "the loss of the same batch is inf", "opt"), ("update-too-large", "9 times", "opt"), True),
     (("not-finite-after-step", "the gradients are NaN", "opt"), ("update-too-large", "9 times", "opt"), False),
     (("validation-loss", "nan", "Brain"), ("weight-not-finite", "1 NaN among 8 values", "head.weight"), True),

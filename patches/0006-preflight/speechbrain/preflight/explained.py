@@ -49,7 +49,6 @@ EXPLAINED = (
         lambda finding, cause: cause.where.startswith(f"{finding.where} "),
     ),
     ("nothing-changes", ("gradient-clipped-to-zero",), ALWAYS),
-    ("real-step-failed", ("augmentation-fails",), _same_error),
     ("not-finite-after-step", ("update-too-large",), _says("the same batch")),
     ("validation-loss", ("buffer-not-finite", "weight-not-finite"), ALWAYS),
     ("first-step-failed", ("labels-not-repeated",), ALWAYS),

@@ -5,6 +5,7 @@ import io
 import logging
 import os
 import pathlib
+import random
 import shutil
 import signal
 import sys
@@ -12,6 +13,7 @@ import tempfile
 import threading
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 
+import numpy as np
 import soundfile
 import torch
 from speechbrain.utils.checkpoints import Checkpointer
@@ -40,6 +42,13 @@ def replaced(owner, name, value):
         yield before
     finally:
         setattr(owner, name, before)
+
+
+def seed_all(seed):
+    """Seed Python, NumPy and torch."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
 
 
 def _loggers(cls):

@@ -2,7 +2,6 @@
 
 import copy
 import math
-import random
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -12,14 +11,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from speechbrain.core import Brain, Stage
-from speechbrain.dataio.batch import PaddedData
 from speechbrain.preflight.attempts import failure
 from speechbrain.preflight.observe.first_step import graph
 from speechbrain.preflight.observe.first_valid import certain
-from speechbrain.preflight.observe.given import parts
+from speechbrain.preflight.observe.given import is_compiled, parts
 from speechbrain.preflight.observe.not_finite import tensors
 from speechbrain.preflight.observe.start import parameters_of
-from speechbrain.preflight.quiet import replaced, writes_nothing
+from speechbrain.preflight.quiet import replaced, seed_all, writes_nothing
 from torch.nn.modules.module import register_module_forward_hook
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -49,10 +47,9 @@ class Differs(NamedTuple):
     neighbours: bool = False  # whether another item of its own length is the cause; else, how much it is padded
     module: str = ""  # the first module whose output differs; "" if that is unknown
     batchwide: bool = False  # whether that is a BatchNorm in training mode
-    lengths: str = ""  # the keys of the batch whose lengths have no effect, if padding is the cause
 
 
-@dataclass(frozen=True)
+@dataclass
 class Behaviour:
     """How the model behaves."""
 
@@ -70,46 +67,41 @@ class Behaviour:
 def behaviour(given, start, step, valid, stepped, log):
     """Take real steps, and evaluate items alone and in a batch."""
     brain = given.brain
-    usual = type(brain)._fit_train is Brain._fit_train
-    usual = usual and not any(hasattr(module, "_orig_mod") for module in brain.modules.modules())
+    usual = type(brain)._fit_train is Brain._fit_train and not is_compiled(brain)
     finite = all(math.isfinite(backward.value) for backward in step.backwards)
     learns = any(id(p) in step.reached for p in parameters_of(step.optimizers))
     able = step.taken and usual and finite and learns and start.spare is not None and step.seconds < SLOW
     if log.ranks.size > 1 or not able:  # other processes would wait for this one in a step
         return Behaviour()
-    return log.apart("the model's behaviour", brain, SECONDS, _behave, given, start, step, valid, stepped, log) or Behaviour()
+    return log.apart("the model's behaviour", brain, SECONDS, _behave, brain, start, step, valid, stepped) or Behaviour()
 
 
-def _behave(given, start, step, valid, stepped, _, log):
-    brain, writes = given.brain, []
+def _behave(brain, start, step, valid, stepped, log):
+    writes, made = [], Behaviour()
     with writes_nothing(writes):
-        made = _steps(brain, start, step, stepped, writes, log)
-        moved = any(change.by for change in made["changes"].values())
-        healthy = made["losses"] and all(math.isfinite(loss) for loss in made["losses"])
-        if healthy and valid.seconds < SLOW:
+        _take_steps(made, brain, start, step, stepped, writes, log)
+        if made.losses and all(map(math.isfinite, made.losses)) and valid.seconds < SLOW:
             loader = start.train_loader if start.valid_loader is None else start.valid_loader
             with suppress(Exception):  # of a Brain that does not take single items, or whose loader does not
-                for key, value in _Items(brain, getattr(loader, "loader", loader), start.epoch).compare(moved):
-                    made[key] = value
-    return Behaviour(**made)
+                _compare(made, brain, getattr(loader, "loader", loader), start.epoch)
+    return made
 
 
 # Real steps
 
 
-def _steps(brain, start, step, stepped, writes, log):
+def _take_steps(made, brain, start, step, stepped, writes, log):
     """Take real steps on the first batch, and record what they change."""
     owned = {id(p): p for p in parameters_of(step.optimizers)}
     before = {key: p.detach().clone() for key, p in owned.items()}
-    made = {"losses": (), "gradient": False, "rates": (), "frozen": set(), "changes": {}}
     counts, began = [_kept(brain)], perf_counter()
 
     def note(optimizer, args, kwargs):
-        if not made["losses"]:
+        if not made.losses:
             own = [p for p in parameters_of({"": optimizer}) if p.grad is not None]
-            made["gradient"] = made["gradient"] or any(bool(p.grad.any()) for p in own)
-            made["rates"] += tuple(float(group.get("lr", 1.0)) for group in optimizer.param_groups)
-            made["frozen"].update(id(p) for p in own if not p.requires_grad)
+            made.gradient = made.gradient or any(bool(p.grad.any()) for p in own)
+            made.rates += tuple(float(group.get("lr", 1.0)) for group in optimizer.param_groups)
+            made.frozen.update(id(p) for p in own if not p.requires_grad)
 
     brain.modules.train()
     brain.zero_grad()
@@ -122,11 +114,11 @@ def _steps(brain, start, step, stepped, writes, log):
                 if certain(error, writes):
                     log.findings.append(failure("real-step-failed", error))
                 break
-            made["changes"] = made["changes"] or {key: _change(before.pop(key), p.detach()) for key, p in owned.items()}
-            made["losses"] += (loss,)
+            made.changes = made.changes or {key: _change(before.pop(key), p.detach()) for key, p in owned.items()}
+            made.losses += (loss,)
             counts.append(_kept(brain))
     handle.remove()
-    return {**made, "kept": {name: [count.get(name, 0) for count in counts] for name in set().union(*counts)}}
+    made.kept = {name: [count.get(name, 0) for count in counts] for name in set().union(*counts)}
 
 
 def fit(brain, batch, number):
@@ -167,116 +159,80 @@ def _kept(brain):
 # Items alone and in a batch
 
 
-class _Items:
-    """A few items of the first batch of a loader, and what the Brain makes of them in evaluation mode."""
+def _compare(made, brain, loader, epoch):
+    """Compare what a few items of a batch give in evaluation mode, alone, beside others, and padded."""
+    picks, began = next(iter(loader.batch_sampler)), perf_counter()
+    items = [loader.dataset[i] for i in picks[:: max(1, len(picks) // ITEMS)][:ITEMS]]
+    if len(items) < 2:
+        return
+    with suppress(Exception), torch.no_grad():
+        brain.on_stage_start(Stage.VALID, epoch)
+    brain.modules.eval()
 
-    def __init__(self, brain, loader, epoch):
-        self.brain, self.began = brain, perf_counter()
-        picks = next(iter(loader.batch_sampler))
-        self.items = [loader.dataset[i] for i in picks[:: max(1, len(picks) // ITEMS)][:ITEMS]]
-        self.one = min(self.items, key=_size)
-        self.collate = loader.collate_fn
-        with suppress(Exception), torch.no_grad():
-            brain.on_stage_start(Stage.VALID, epoch)
-        brain.modules.eval()
-
-    def outputs(self, items, seed=0, change=None):
-        """What the Brain returns for items that are batched: the outputs with a row for each item, by their keys."""
-        if perf_counter() - self.began > SLOW:
+    def run(*items, seed=0):
+        """The outputs with a row for each item, by their keys, and the calls of modules, with what they take and give."""
+        if perf_counter() - began > SLOW:
             raise TimeoutError
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.manual_seed(seed)
-        batch = self.collate(copy.deepcopy(items))
-        if change:
-            change(batch)
-        with torch.no_grad():
-            made = self.brain.compute_forward(batch, Stage.VALID)
-        found = {".".join(keys): tensor.detach().float() for keys, tensor in tensors([made])}
-        return {key: t for key, t in found.items() if t.dim() > 1 and len(t) == len(items) and t.isfinite().all()}
+        calls = []
+        handle = register_module_forward_hook(lambda module, *values: calls.append((module, *map(_first_row, values))))
+        try:
+            seed_all(seed)
+            with torch.no_grad():
+                outputs = brain.compute_forward(loader.collate_fn(copy.deepcopy([*items])), Stage.VALID)
+        finally:
+            handle.remove()
+        found = {".".join(keys): tensor.detach().float() for keys, tensor in tensors([outputs])}
+        return {key: t for key, t in found.items() if t.dim() > 1 and len(t) == len(items) and t.isfinite().all()}, calls
 
-    def compare(self, moved):
-        """Yield what is known of the Behaviour."""
-        if len(self.items) < 2:
-            return
-        # A BatchNorm in training mode does not take one item, so it is put beside itself.
-        itself, beside = [self.one, self.one], [self.one, _twin(self.one)]
-        alone = {key: tensor[:1] for key, tensor in self.outputs(itself).items()}
-        two, again = self.outputs(beside, 1), self.outputs(beside, 2)
-        if not two or any(_difference(two[key], again[key]) > ROUNDING for key in two):
-            return
-        if moved:
-            rows = [tensor for made in (two, self.outputs(self.items)) for tensor in made.values()]
-            yield "constant", all(bool(torch.isclose(tensor, tensor[:1], 1e-6, 0.0).all()) for tensor in rows)
-        found = _largest(alone, alone, two)
+    one = min(items, key=_size)
+    # A BatchNorm in training mode does not take one item, so it is put beside itself, then beside another one.
+    (alone, alone_calls), (two, calls), (again, _) = run(one, one), run(one, _twin(one), seed=1), run(one, _twin(one), seed=2)
+    if not two or any(_difference(two[key], again[key]) > ROUNDING for key in two):
+        return
+    if any(change.by for change in made.changes.values()):
+        rows = [*two.values(), *run(*items)[0].values()]
+        made.constant = all(bool(torch.isclose(tensor, tensor[:1], 1e-6, 0.0).all()) for tensor in rows)
+    found = _largest(alone, alone, two)
+    if found.share > SEEN:
+        name, module = _first_that_differs(brain, alone_calls, calls)
+        batchwide = isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and module.training
+        made.differs = found._replace(neighbours=True, module=name, batchwide=batchwide)
+    elif len(set(map(_size, items))) > 1:  # else, nothing is ever padded
+        (twice, calls), (thrice, others) = run(one, _longer(one, 2)), run(one, _longer(one, 3))
+        found = _largest(alone, twice, thrice)
         if found.share > SEEN:
-            name, module = self.first_module(itself, beside)
-            batchwide = isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and module.training
-            yield "differs", found._replace(neighbours=True, module=name, batchwide=batchwide)
-        elif len({_size(item) for item in self.items}) > 1:  # else, nothing is ever padded
-            twice, thrice = ([self.one, _longer(self.one, times)] for times in (2, 3))
-            padded = self.outputs(twice)
-            found = _largest(alone, padded, self.outputs(thrice))
-            if found.share > SEEN:
-                lengths = ", ".join(self.without_lengths(twice, padded))
-                yield "differs", found._replace(module=self.first_module(twice, thrice)[0], lengths=lengths)
+            made.differs = found._replace(module=_first_that_differs(brain, calls, others)[0])
 
-    def without_lengths(self, items, made):
-        """Yield the keys of the batch whose lengths have no effect."""
-        for key in self.one if isinstance(self.one, dict) else ():
 
-            def halve(batch, key=key):
-                data, lengths = batch[key]
-                setattr(batch, key, PaddedData(data, lengths / 2))
+def _first_row(value):
+    """The first row of the first tensor inside a value, as far as it is compared."""
+    tensor = next((tensor for _, tensor in tensors([value]) if tensor.dim() > 1), None)
+    return None if tensor is None else tensor.detach()[(slice(1), *[slice(CROP)] * (tensor.dim() - 1))].float().clone()
 
-            if isinstance(self.one[key], torch.Tensor) and self.one[key].is_floating_point():
-                halved = self.outputs(items, 0, halve)
-                if all(_difference(made[name], halved[name]) < ROUNDING for name in made):
-                    yield key
 
-    def first_module(self, items, others):
-        """The first module whose output for the first item differs although its input does not, and its name."""
-        seen, calls, found = [], iter(()), []
+def _first_that_differs(brain, calls, others):
+    """The first module whose output differs although its input does not, and its name."""
 
-        def keep(module, args, output):
-            seen.append((module, _first(args), _first(output)))
+    def same(one, other):
+        return one is None or other is None or _difference(one, other) < SEEN / 4
 
-        def check(module, args, output):
-            if not found:
-                before, taken, given = next(calls, (None, None, None))
-                if before is not module:
-                    found.append(None)
-                elif not _same(given, _first(output)):
-                    found.append(module if _same(taken, _first(args)) else None)
-
-        for batch, hook in ((items, keep), (others, check)):
-            calls = iter(seen)
-            handle = register_module_forward_hook(hook)
-            try:
-                self.outputs(batch)
-            finally:
-                handle.remove()
-        return next(((name, part) for name, part in parts(self.brain) if found and part is found[0]), ("", None))
+    pairs = zip(calls, others)
+    one, other = next(
+        ((one, other) for one, other in pairs if one[0] is not other[0] or not same(one[2], other[2])), (None, None)
+    )
+    if one and one[0] is other[0] and same(one[1], other[1]):
+        return next(((name, part) for name, part in parts(brain) if part is one[0]), ("", None))
+    return "", None
 
 
 def _largest(alone, one, other):
     """The largest difference between two outputs of an item, over the size that they have if the item is alone."""
     found = Differs("", 0.0)
     for key in alone.keys() & one.keys() & other.keys():
-        cut = tuple(map(slice, alone[key].shape))
+        cut = (slice(1), *map(slice, alone[key].shape[1:]))
         if alone[key].dim() == one[key].dim() == other[key].dim():
             found = max(found, Differs(key, _difference(one[key][cut], other[key][cut])), key=lambda each: each.share)
     return found
-
-
-def _first(value):
-    """The first tensor inside a value, as far as it is compared: the first row."""
-    tensor = next((tensor for _, tensor in tensors([value]) if tensor.dim() > 1), None)
-    return None if tensor is None else tensor.detach()[(slice(1), *[slice(CROP)] * (tensor.dim() - 1))].float().clone()
-
-
-def _same(one, other):
-    return one is None or other is None or _difference(one, other) < SEEN / 4
 
 
 def _twin(item):
@@ -307,10 +263,7 @@ def _changed(value, change):
 
 
 def _difference(one, other):
-    """How much two outputs differ, as a share of their variation.
-
-    Where they differ in size, their fronts are compared.
-    """
+    """How much two outputs differ, as a share of their variation; if they differ in size, their fronts are compared."""
     if one.dim() != other.dim():
         return 0.0
     cut = tuple(slice(n if n == m else (min(n, m) + 1) // 2) for n, m in zip(one.shape, other.shape))

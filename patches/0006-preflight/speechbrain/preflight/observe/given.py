@@ -50,6 +50,11 @@ class Given:
         return torch.nn.ModuleDict(modules)
 
 
+def is_compiled(brain):
+    """Return whether torch.compile has wrapped a module; hooks would change what it compiles, and it writes files."""
+    return any(hasattr(module, "_orig_mod") for module in brain.modules.modules())
+
+
 def held(brain, kind):
     """Find the objects of a type among a Brain's attributes and hparams, and in lists and dicts there, by their first names."""
     found = {}

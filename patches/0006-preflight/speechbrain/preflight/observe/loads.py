@@ -54,11 +54,9 @@ class Loaded:
     pretrainers: dict = field(default_factory=dict)  # by Pretrainer: what was called, ``collect_files`` or ``load_collected``
     pretrained: list = field(default_factory=list)  # the objects that a Pretrainer loaded
     copies: list = field(default_factory=list)  # the file that a Pretrainer used, and the file that it was asked for
-    # A label encoder, the file that it was loaded from instead of being built from data, and the arguments that name these
-    # data.
+    # A label encoder, the file that it was loaded from instead of being built, and the arguments that name its data.
     encoders: list = field(default_factory=list)
-    # A label encoder, and the file that the script loaded it from, whatever the data.
-    files: list = field(default_factory=list)
+    files: list = field(default_factory=list)  # a label encoder, and the file that the script loaded it from
     manifests: list = field(default_factory=list)  # the JSON manifests
     # The calls of ``filtered_sorted``: the dataset, the arguments by name, and the ids of the chosen items.
     selections: list = field(default_factory=list)
@@ -75,122 +73,121 @@ def sample(tensor):
 @contextmanager
 def watched_loads():
     """Record what is loaded from files while this context lasts."""
-    loaded = Loaded()
-    load_state_dict, load_hooks = torch.nn.Module.load_state_dict, Pretrainer._call_load_hooks
-    load_json, select = dataio.load_data_json, dataio.DynamicItemDataset._filtered_sorted_ids
-    collect_files, load_or_create = Pretrainer.collect_files, CategoricalEncoder.load_or_create
-    load, load_file, load_checkpoint = CategoricalEncoder.load, torch.load, Checkpointer.load_checkpoint
-    list_checkpoints, make_pretrainer = Checkpointer.list_checkpoints, Pretrainer.__init__
-    files, loading = WeakTensorKeyDictionary(), [("script", "")]
+    loaded, files, loading = Loaded(), WeakTensorKeyDictionary(), [("script", "")]
+    with ExitStack() as stack:
 
-    def noting_files_of_tensors(f, *args, **kwargs):
-        content = load_file(f, *args, **kwargs)
-        if isinstance(f, (str, os.PathLike)) and isinstance(content, dict):
-            for part in (content, *(value for value in content.values() if isinstance(value, dict))):
-                files.update({value: str(f) for value in part.values() if isinstance(value, torch.Tensor)})
-        return content
+        def noting(owner, name):
+            """Replace a function by the decorated one, whose first argument is the real one."""
 
-    def noting_states(module, state_dict, *args, **kwargs):
-        answer = load_state_dict(module, state_dict, *args, **kwargs)
-        nested = [key for key, value in state_dict.items() if isinstance(value, dict)]
-        own = module.state_dict(keep_vars=True)
-        given = {key: own[key] for key in state_dict if isinstance(own.get(key), torch.nn.Parameter)}
-        by, file = loading[-1]
-        file = file or next(
-            (files[value] for value in state_dict.values() if isinstance(value, torch.Tensor) and value in files), ""
-        )
-        parameters = {key: (weakref.ref(value), *sample(value)) for key, value in given.items()}
-        keys, name = (frozenset(own), frozenset(state_dict)), type(module).__name__
-        loaded.states.append(Load(weakref.ref(module), *keys, nested, by, file, parameters, name))
-        return answer
+            def replace(note):
+                real = getattr(owner, name)
+                stack.enter_context(replaced(owner, name, lambda *args, **kwargs: note(real, *args, **kwargs)))
 
-    def noting_recoveries(checkpointer, checkpoint):
-        optimizers = {k: o for k, o in checkpointer.recoverables.items() if isinstance(o, torch.optim.Optimizer)}
-        rates = {name: [group.get("lr") for group in optimizer.param_groups] for name, optimizer in optimizers.items()}
-        error = ""
-        loading.append(("checkpoint", str(checkpoint.path)))
-        try:
-            return load_checkpoint(checkpointer, checkpoint)
-        except BaseException as raised:
-            error = f"{type(raised).__name__}: {raised}"
-            raise
-        finally:
-            loading.pop()
-            loaded.recoveries.append(Recovery(checkpointer, checkpoint, rates, error))
+            return replace
 
-    def noting_searches(checkpointer):
-        loaded.searched.append(checkpointer)
-        return list_checkpoints(checkpointer)
+        @noting(torch, "load")
+        def files_of_tensors(load, f, *args, **kwargs):
+            content = load(f, *args, **kwargs)
+            if isinstance(f, (str, os.PathLike)) and isinstance(content, dict):
+                for part in (content, *(value for value in content.values() if isinstance(value, dict))):
+                    files.update({value: str(f) for value in part.values() if isinstance(value, torch.Tensor)})
+            return content
 
-    def noting_pretrainers(pretrainer, *args, **kwargs):
-        make_pretrainer(pretrainer, *args, **kwargs)
-        loaded.pretrainers[pretrainer] = ""
+        @noting(torch.nn.Module, "load_state_dict")
+        def states(load_state_dict, module, state_dict, *args, **kwargs):
+            answer = load_state_dict(module, state_dict, *args, **kwargs)
+            nested = [key for key, value in state_dict.items() if isinstance(value, dict)]
+            own = module.state_dict(keep_vars=True)
+            given = {key: own[key] for key in state_dict if isinstance(own.get(key), torch.nn.Parameter)}
+            by, file = loading[-1]
+            known = (files[value] for value in state_dict.values() if isinstance(value, torch.Tensor) and value in files)
+            parameters = {key: (weakref.ref(value), *sample(value)) for key, value in given.items()}
+            keys = frozenset(own), frozenset(state_dict)
+            name = type(module).__name__
+            loaded.states.append(Load(weakref.ref(module), *keys, nested, by, file or next(known, ""), parameters, name))
+            return answer
 
-    def noting_pretrained(pretrainer, paramfiles):
-        loaded.pretrainers[pretrainer] = "load_collected"
-        for name, path in paramfiles.items():
-            one, before = copy.copy(pretrainer), len(loaded.states)
-            one.loadables = {name: pretrainer.loadables[name]}
-            loading.append(("pretrainer", str(path)))
+        @noting(Checkpointer, "load_checkpoint")
+        def recoveries(load_checkpoint, checkpointer, checkpoint):
+            optimizers = {k: o for k, o in checkpointer.recoverables.items() if isinstance(o, torch.optim.Optimizer)}
+            rates = {name: [group.get("lr") for group in optimizer.param_groups] for name, optimizer in optimizers.items()}
+            error = ""
+            loading.append(("checkpoint", str(checkpoint.path)))
             try:
-                load_hooks(one, {name: path})
-            except RuntimeError:  # Patch 0005 raises if no key fits; here that is a finding, beside all others
-                loads = [load for load in loaded.states[before:] if load.own and load.given]
-                if not any(load.own.isdisjoint(load.given) for load in loads):
-                    raise
+                return load_checkpoint(checkpointer, checkpoint)
+            except BaseException as raised:
+                error = f"{type(raised).__name__}: {raised}"
+                raise
             finally:
                 loading.pop()
-            loaded.pretrained.append(pretrainer.loadables[name])
+                loaded.recoveries.append(Recovery(checkpointer, checkpoint, rates, error))
 
-    def noting_copies(pretrainer, default_source=None, *args, **kwargs):
-        asked = {name: (default_source, f"{name}.ckpt") for name in pretrainer.loadables}
-        asked.update({name: pretrainer.split_path(path) for name, path in pretrainer.paths.items()})
-        taken = collect_files(pretrainer, default_source, *args, **kwargs)
-        loaded.pretrainers[pretrainer] = loaded.pretrainers.get(pretrainer) or "collect_files"
-        for name, path in taken.items():
-            source, file = asked[name]
-            source = source[1] if isinstance(source, FetchSource) else source
-            if (Path(source) / file).is_file():  # else it came from the hub or the web
-                loaded.copies.append((Path(path), Path(source) / file))
-        return taken
+        @noting(Checkpointer, "list_checkpoints")
+        def searches(list_checkpoints, checkpointer):
+            loaded.searched.append(checkpointer)
+            return list_checkpoints(checkpointer)
 
-    def noting_encoders(encoder, *args, **kwargs):
-        arguments = inspect.signature(load_or_create).bind(encoder, *args, **kwargs)
-        arguments.apply_defaults()
-        existed = os.path.exists(arguments.arguments["path"])
-        before = [*loaded.files]
-        load_or_create(encoder, *args, **kwargs)
-        loaded.files[:] = before  # it also loads what it has just created
-        if existed:
-            loaded.encoders.append((encoder, Path(arguments.arguments["path"]), arguments.arguments))
+        @noting(Pretrainer, "__init__")
+        def pretrainers(make, pretrainer, *args, **kwargs):
+            make(pretrainer, *args, **kwargs)
+            loaded.pretrainers[pretrainer] = ""
 
-    def noting_files(encoder, path, *args, **kwargs):
-        answer = load(encoder, path, *args, **kwargs)
-        loaded.files.append((encoder, path))
-        return answer
+        @noting(Pretrainer, "_call_load_hooks")
+        def pretrained(load_hooks, pretrainer, paramfiles):
+            loaded.pretrainers[pretrainer] = "load_collected"
+            for name, path in paramfiles.items():
+                one, before = copy.copy(pretrainer), len(loaded.states)
+                one.loadables = {name: pretrainer.loadables[name]}
+                loading.append(("pretrainer", str(path)))
+                try:
+                    load_hooks(one, {name: path})
+                except RuntimeError:  # Patch 0005 raises if no key fits; here that is a finding, beside all others
+                    loads = [load for load in loaded.states[before:] if load.own and load.given]
+                    if not any(load.own.isdisjoint(load.given) for load in loads):
+                        raise
+                finally:
+                    loading.pop()
+                loaded.pretrained.append(pretrainer.loadables[name])
 
-    def noting_manifests(json_path, *args, **kwargs):
-        loaded.manifests.append(Path(json_path))
-        return load_json(json_path, *args, **kwargs)
+        @noting(Pretrainer, "collect_files")
+        def copies(collect_files, pretrainer, default_source=None, *args, **kwargs):
+            asked = {name: (default_source, f"{name}.ckpt") for name in pretrainer.loadables}
+            asked.update({name: pretrainer.split_path(path) for name, path in pretrainer.paths.items()})
+            taken = collect_files(pretrainer, default_source, *args, **kwargs)
+            loaded.pretrainers[pretrainer] = loaded.pretrainers.get(pretrainer) or "collect_files"
+            for name, path in taken.items():
+                source, file = asked[name]
+                source = source[1] if isinstance(source, FetchSource) else source
+                if (Path(source) / file).is_file():  # else it came from the hub or the web
+                    loaded.copies.append((Path(path), Path(source) / file))
+            return taken
 
-    def noting_selections(dataset, *args, **kwargs):
-        ids = select(dataset, *args, **kwargs)
-        loaded.selections.append((dataset, inspect.signature(select).bind(dataset, *args, **kwargs).arguments, ids))
-        return ids
+        @noting(CategoricalEncoder, "load_or_create")
+        def encoders(load_or_create, encoder, *args, **kwargs):
+            bound = inspect.signature(load_or_create).bind(encoder, *args, **kwargs)
+            bound.apply_defaults()
+            path, before = Path(bound.arguments["path"]), [*loaded.files]
+            existed = path.exists()
+            load_or_create(encoder, *args, **kwargs)
+            loaded.files[:] = before  # it also loads what it has just created
+            if existed:
+                loaded.encoders.append((encoder, path, bound.arguments))
 
-    with ExitStack() as stack:
-        for owner, name, noting in (
-            (dataio, "load_data_json", noting_manifests),
-            (dataio.DynamicItemDataset, "_filtered_sorted_ids", noting_selections),
-            (torch.nn.Module, "load_state_dict", noting_states),
-            (torch, "load", noting_files_of_tensors),
-            (Checkpointer, "load_checkpoint", noting_recoveries),
-            (Checkpointer, "list_checkpoints", noting_searches),
-            (Pretrainer, "__init__", noting_pretrainers),
-            (Pretrainer, "_call_load_hooks", noting_pretrained),
-            (Pretrainer, "collect_files", noting_copies),
-            (CategoricalEncoder, "load_or_create", noting_encoders),
-            (CategoricalEncoder, "load", noting_files),
-        ):
-            stack.enter_context(replaced(owner, name, noting))
+        @noting(CategoricalEncoder, "load")
+        def encoder_files(load, encoder, path, *args, **kwargs):
+            answer = load(encoder, path, *args, **kwargs)
+            loaded.files.append((encoder, path))
+            return answer
+
+        @noting(dataio, "load_data_json")
+        def manifests(load_data_json, json_path, *args, **kwargs):
+            loaded.manifests.append(Path(json_path))
+            return load_data_json(json_path, *args, **kwargs)
+
+        @noting(dataio.DynamicItemDataset, "_filtered_sorted_ids")
+        def selections(select, dataset, *args, **kwargs):
+            ids = select(dataset, *args, **kwargs)
+            loaded.selections.append((dataset, inspect.signature(select).bind(dataset, *args, **kwargs).arguments, ids))
+            return ids
+
         yield loaded
