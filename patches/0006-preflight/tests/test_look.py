@@ -94,7 +94,7 @@ def test_it_counts_classes(words, monkeypatch, most, graph):
     monkeypatch.setattr(look, "_draw", lambda path, clips, rate, graphs: drawn.extend(graphs))
     words()
     (durations, counts) = drawn
-    assert durations[0] == "Durations of audio files" and {*durations[3]} == {"train", "valid"}
+    assert durations[0] == "Durations" and {*durations[3]} == {"train", "valid"}
     assert sorted(durations[3]["train"]) == [(RATE // 4 + 100 * i) / RATE for i in range(8)]
     assert counts[0] == graph and counts[3]["train"] == ({word[:40]: 2 for word in WORDS} if most == 20 else [2, 2, 2, 2])
 

@@ -55,8 +55,8 @@ class Done(BaseException):
 class Takeover:
     """Replaces ``Brain.fit`` and ``Brain.evaluate`` while a script runs."""
 
-    def __init__(self, script=None, number=1, scan_seconds=20.0, look=None, overfit=0, longest=False):
-        self.script, self.number, self.asked = script, number, (scan_seconds, look, overfit, longest)
+    def __init__(self, script=None, number=1, **options):
+        self.script, self.number, self.options = script, number, options  # of Given
         self.calls, self.evaluations, self.known = 0, 0, set(_subclasses(Brain))
         self.loaded, self.ranks, self.report = None, None, None
 
@@ -75,17 +75,14 @@ class Takeover:
         except SystemExit as end:
             if self.report is None:
                 raise Unseen(f"it called sys.exit({end.code!r}) before Brain.fit.") from None
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Unseen):
             raise
         except BaseException as error:
-            if isinstance(error, Unseen):
-                raise
-            if self.report is None:
-                skipped = self.calls + self.evaluations
-                if skipped:
-                    what = f"it raised {type(error).__name__}: {error}"
-                    raise Unseen(f"{what}, after the preflight had skipped {skipped} call(s) of fit and evaluate.") from error
-                self.report = Report([failure("script-failed", error)])
+            skipped = self.calls + self.evaluations
+            if self.report is None and skipped:
+                what = f"it raised {type(error).__name__}: {error}"
+                raise Unseen(f"{what}, after the preflight had skipped {skipped} call(s) of fit and evaluate.") from error
+            self.report = self.report or Report([failure("script-failed", error)])
         finally:
             hook.remove()
         if self.report is None:
@@ -110,7 +107,7 @@ class Takeover:
             raise Unseen("--test_only trains nothing: remove it.")
         self.ranks = Ranks()
         options = train_loader_kwargs or {}, valid_loader_kwargs or {}
-        given = Given(brain, train_set, valid_set, epoch_counter, *options, progressbar, self.script, *self.asked)
+        given = Given(brain, train_set, valid_set, epoch_counter, *options, progressbar, self.script, **self.options)
         self.report = examine(given, self.loaded, self.ranks)
         raise Done
 
@@ -195,8 +192,8 @@ def examined(options):
     out, Log.whole_tracebacks = sys.stdout, options.traceback
     sys.argv = [str(options.script), *options.arguments]
     sys.path[: not getattr(sys.flags, "safe_path", False)] = [str(options.script.resolve().parent)]
-    asked = options.scan_seconds, options.look, options.overfit, options.longest
-    takeover, written = Takeover(options.script, options.fit, *asked), True
+    asked = {name: getattr(options, name) for name in ("scan_seconds", "look", "overfit", "longest")}
+    takeover, written = Takeover(options.script, options.fit, **asked), True
     try:
         with progress():
             report = takeover.run(lambda: runpy.run_path(str(options.script), run_name="__main__"))

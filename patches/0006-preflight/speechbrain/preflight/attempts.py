@@ -53,14 +53,14 @@ class Log:
 
         This returns whether it succeeded in all processes, and what it returned here.
         """
+        answer, well = None, False
         try:
-            answer, error = function(*args, **kwargs), None
+            answer, well = function(*args, **kwargs), True
         except KeyboardInterrupt:
             raise
-        except BaseException as caught:  # also SystemExit, and what pytest raises to skip
-            answer, error = None, caught
-            self.findings.append(failure(code, caught))
-        return self.ranks.agree(error is None), answer
+        except BaseException as error:  # also SystemExit, and what pytest raises to skip
+            self.findings.append(failure(code, error))
+        return self.ranks.agree(well), answer
 
     def guarded(self, name, function, *args):
         """Call a function that only looks, and return what it returns; a failure becomes a remark, and returns None."""
@@ -72,7 +72,8 @@ class Log:
     def apart(self, name, brain, seconds, function, *args):
         """Call a function that changes the Brain, and return what it returns; afterwards, the Brain is as before.
 
-        It runs in a forked process if possible; else everything is restored. Its last argument is a log of its own.
+        It runs in a forked process if possible; else everything is restored. Its last argument is a log of its own. Without a
+        function, this only waits for the other processes.
         """
         inner, answer = Log(self.ranks), None
 
@@ -80,7 +81,9 @@ class Log:
             return inner.guarded(name, function, *args, inner), inner.findings, inner.said
 
         try:
-            if can_fork(brain):
+            if function is None:
+                pass
+            elif can_fork(brain):
                 answer = in_child(look, seconds)
             else:
                 with put_back(brain), limited(seconds):
@@ -151,8 +154,7 @@ def is_own(file):
 
 def shown(file):
     """Return a path as a person would write it: relative, if it is below the current folder."""
-    here = os.path.join(os.getcwd(), "")
-    return file.removeprefix(here)
+    return file.removeprefix(os.path.join(os.getcwd(), ""))
 
 
 def _tuples(error):

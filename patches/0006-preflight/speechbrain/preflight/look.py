@@ -3,7 +3,7 @@
 import re
 import textwrap
 import warnings
-from collections import Counter, defaultdict
+from collections import Counter
 from contextlib import ExitStack, contextmanager
 
 import numpy as np
@@ -104,13 +104,9 @@ def _targets(seen):
 
 def _graphs(seen):
     """Yield graphs of the sets: a title, what the axes show, and by set the values (a list), or how often each is there."""
-    lengths, rates = defaultdict(list), {}
-    for path, header in seen.clips.headers.items():
-        for place in {(use.items.split, use.source) for use in seen.clips.uses[path]}:
-            lengths[place].append(header.frames / header.rate)
-    files = {split: of for (split, _), of in sorted(lengths.items(), reverse=True) if split in ("train", "valid")}
-    if files:  # those of one source only: a mixture is as long as what it is made of
-        yield "Durations of audio files", "s", "files", dict(sorted(files.items()))
+    lengths, rates = {split: [*seen.clips.seconds(items)[0].values()] for split, items in seen.given.sets.items()}, {}
+    if any(lengths.values()):
+        yield "Durations", "s", "items", lengths
     for key in seen.labels.targets:
         columns = {split: column for (split, outer), column in seen.labels.columns.items() if outer == key}
         counts = {split: Counter(map(of.say, range(len(of.values)))) for split, of in columns.items()}

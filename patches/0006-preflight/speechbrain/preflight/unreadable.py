@@ -33,11 +33,10 @@ def _not_utf8(path):
     try:
         data.decode()
     except UnicodeDecodeError as error:
-        start = data.rfind(b"\n", 0, error.start) + 1
         encoding = "UTF-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "LATIN1"
+        *before, last = data[: error.start].decode().split("\n")
         what = f"it is not UTF-8: byte {data[error.start]:#x} at position {error.start}"
-        line, column = data.count(b"\n", 0, error.start) + 1, len(data[start : error.start].decode()) + 1
-        return what, f"{path}:{line}:{column}", UTF8.format(encoding)
+        return what, f"{path}:{len(before) + 1}:{len(last) + 1}", UTF8.format(encoding)
     return None
 
 

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import torch
 from speechbrain.preflight.observe.behaviour import fit
 from speechbrain.preflight.observe.first_step import peak
-from speechbrain.preflight.observe.items import Items
 from speechbrain.preflight.observe.start import nothing_changes
 from speechbrain.preflight.quiet import replaced, writes_nothing
 from torch.utils.data import BatchSampler, SequentialSampler
@@ -74,16 +73,7 @@ def _curve(losses):
 
 def _longest(given, loader, clips):
     """The longest batch that the loader would ever make, and its size in words; None if that is unknown."""
-    seconds, items = {}, Items.of("train", given.train_set)
-    for path, header in clips.headers.items():
-        for use in clips.uses[path]:
-            if use.items.split == "train":
-                seconds[use.i] = max(header.frames / header.rate, seconds.get(use.i, 0.0))
-    for i in range(len(items) if items is not None else 0):
-        try:
-            seconds[i] = float(items.static(i)["duration"])  # of an item that may be a part of a file
-        except (KeyError, TypeError, ValueError):
-            continue
+    seconds, _ = clips.seconds(given.sets["train"]) if "train" in given.sets else ({}, "")
     sampler = getattr(loader, "batch_sampler", None)
     if not seconds or sampler is None:
         return None, ""

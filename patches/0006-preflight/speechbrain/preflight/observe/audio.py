@@ -7,9 +7,11 @@ headers of all files are read, then as many whole files as there is time for.
 import math
 import os
 import random
+import re
 import time
 from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import NamedTuple
 
 from speechbrain.augment.time_domain import AddNoise, AddReverb
@@ -18,6 +20,8 @@ from speechbrain.preflight.observe.clips import in_parallel, read_header, read_w
 from speechbrain.preflight.observe.given import parts
 from speechbrain.preflight.observe.items import Items, is_audio
 from speechbrain.utils.distributed import if_main_process
+
+PART = re.compile(r"(start|stop|end|begin|offset|seg)", re.IGNORECASE)  # keys of an item that is a part of a file
 
 
 class Source(NamedTuple):
@@ -148,6 +152,21 @@ class Clips:
         paths = [path for path in paths if path in self.headers]
         paths.sort(key=lambda path: len(splits[self.headers[path][:3]]) < 2)  # first, files that may be in both sets
         _sort(in_parallel(read_whole, paths, deadline, "audio"), self.looks, self.damaged)
+
+    def seconds(self, items):
+        """By number of an item, its duration: of its files, or as the manifest says if it may be a part of one; and which."""
+        uses = [(use, self.headers.get(path)) for path, of in self.uses.items() for use in of if use.items.split == items.split]
+        source, found = min((use.source for use, _ in uses), default=None), {}
+        for use, header in uses:
+            if use.source == source and header:
+                found[use.i] = found.get(use.i, 0.0) + header.frames / header.rate
+        if found and not any(PART.match(key) for key in items.needed()):
+            return found, ""
+        found = {}
+        for i in range(len(items)):
+            with suppress(KeyError, TypeError, ValueError):
+                found[i] = float(items.static(i)["duration"])
+        return found, " by the manifest"
 
     def of_sets(self, paths):
         """Choose files of the training and the validation set."""

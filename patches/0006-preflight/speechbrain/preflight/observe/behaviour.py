@@ -216,12 +216,10 @@ def _first_that_differs(brain, calls, others):
     def same(one, other):
         return one is None or other is None or _difference(one, other) < SEEN / 4
 
-    pairs = zip(calls, others)
-    one, other = next(
-        ((one, other) for one, other in pairs if one[0] is not other[0] or not same(one[2], other[2])), (None, None)
-    )
-    if one and one[0] is other[0] and same(one[1], other[1]):
-        return next(((name, part) for name, part in parts(brain) if part is one[0]), ("", None))
+    for (module, taken, given), (other, its, made) in zip(calls, others):
+        if module is not other or not same(given, made):
+            names = [name for name, part in parts(brain) if part is module]
+            return (names[0], module) if module is other and same(taken, its) and names else ("", None)
     return "", None
 
 

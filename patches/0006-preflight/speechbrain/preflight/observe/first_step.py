@@ -15,6 +15,7 @@ from speechbrain.augment.augmenter import Augmenter
 from speechbrain.core import Brain
 from speechbrain.nnet.losses import AngularMargin
 from speechbrain.preflight.observe import weights
+from speechbrain.preflight.observe.given import is_compiled
 from speechbrain.preflight.observe.items import LOSSES as SPEECHBRAIN
 from speechbrain.preflight.observe.items import Watch, note_slope
 from speechbrain.preflight.observe.not_finite import Origin, first_nan, watched_modules
@@ -157,7 +158,7 @@ def _take(brain, modules, start, step, known, log):
         stack.enter_context(alone(brain))
         brain.step += 1
         calls = stack.enter_context(watched_modules(brain))
-        if not any(hasattr(module, "_orig_mod") for module in brain.modules.modules()):  # they would be compiled differently
+        if not is_compiled(brain):
             stack.callback(register_module_forward_pre_hook(note_mode).remove)
         stack.enter_context(watched_sequences(brain, step.sequences))
         try:

@@ -3,23 +3,21 @@
 import inspect
 import linecache
 import math
-import random
 import re
 import statistics
 import sys
 import traceback
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
-import numpy as np
 import torch
 from speechbrain.core import Brain, Stage
 from speechbrain.nnet.schedulers import NewBobScheduler, ReduceLROnPlateau
 from speechbrain.preflight.attempts import failure, is_own, shown
-from speechbrain.preflight.observe.given import parts
-from speechbrain.preflight.observe.resume import changed
+from speechbrain.preflight.observe.given import is_compiled, parts
+from speechbrain.preflight.observe.resume import begin_validation, changed
 from speechbrain.preflight.observe.sequences import Watched, watched_sequences
 from speechbrain.preflight.quiet import alone, replaced, writes_nothing
 from speechbrain.utils import checkpoints
@@ -35,15 +33,13 @@ DROPOUTS = {getattr(torch.nn.functional, name) for name in dir(torch.nn.function
 DRAWS = DROPOUTS | {torch.rand, torch.randn, torch.randint, torch.randperm, torch.rand_like, torch.randn_like}
 HERE = (__file__, torch.overrides.__file__, torch.nn.functional.__file__)
 TORCH = str(Path(torch.__file__).parent)
-JUDGES = [  # here, because the preflight replaces one of them
-    (owner, name, inspect.signature(getattr(owner, name)))
-    for owner, name in (
-        (Checkpointer, "save_and_keep_only"),
-        (NewBobScheduler, "__call__"),
-        (ReduceLROnPlateau, "__call__"),
-        (EpochCounterWithStopper, "update_metric"),
-    )
-]
+SAVE = inspect.signature(Checkpointer.save_and_keep_only)  # here, because the preflight replaces it
+JUDGES = {
+    Checkpointer: "save_and_keep_only",
+    NewBobScheduler: "__call__",
+    ReduceLROnPlateau: "__call__",
+    EpochCounterWithStopper: "update_metric",
+}
 # What metrics say that cannot work on the few items of one batch, or on the outputs of a model that was not trained.
 FEW = re.compile(r"empty|at least|zero|one class|too few|not enough|no utterances|(list|string|tuple) index", re.IGNORECASE)
 
@@ -78,17 +74,14 @@ def first_valid(given, start, step, log):
     brain = given.brain
     finite = all(math.isfinite(backward.value) for backward in step.backwards)
     usual = all(getattr(type(brain), name) is getattr(Brain, name) for name in ("_fit_train", "_fit_valid"))
-    usual = usual and not any(hasattr(module, "_orig_mod") for module in brain.modules.modules())  # whose compiler writes files
-    if step.taken and finite and usual and start.valid_loader is not None:
-        return log.apart("the first validation", brain, SECONDS, _validate, given, start, step) or FirstValid()
-    log.ranks.agree(True)  # other processes may validate
-    return FirstValid(changed=tuple(changed(start.resumed.states)))
+    able = step.taken and finite and usual and not is_compiled(brain) and start.valid_loader is not None
+    found = log.apart("the first validation", brain, SECONDS, _validate if able else None, given, start, step)
+    return found or FirstValid(changed=() if able else tuple(changed(start.resumed.states)))
 
 
 def _validate(given, start, step, log):
     """Validate; in the order of ``fit``."""
-    brain, epoch, writes, losses, drops, augments, modules = given.brain, start.epoch, [], [], {}, {}, set()
-    judged = []
+    brain, epoch, writes, losses, causes, judged = given.brain, start.epoch, [], [], _Causes(), []
 
     def tried(function, *args):
         """Whether a function succeeded, and what it returned; a failure that is certain becomes a finding."""
@@ -99,17 +92,9 @@ def _validate(given, start, step, log):
                 log.findings.append(failure("first-validation-failed", error))
             return False, None
 
-    def watch():  # on a GPU, a label that is not a class would also make all later calls fail
-        return nullcontext() if torch.device(brain.device).type == "cpu" else watched_sequences(brain, Watched())
-
     def evaluate(seed):
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.manual_seed(seed)
-        brain.on_stage_start(Stage.VALID, epoch)
-        brain.modules.eval()
-        brain.step = 1
-        with torch.no_grad(), _Draws(drops, augments), _hooked(modules), watch():
+        begin_validation(brain, epoch, seed)
+        with torch.no_grad(), causes, watched_sequences(brain, Watched()):  # on a GPU, a wrong label would end all later calls
             loss = brain.evaluate_batch(batch, stage=Stage.VALID)
             average = brain.update_average(loss, 0.0)
             # Stock's average of NaN is 0
@@ -120,39 +105,30 @@ def _validate(given, start, step, log):
             brain.fit_batch(start.batch)  # the first step was left before it came to on_fit_batch_end
         brain.avg_train_loss = step.backwards[0].value if step.backwards else 0.0
         brain.on_stage_end(Stage.TRAIN, brain.avg_train_loss, epoch)
-        brain.step = 0
 
     def end_validation():
         brain.step = 0
         with torch.no_grad():
             brain.on_stage_end(Stage.VALID, losses[0], epoch)
 
-    def feed(*args, **kwargs):
-        fed.append(args)
-        return update_metric(*args, **kwargs)
-
-    fed, update_metric, unfed = [], EpochCounterWithStopper.update_metric, False
     _, batch = tried(lambda: next(iter(start.valid_loader), None))  # here, because workers make files
     if batch is None:
         return FirstValid()
-    with (
-        alone(brain),
-        writes_nothing(writes),
-        replaced(EpochCounterWithStopper, "update_metric", feed),
-        _noted(judged),
-    ):
+    unfed = False
+    with alone(brain), writes_nothing(writes), _noted(judged):
         ended, _ = tried(end_training)
         began = perf_counter()
         if not log.findings and tried(evaluate, 1)[0] and ended:
-            unfed = tried(end_validation)[0] and not fed and type(given.epochs) is EpochCounterWithStopper
+            unfed = tried(end_validation)[0] and type(given.epochs) is EpochCounterWithStopper
+            unfed = unfed and not any(kind == EpochCounterWithStopper.__name__ for kind, *_ in judged)
         seconds = perf_counter() - began
         again = bool(losses) and seconds < AGAIN
         with suppress(Exception):  # which a run would not meet
             while again and (len(losses) == 1 or (len(losses) == 2 and not _same(*losses))):
                 evaluate(len(losses) % 2 + 1)
-    dropouts = [name for name, module in parts(brain) if module in modules]
+    dropouts = [name for name, module in parts(brain) if module in causes.modules]
     after = tuple(changed(start.resumed.states))
-    return FirstValid(tuple(losses), (*dropouts, *drops), tuple(augments), unfed, after, tuple(judged), seconds)
+    return FirstValid(tuple(losses), (*dropouts, *causes.drops), tuple(causes.augments), unfed, after, tuple(judged), seconds)
 
 
 def certain(error, writes):
@@ -168,55 +144,53 @@ def certain(error, writes):
 
 
 @contextmanager
-def _hooked(modules):
-    """Note the modules that are called while their dropout is active."""
-
-    def note(module, arguments):
-        share = getattr(module, "p" if isinstance(module, _DropoutNd) else "dropout", 0)
-        if module.training and isinstance(share, float) and share > 0:
-            modules.add(module)
-
-    handle = register_module_forward_pre_hook(note)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@contextmanager
 def _noted(judged):
     """Note the calls that find out which value is best."""
 
-    def noting(function, signature):
+    def noting(function):
         def note(judge, *args, **kwargs):
-            frame, bound = sys._getframe(1), signature.bind(judge, *args, **kwargs)
-            bound.apply_defaults()
-            file, number = frame.f_code.co_filename, frame.f_lineno
-            given, saved = bound.arguments, {}
-            if "num_to_keep" in given:
-                saved = {key: given[key] for key in ("max_keys", "min_keys", "num_to_keep")}
-                keys = (given[key] or () for key in ("max_keys", "min_keys", "importance_keys"))
-                saved["rankings"] = sum(map(len, keys)) + given["keep_recent"]
-                numbers = {key: value for key, value in given["meta"].items() if isinstance(value, (int, float))}
+            frame, saved = sys._getframe(1), {}
+            if isinstance(judge, Checkpointer):
+                bound = SAVE.bind(judge, *args, **kwargs)
+                bound.apply_defaults()
+                made = bound.arguments
+                saved = {key: made[key] for key in ("max_keys", "min_keys", "num_to_keep")}
+                saved["rankings"] = made["keep_recent"]
+                saved["rankings"] += sum(len(made[key] or ()) for key in ("max_keys", "min_keys", "importance_keys"))
+                numbers = {key: value for key, value in made["meta"].items() if isinstance(value, (int, float))}
                 saved["negative"] = [key for key, value in numbers.items() if value < 0]
-            how = type(judge).__name__, getattr(judge, "direction", None)
-            judged.append((*how, f"{shown(file)}:{number}", linecache.getline(file, number), saved))
+            place = frame.f_code.co_filename, frame.f_lineno
+            how = type(judge).__name__, getattr(judge, "direction", None), f"{shown(place[0])}:{place[1]}"
+            judged.append((*how, linecache.getline(*place), saved))
             return function(judge, *args, **kwargs)
 
         return note
 
     with ExitStack() as stack:
-        for owner, name, signature in JUDGES:
-            stack.enter_context(replaced(owner, name, noting(getattr(owner, name), signature)))
+        for owner, name in JUDGES.items():
+            stack.enter_context(replaced(owner, name, noting(getattr(owner, name))))
         yield
 
 
-class _Draws(TorchFunctionMode):
-    """Notes the lines that call a function with active dropout, or an augmentation."""
+class _Causes(TorchFunctionMode):
+    """Notes the modules and the lines that call a function with active dropout, and the lines that call an augmentation."""
 
-    def __init__(self, drops, augments):
+    def __init__(self):
         super().__init__()
-        self.drops, self.augments = drops, augments
+        self.modules, self.drops, self.augments = set(), {}, {}
+
+    def __enter__(self):
+        self.handle = register_module_forward_pre_hook(self._note_module)
+        return super().__enter__()
+
+    def __exit__(self, *raised):
+        self.handle.remove()
+        super().__exit__(*raised)
+
+    def _note_module(self, module, arguments):
+        share = getattr(module, "p" if isinstance(module, _DropoutNd) else "dropout", 0)
+        if module.training and isinstance(share, float) and share > 0:
+            self.modules.add(module)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func in DRAWS:
@@ -224,12 +198,9 @@ class _Draws(TorchFunctionMode):
             own = [f"{shown(frame.filename)}:{frame.lineno}" for frame in stack if is_own(frame.filename)]
             if func not in DROPOUTS and "augment" in Path(stack[-1].filename).parts:
                 self.augments.update(dict.fromkeys(own[-1:]))
-            elif func in DROPOUTS and not stack[-1].filename.startswith(TORCH) and _drops(func, args, kwargs or {}):
-                self.drops.update(dict.fromkeys(own[-1:]))
+            elif func in DROPOUTS and not stack[-1].filename.startswith(TORCH):
+                given = inspect.signature(func).bind(*args, **(kwargs or {}))
+                given.apply_defaults()
+                if given.arguments["training"] and given.arguments["p"] > 0:
+                    self.drops.update(dict.fromkeys(own[-1:]))
         return func(*args, **(kwargs or {}))
-
-
-def _drops(func, args, kwargs):
-    given = inspect.signature(func).bind(*args, **kwargs)
-    given.apply_defaults()
-    return given.arguments["training"] and given.arguments["p"] > 0

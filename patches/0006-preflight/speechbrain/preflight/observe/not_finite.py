@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import NamedTuple
 
 import torch
-from speechbrain.preflight.observe.given import parts
+from speechbrain.preflight.observe.given import is_compiled, parts
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 
@@ -61,7 +61,7 @@ def watched_modules(brain):
         seen.append((module, None, _sums(output)))
 
     with ExitStack() as stack:
-        if not any(hasattr(module, "_orig_mod") for module in brain.modules.modules()):
+        if not is_compiled(brain):
             stack.callback(register_module_forward_pre_hook(before).remove)
             stack.callback(register_module_forward_hook(after).remove)
         yield seen

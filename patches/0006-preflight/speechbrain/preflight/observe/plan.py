@@ -1,8 +1,6 @@
 """Puts together the plan of a run: facts in which a person can see a mistake that no check can know."""
 
 import math
-import re
-from contextlib import suppress
 from itertools import chain
 
 import torch
@@ -13,7 +11,6 @@ from speechbrain.preflight.observe.items import Items
 from speechbrain.preflight.report import some
 from speechbrain.utils.logger import format_order_of_magnitude
 
-PART = re.compile(r"(start|stop|end|begin|offset|seg)", re.IGNORECASE)  # keys of an item that is a part of a file
 BINARY = ("binary_cross_entropy", "binary_cross_entropy_with_logits")
 OF_CLASSES = ("cross_entropy", "nll_loss", "kl_div", *BINARY)
 
@@ -74,7 +71,7 @@ def data(seen):
         count = _length(getattr(loader, "dataset", None) if items is None else items)
         if count is None:
             continue
-        seconds, by = _seconds(items, seen.clips) if items is not None and count else ({}, "")
+        seconds, by = seen.clips.seconds(items) if items is not None and count else ({}, "")
         total, known = sum(seconds.values()), len(seconds)
         texts.append(f"{split} {_many(count, 'item')}")
         found[split] = {"items": count}
@@ -82,23 +79,6 @@ def data(seen):
             found[split] |= {"hours": total / 3600, "known": known}
             texts[-1] += f", {_duration(total)}{by}" + f" (of {known:,} of them)" * (known < count)
     return found and ("; ".join(texts), found)
-
-
-def _seconds(items, clips):
-    """The duration of each item: of its files for one key if they are read as a whole, else as the manifest says."""
-    seconds = {}
-    if any(PART.match(key) for key in items.needed()):
-        for i in range(len(items)):
-            with suppress(KeyError, TypeError, ValueError):
-                seconds[i] = float(items.static(i)["duration"])
-        return seconds, " by the manifest"
-    uses = [(use, clips.headers.get(path)) for path, uses in clips.uses.items() for use in uses]
-    uses = [(use, header) for use, header in uses if use.items.split == items.split]
-    key = min((use.source for use, _ in uses), default=None)
-    for use, header in uses:
-        if use.source == key and header:
-            seconds[use.i] = seconds.get(use.i, 0.0) + header.frames / header.rate
-    return seconds, ""
 
 
 def _many(count, what):

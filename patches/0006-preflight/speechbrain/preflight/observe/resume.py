@@ -1,20 +1,18 @@
 """What an earlier run left in the checkpointer's folder, what is recovered of it, and what a checkpointer could save."""
 
 import math
-import random
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
 import torch
 import yaml
 from speechbrain.core import Brain, Stage
 from speechbrain.dataio.encoder import CategoricalEncoder
-from speechbrain.preflight.observe.given import held, parts
+from speechbrain.preflight.observe.given import held, is_compiled, parts
 from speechbrain.preflight.observe.loads import BEGAN, sample
-from speechbrain.preflight.quiet import alone, writes_nothing
+from speechbrain.preflight.quiet import alone, seed_all, writes_nothing
 from speechbrain.utils import checkpoints
 from speechbrain.utils.checkpoints import Checkpointer
 
@@ -54,13 +52,11 @@ def same(one, other):
 
 def look(given, loaded, valid_loader, log):
     """Look at what was recovered, and evaluate the batch whose loss the recovered checkpoint records."""
-    brain, losses = given.brain, None
+    brain = given.brain
     resumed = log.guarded("resuming", _recovered, given, loaded) or Resumed()
-    compiled = any(hasattr(module, "_orig_mod") for module in brain.modules.modules())  # whose compiler writes files
-    if resumed.record and valid_loader is not None and not compiled:
-        losses = log.apart("the recorded batch", brain, SECONDS, _evaluate, brain, valid_loader, resumed.record)
-    else:
-        log.ranks.agree(True)  # other processes may evaluate
+    able = resumed.record and valid_loader is not None and not is_compiled(brain)
+    again = _evaluate if able else None
+    losses = log.apart("the recorded batch", brain, SECONDS, again, brain, valid_loader, resumed.record)
     # After this evaluation, because what restores tensors counts as a change
     return replace(resumed, losses=losses or (), states=log.guarded("states", _states, given) or {})
 
@@ -78,19 +74,23 @@ def _recovered(given, loaded):
     resumed = replace(resumed, earlier=earlier, searched=searched, recovery=recovery)
     if recovery is None or recovery.error:
         return resumed
-    absent = [
-        name
-        for name in checkpointer.recoverables
-        if name not in recovery.checkpoint.paramfiles
-        and "dataloader" not in name
-        and not checkpointer.optional_recoverables.get(name)
-    ]
+    needed = [name for name in checkpointer.recoverables if not checkpointer.optional_recoverables.get(name)]
+    absent = [name for name in needed if name not in recovery.checkpoint.paramfiles and "dataloader" not in name]
     path, record = recovery.checkpoint.path / "validation.yaml", {}
     if path.is_file():
         record = yaml.safe_load(path.read_text(encoding="utf-8"))
         here = {"precision": brain.eval_precision, "device": torch.device(brain.device).type}
         record = record if here.items() <= record.items() else {}
     return replace(resumed, absent=tuple(absent), record=record)
+
+
+def begin_validation(brain, epoch, seed):
+    """Do what ``fit`` does before the first batch of a validation."""
+    seed_all(seed)
+    brain.step = 0
+    brain.on_stage_start(Stage.VALID, epoch)
+    brain.modules.eval()
+    brain.step = 1
 
 
 def _evaluate(brain, loader, record, log):
@@ -100,12 +100,7 @@ def _evaluate(brain, loader, record, log):
         return ()
     with alone(brain), writes_nothing([]), torch.no_grad(), suppress(Exception):  # which a run would meet only after training
         for seed in (1, 2):
-            random.seed(seed)
-            np.random.seed(seed)
-            torch.manual_seed(seed)
-            brain.on_stage_start(Stage.VALID, record["epoch"])
-            brain.modules.eval()
-            brain.step = 1
+            begin_validation(brain, record["epoch"], seed)
             losses.append(float(brain.evaluate_batch(batch, stage=Stage.VALID)))
             if same(losses[0], record["loss"]):
                 break

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 import torchaudio
 from speechbrain.augment.time_domain import SpeedPerturb
-from speechbrain.preflight.observe.given import parts
+from speechbrain.preflight.observe.given import is_compiled, parts
 from speechbrain.preflight.quiet import replaced
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
@@ -85,7 +85,7 @@ class Sequences:
     # By set and key of the batch, the tokens of each item by its id, and what they are encoded with: a list of Vocabulary.
     rows: dict = field(default_factory=dict)
     vocabularies: dict = field(default_factory=dict)
-    # By set and id of an item, how long its audio files are; empty unless the items of the first batch are whole files.
+    # By set and id of an item, its duration; empty unless the lengths in the first batch show that this is right.
     seconds: dict = field(default_factory=dict)
     frames: dict = field(default_factory=dict)  # by number of seconds, the most frames that CTC gets in the first batch
 
@@ -100,7 +100,7 @@ class Sequences:
 @contextmanager
 def watched_sequences(brain, watched):
     """Record what takes sequences while this context lasts."""
-    if any(hasattr(module, "_orig_mod") for module in brain.modules.modules()):  # they would be compiled differently
+    if is_compiled(brain):
         yield
         return
     rnnt_loss = torchaudio.functional.rnnt_loss
@@ -313,16 +313,14 @@ def _placed(ids, inside, masked, data, lengths):
 
 
 def _seconds(given, batch, keys, clips):
-    """The duration of each item, and of those of the first batch, if these are whole files."""
-    seconds, ids = {}, getattr(batch, "id", None)
-    for path, header in clips.headers.items():
-        for use in clips.uses[path]:
-            key = use.items.split, _name(use.items, use.i)
-            seconds[key] = seconds.get(key, 0.0) + header.frames / header.rate
+    """The duration of each item, and of those of the first batch, if the lengths of a key in it show that they are right."""
+    known = [(items, *item) for items in given.sets.values() for item in clips.seconds(items)[0].items()]
+    seconds = {(items.split, _name(items, i)): duration for items, i, duration in known}
+    ids = getattr(batch, "id", None)
     drawn = [seconds.get(("train", str(name)), 0.0) for name in ids] if isinstance(ids, list) else []
-    rates = {header.rate for header in clips.headers.values()} | {given.hparams.get("sample_rate") or 0}
-    for lengths in [_sequences_of(batch, key)[1] for key in keys]:
-        for rate in rates if lengths is not None and len(lengths) == len(drawn) and all(drawn) else ():
+    rates = {header.rate for header in clips.headers.values()} | {given.hparams.get("sample_rate")}
+    for lengths in [_sequences_of(batch, key)[1] for key in keys] if all(drawn) else ():
+        for rate in filter(None, rates) if lengths is not None and len(lengths) == len(drawn) else ():
             if all(abs(int(samples) - last * rate) <= 2 for samples, last in zip(lengths, drawn)):
                 return seconds, drawn
     return {}, []
@@ -333,10 +331,8 @@ def _frames(given, drawn, taken):
     speeds = [part.speeds for _, part in parts(given.brain) if isinstance(part, SpeedPerturb)]
     stretch = max((max(each) / min(each) for each in speeds), default=1.0)
     found = {}
-    for call in [one.call for one in taken if one.call.name == "ctc_loss"]:
+    for call in [one.call for one in taken if drawn and one.call.name == "ctc_loss"]:
         frames = torch.as_tensor(call.options["input_lengths"]).reshape(-1).tolist()
-        if drawn and len(frames) % len(drawn) == 0:
-            for i, count in enumerate(frames):
-                last = drawn[i % len(drawn)]
-                found[last] = max(found.get(last, 0.0), count * stretch)
+        for last, count in zip(drawn * (len(frames) // len(drawn)), frames) if len(frames) % len(drawn) == 0 else ():
+            found[last] = max(found.get(last, 0.0), count * stretch)
     return found
