@@ -94,7 +94,7 @@ def _validate(given, start, step, log):
 
     def evaluate(seed):
         begin_validation(brain, epoch, seed)
-        with torch.no_grad(), causes, watched_sequences(brain, Watched()):  # on a GPU, a wrong label would end all later calls
+        with torch.no_grad(), watched_sequences(brain, Watched()), causes:  # on a GPU, a wrong label would end all later calls
             loss = brain.evaluate_batch(batch, stage=Stage.VALID)
             average = brain.update_average(loss, 0.0)
             # Stock's average of NaN is 0
