@@ -16,6 +16,8 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 from speechbrain.core import Brain
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 # The packages whose threads a step does not wait for.
 OTHERS = {"tqdm", "multiprocessing", "speechbrain", "IPython", "ipykernel", "zmq", "debugpy", "_pydevd_bundle"}
@@ -70,15 +72,7 @@ def in_child(function, seconds=None):
 
 
 # Objects of these types have their attributes saved, as have all SpeechBrain objects and the checkpointer's recoverables.
-KEPT = (
-    Brain,
-    SimpleNamespace,
-    torch.nn.Module,
-    torch.optim.Optimizer,
-    torch.optim.lr_scheduler.LRScheduler,
-    torch.utils.data.Sampler,
-    torch.utils.data.DataLoader,
-)
+KEPT = (Brain, SimpleNamespace, torch.nn.Module, torch.optim.Optimizer, LRScheduler, Sampler, DataLoader)
 
 
 def _contents(brain, *others):
@@ -87,7 +81,7 @@ def _contents(brain, *others):
     named = {id(item) for item in [brain.scaler, *getattr(brain.checkpointer, "recoverables", {}).values()]}
     while todo:
         item = todo.pop()
-        if id(item) in found or isinstance(item, torch.utils.data.Dataset):  # a step does not change it, and it may be large
+        if id(item) in found or isinstance(item, Dataset):  # a step does not change it, and it may be large
             continue
         if isinstance(item, (list, collections.deque)):
             found[id(item)] = item, lambda item, content: (item.clear(), item.extend(content)), list(item)

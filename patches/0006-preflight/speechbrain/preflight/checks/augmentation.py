@@ -46,8 +46,8 @@ def order(seen):
     augmenter, times = _several(seen)
     batch, mapping = seen.start.batch, getattr(getattr(seen.given.train_set, "pipeline", None), "output_mapping", None)
     keys = mapping or (range(len(batch)) if isinstance(batch, (list, tuple)) else ())
-    for call in (*seen.step.losses, *seen.step.sequences.calls) if augmenter else ():
-        target = call.ids if hasattr(call, "ids") else call.target
+    for call in seen.step.calls if augmenter else ():
+        target = call.target if call.ids is None else call.ids
         if call.name == "kl_div" and isinstance(target, torch.Tensor) and target.is_floating_point():
             target = target.argmax(-1)
         for key in keys if isinstance(target, torch.Tensor) else ():

@@ -145,9 +145,8 @@ def overfit(seen):
 
 def out_of_memory(seen):
     """Yield a longest batch that does not fit into memory."""
-    longest = seen.asked.longest
-    if longest and longest.failed:
-        what = f"a step on the longest batch ({longest.size}) runs out of memory\n{longest.failed}"
+    if seen.asked.failed:
+        what = f"a step on the longest batch ({seen.asked.longest}) runs out of memory\n{seen.asked.failed}"
         remedy = "make batches smaller, leave out the longest clips, or batch by length with DynamicBatchSampler"
         yield Finding("error", "out-of-memory", what, "train_loader_kwargs", remedy)
 

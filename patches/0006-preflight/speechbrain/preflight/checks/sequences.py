@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import torch
 from speechbrain.preflight.checks.audio import unusual
-from speechbrain.preflight.observe.sequences import TRANSDUCER
+from speechbrain.preflight.observe.calls import TRANSDUCER
 from speechbrain.preflight.report import Finding, some
 
 CODES = {

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from speechbrain.preflight.observe.behaviour import fit
@@ -18,24 +17,18 @@ COLUMNS = 50
 NO_MEMORY = ("out of memory", "can't allocate memory", "signal 9")
 
 
-class Longest(NamedTuple):
-    """The longest batch: its size in words, and why it did not fit into memory, if it did not."""
-
-    size: str
-    failed: str
-
-
 @dataclass(frozen=True)
 class Asked:
     """What options ask for."""
 
     losses: tuple = ()  # the losses of the first batch that ``--overfit`` learns
-    longest: Longest | None = None  # the batch that ``--longest`` takes
+    longest: str = ""  # the size of the longest batch, in words; "" without ``--longest``
+    failed: str = ""  # why that batch does not fit into memory
 
 
 def asked(given, start, step, clips, log):
     """Learn the first batch, and take a step on the longest one."""
-    brain, losses, longest = given.brain, (), None
+    brain, losses, longest = given.brain, (), ("", "")
     if log.ranks.size > 1 or not step.taken or start.spare is None:
         if given.overfit or given.longest:
             log.said.append("--overfit and --longest need a first step that succeeds, and one process.")
@@ -46,7 +39,7 @@ def asked(given, start, step, clips, log):
             log.said += [_curve(losses)] if losses else []
         if given.longest:
             longest = _step_on(brain, *_longest(given, getattr(start.train_loader, "loader", start.train_loader), clips), log)
-    return Asked(losses, longest)
+    return Asked(losses, *longest)
 
 
 def _overfit(brain, batch, steps, log):
@@ -91,13 +84,13 @@ def _step_on(brain, make, size, log):
     """Take two steps on a batch, because the first one makes the optimizer's state; measure the peak memory."""
     if make is None:
         log.said.append("--longest: the durations of the training items are not known: give the manifest a duration.")
-        return None
+        return "", ""
     remarks = len(log.said)
     most = log.apart("--longest", brain, DAY, _peak, brain, make)
     failed = "".join(said for said in log.said[remarks:] if any(sign in said for sign in NO_MEMORY))
     if most:
         log.said.append(f"--longest: a step on the longest batch ({size}) takes {most[0] / 2**30:.2f} GiB {most[1]}.")
-    return Longest(size, failed)
+    return size, failed
 
 
 def _peak(brain, make, log):

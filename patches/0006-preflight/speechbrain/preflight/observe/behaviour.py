@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from speechbrain.core import Brain, Stage
 from speechbrain.preflight.attempts import failure
-from speechbrain.preflight.observe.first_step import graph
+from speechbrain.preflight.observe.calls import graph
 from speechbrain.preflight.observe.first_valid import certain
 from speechbrain.preflight.observe.given import is_compiled, parts
 from speechbrain.preflight.observe.not_finite import tensors

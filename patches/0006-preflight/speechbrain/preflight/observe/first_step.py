@@ -1,78 +1,50 @@
 """Takes the first training step, without changing a weight."""
 
-import inspect
 import math
-import re
 import sys
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import chain
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from speechbrain.augment.augmenter import Augmenter
 from speechbrain.core import Brain
 from speechbrain.nnet.losses import AngularMargin
 from speechbrain.preflight.observe import weights
+from speechbrain.preflight.observe.calls import Call, graph, watched_calls
 from speechbrain.preflight.observe.given import is_compiled
 from speechbrain.preflight.observe.items import LOSSES as SPEECHBRAIN
-from speechbrain.preflight.observe.items import Watch, note_slope
+from speechbrain.preflight.observe.items import Watch
 from speechbrain.preflight.observe.not_finite import Origin, first_nan, watched_modules
-from speechbrain.preflight.observe.sequences import Watched, watched_sequences
+from speechbrain.preflight.observe.resume import equal, state
 from speechbrain.preflight.observe.start import parameters_of
 from speechbrain.preflight.observe.weights import COUNTS, STATISTICS
 from speechbrain.preflight.quiet import alone, replaced
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import register_module_forward_pre_hook
-from torch.overrides import TorchFunctionMode
 
 try:
     import resource
 except ImportError:  # on Windows
     resource = None
 
-RESHAPING = re.compile("(Unsafe)?(View|Reshape|Squeeze|Unsqueeze|Transpose|Permute|Slice|Select|Alias|Expand|ToCopy|Clone)")
-LOSSES = {
-    getattr(torch.nn.functional, name): name
-    for name in dir(torch.nn.functional)
-    if name.endswith(("_loss", "cross_entropy", "cross_entropy_with_logits", "kl_div"))
-}
-
 
 class Stopped(BaseException):
     """Leaves fit_batch after the first backward; a BaseException, so that a script's ``except Exception`` cannot catch it."""
 
 
-@dataclass
-class LossCall:
-    """A call of a loss function of torch or SpeechBrain, whose value is part of what is minimized."""
-
-    name: str  # the function's name in ``torch.nn.functional``; with its module, or that of its class, for SpeechBrain's
-    input: Any  # its first two arguments, detached
-    target: Any
-    # Its other arguments by name, including defaults: ``ignore_index``, ``reduction``.
-    options: dict = field(default_factory=dict)
-    value: Any = None  # its return value, detached; None if the call failed
-    nodes: set = field(default_factory=set)  # what the call adds to the graph
-    slope: Any = None  # the gradient of what is minimized at the value
-    made_by: str = ""  # the operation that made its first argument, apart from changes of shape: ``SigmoidBackward0``
-
-
 class Backward(NamedTuple):
-    """A backward pass.
+    """A backward pass."""
 
-    The value of the loss, whether all gradients are zero after it, whether the loss depends on no parameter, but was made to
-    require a gradient, and the nodes of its graph.
-    """
-
-    value: float
-    flat: bool
-    by_hand: bool
-    nodes: set
+    value: float  # of the loss
+    flat: bool  # whether all gradients are zero after it
+    by_hand: bool  # whether the loss depends on no parameter, but was made to require a gradient
+    nodes: set  # of the graph
 
 
-@dataclass(frozen=True)
+@dataclass
 class FirstStep:
     """What happens in the first step."""
 
@@ -80,8 +52,8 @@ class FirstStep:
     frozen: frozenset = frozenset()  # the ids of the parameters that were frozen when the step began
     optimizers: dict = field(default_factory=dict)  # all optimizers that the Brain has, or that stepped
     taken: bool = False  # whether the step succeeded, as far as the preflight takes it
-    # The calls of loss functions that count: that are in the graph of a backward pass, or made the step fail.
-    losses: list = field(default_factory=list)
+    calls: list = field(default_factory=list)  # the calls of loss functions and embeddings
+    losses: list = field(default_factory=list)  # the losses among them that are in the graph of a backward pass, or failed
     norm_inputs: dict = field(default_factory=dict)  # the shape of each BatchNorm's first input, by the module's name
     backwards: list = field(default_factory=list)  # the backward passes
     reached: dict = field(default_factory=dict)  # the parameters that got a gradient, by id
@@ -93,7 +65,7 @@ class FirstStep:
     error: str = ""  # what it raised
     ran: dict = field(default_factory=dict)  # by id of a module that ran, whether it did so with gradients
     origin: Origin | None = None  # if the loss is NaN, where NaN appears first; None if no module gets or returns NaN
-    sequences: Watched = field(default_factory=Watched)  # what takes sequences
+    lengths: dict = field(default_factory=dict)  # by name of a module, the largest of its relative lengths
     returned: list = field(default_factory=list)  # what the Brain's own ``fit_batch`` returned
     seconds: float = 0.0  # how long it took
     memory: int = 0  # the peak of the memory at its end, in bytes: allocated on a GPU, else resident; 0 if unknown
@@ -107,12 +79,11 @@ def first_step(given, start, stepped, log):
     step = FirstStep(type(brain).fit_batch is not Brain.fit_batch, frozen, {**start.optimizers})
     if start.ready:
         before, clock = _statistics(modules), perf_counter()
-        well, origin = log.attempt("first-step-failed", _take, brain, modules, start, step, known, log)
-        seconds, memory, after = perf_counter() - clock, peak(brain.device), _statistics(modules)
-        step.moved.update(name for name, values in after.items() if _differ(before.get(name, ()), values))
-        error = "".join(finding.what for finding in log.findings if finding.code == "first-step-failed")
-        taken, losses = well and start.batch is not None, _counted(step)
-        step = replace(step, taken=taken, losses=losses, origin=origin, error=error, seconds=seconds, memory=memory)
+        well, _ = log.attempt("first-step-failed", _take, brain, modules, start, step, known, log)
+        step.seconds, step.memory, after = perf_counter() - clock, peak(brain.device), _statistics(modules)
+        step.moved = {name for name in after if not equal(before.get(name), after[name])}
+        step.error = "".join(finding.what for finding in log.findings if finding.code == "first-step-failed")
+        step.taken, step.losses = well and start.batch is not None, _counted(step)
     for optimizer in stepped:
         if not any(optimizer is other for other in step.optimizers.values()):
             step.optimizers[f"{type(optimizer).__name__} {len(step.optimizers) + 1}"] = optimizer
@@ -120,7 +91,7 @@ def first_step(given, start, stepped, log):
 
 
 def _take(brain, modules, start, step, known, log):
-    """Take the step, and record it; returns the Origin of a NaN."""
+    """Take the step, and record it."""
     real_backward = torch.autograd.backward
 
     def backward(tensors, *args, **kwargs):
@@ -138,70 +109,35 @@ def _take(brain, modules, start, step, known, log):
         if not step.custom:
             raise Stopped
 
-    def note_input(name):
-        def note(module, args):
-            if args:
-                step.norm_inputs.setdefault(name, args[0].shape)
-
-        return note
+    def note_input(module, args):
+        if args:
+            step.norm_inputs.setdefault(norms[module], args[0].shape)
 
     def note_mode(module, args):
         step.ran[id(module)] = step.ran.get(id(module), False) or torch.is_grad_enabled()
 
     if start.batch is None:
         return
+    norms = {module: name for name, module in modules.named_modules() if isinstance(module, _BatchNorm)}
     with ExitStack() as stack:
-        for name, module in modules.named_modules():
-            if isinstance(module, _BatchNorm) and not isinstance(module, torch.jit.ScriptModule):
-                stack.callback(module.register_forward_pre_hook(note_input(name)).remove)
+        for module in norms:
+            if not isinstance(module, torch.jit.ScriptModule):
+                stack.callback(module.register_forward_pre_hook(note_input).remove)
         stack.enter_context(replaced(torch.autograd, "backward", backward))
         stack.enter_context(alone(brain))
         brain.step += 1
-        calls = stack.enter_context(watched_modules(brain))
+        seen = stack.enter_context(watched_modules(brain))
         if not is_compiled(brain):
             stack.callback(register_module_forward_pre_hook(note_mode).remove)
-        stack.enter_context(watched_sequences(brain, step.sequences))
+        stack.enter_context(watched_calls(brain, step.calls, step.lengths))
         try:
-            with Watch() as watch, _Losses(step.losses), suppress(Stopped):
+            with Watch() as watch, suppress(Stopped):
                 step.returned.append(brain.fit_batch(start.batch))
         finally:
-            step.resampled.extend(watch.resampled)
+            step.resampled = watch.resampled
             log.guarded("losses", _note, step, [call for call in watch.calls if call.value is not None])
         if any(math.isnan(backward.value) for backward in step.backwards):
-            return log.guarded("NaN", first_nan, brain, calls)
-
-
-class _Losses(TorchFunctionMode):
-    """Records the calls of torch's loss functions."""
-
-    def __init__(self, calls):
-        super().__init__()
-        self.calls = calls
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func not in LOSSES:
-            return func(*args, **(kwargs or {}))
-        bound = inspect.signature(func).bind(*args, **(kwargs or {}))
-        bound.apply_defaults()
-        given = [item.detach() if isinstance(item, torch.Tensor) else item for item in bound.arguments.values()]
-        names = list(bound.arguments)
-        call = LossCall(LOSSES[func], *given[:2], dict(zip(names[2:], given[2:])), made_by=_made_by(next(iter(bound.args))))
-        self.calls.append(call)  # before the call, which fails for a label that is not a class
-        value = func(*args, **(kwargs or {}))
-        value = value.clone() if value._is_view() else value  # a change in place would lose the hook of a view
-        # Several nodes, because a change of the value in place may take the last one out of the graph.
-        arguments = [item.grad_fn for item in bound.arguments.values() if isinstance(item, torch.Tensor)]
-        call.value = value.detach()
-        call.nodes = {node for node in graph([value], arguments) if not hasattr(node, "variable")}
-        note_slope(call, value)
-        return value
-
-
-def _made_by(tensor):
-    node = tensor.grad_fn if isinstance(tensor, torch.Tensor) else None
-    while node is not None and RESHAPING.match(node.name()):
-        node = node.next_functions[0][0]
-    return node.name() if node else ""
+            step.origin = log.guarded("NaN", first_nan, brain, seen)
 
 
 def _note(step, calls):
@@ -215,26 +151,15 @@ def _note(step, calls):
             one, other = [value.detach() for value in given.values() if isinstance(value, torch.Tensor)][:2]
             options = {key: value for key, value in given.items() if isinstance(value, float)}
             options.update(margin=getattr(owner, "margin", 0.0))
-            found = LossCall(name, one, other, options, call.value.detach(), {call.value.grad_fn}, call.slope)
-            step.losses.insert(0, found)  # before the last call, which may have failed
+            found = Call(name, one, other, options, call.value.detach(), {call.value.grad_fn}, call.slope)
+            step.calls.insert(0, found)  # before the last call, which may have failed
 
 
 def _counted(step):
     """The calls of losses that count: others are metrics."""
     nodes = set().union(*(backward.nodes for backward in step.backwards))
-    failed = [call for call in step.losses[-1:] if call.value is None and not step.backwards]
-    return [call for call in step.losses if call.nodes & nodes] or failed
-
-
-def graph(tensors, without=()):
-    """The nodes of the graph of tensors, up to some others."""
-    todo, known = [tensor.grad_fn for tensor in tensors], set()
-    while todo:
-        node = todo.pop()
-        if node is not None and node not in known and node not in without:
-            known.add(node)
-            todo += [parent for parent, _ in node.next_functions]
-    return known
+    failed = [call for call in step.calls[-1:] if call.value is None and call.target is not None and not step.backwards]
+    return [call for call in step.calls if call.nodes & nodes] or failed
 
 
 def _leaves(tensors, nodes):
@@ -253,15 +178,10 @@ def peak(device):
 
 
 def _statistics(modules):
-    """By name of a module, its running statistics, each with a counter of writes to the tensor."""
+    """By name of a module, the state of its running statistics."""
     found = {}
     for name, module in modules.named_modules():
         own = {**module._buffers, **module.__dict__}
-        tensors = [own[key] for key in STATISTICS + COUNTS if isinstance(own.get(key), torch.Tensor)]
         if any(key in own for key in STATISTICS):
-            found[name] = [(tensor, 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
+            found[name] = state([own.get(key) for key in STATISTICS + COUNTS])
     return found
-
-
-def _differ(old, new):
-    return len(old) != len(new) or any(a is not b or v != w for (a, v), (b, w) in zip(new, old))

@@ -16,9 +16,9 @@ import torch
 from speechbrain.core import Brain, Stage
 from speechbrain.nnet.schedulers import NewBobScheduler, ReduceLROnPlateau
 from speechbrain.preflight.attempts import failure, is_own, shown
+from speechbrain.preflight.observe.calls import watched_calls
 from speechbrain.preflight.observe.given import is_compiled, parts
 from speechbrain.preflight.observe.resume import begin_validation, changed
-from speechbrain.preflight.observe.sequences import Watched, watched_sequences
 from speechbrain.preflight.quiet import alone, replaced, writes_nothing
 from speechbrain.utils import checkpoints
 from speechbrain.utils.checkpoints import Checkpointer
@@ -94,7 +94,7 @@ def _validate(given, start, step, log):
 
     def evaluate(seed):
         begin_validation(brain, epoch, seed)
-        with torch.no_grad(), watched_sequences(brain, Watched()), causes:  # on a GPU, a wrong label would end all later calls
+        with torch.no_grad(), watched_calls(brain, [], {}), causes:  # on a GPU, a wrong label would end all calls
             loss = brain.evaluate_batch(batch, stage=Stage.VALID)
             average = brain.update_average(loss, 0.0)
             # Stock's average of NaN is 0

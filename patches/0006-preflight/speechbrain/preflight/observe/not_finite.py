@@ -45,12 +45,11 @@ def spoiled_items(batch):
 
 @contextmanager
 def watched_modules(brain):
-    """Record which modules get or return NaN while this context lasts, without waiting for the device.
-
-    The list has, for each call of a module: the module that would be to blame (None for the Brain), the module that gets it (or
-    None), and the sums of its tensors.
-    """
-    seen, inside = [], []
+    """Record which modules get or return NaN while this context lasts, without waiting for the device."""
+    seen, inside = (
+        [],
+        [],
+    )  # by value: the module that made it (None: the Brain), the one that gets it, sums of its tensors
 
     def before(module, arguments):
         seen.append((inside[-1] if inside else None, module, _sums(arguments)))

@@ -55,10 +55,8 @@ def loaded(seen):
         name = names.get(id(load.module()))
         if name and load.own and load.by != "checkpoint" and not (load.file and shown(load.file).startswith(shown(own))):
             found[name] = {"module": name, "file": load.file, "keys": len(load.own & load.given), "of": len(load.own)}
-    texts = [
-        f"{one['module']}: {one['keys']} of {one['of']} keys" + (f" from {shown(one['file'])}" if one["file"] else "")
-        for one in found.values()
-    ]
+    texts = [f"{one['module']}: {one['keys']} of {one['of']} keys" for one in found.values()]
+    texts = [text + (f" from {shown(one['file'])}" if one["file"] else "") for text, one in zip(texts, found.values())]
     return found and ("\n".join(texts[:4]) + f"\nand {len(texts) - 4} more" * (len(texts) > 4), {"modules": [*found.values()]})
 
 

@@ -127,7 +127,7 @@ def _states(given):
     for name, item in (*own, *held(given.brain, kinds).items(), ("epoch_counter", given.epochs)):
         if isinstance(item, kinds) and not isinstance(item, apart):
             found.setdefault(id(item), (name, item))
-    return {name: (item, _state(_content(item))) for name, item in found.values()}
+    return {name: (item, state(_content(item))) for name, item in found.values()}
 
 
 def _content(item):
@@ -138,27 +138,28 @@ def _content(item):
     return {key: value for key, value in vars(item).items() if key != "training"}
 
 
-def _state(value, depth=5):
-    """Something that is equal if and only if a value is unchanged."""
+def state(value, depth=5):
+    """Return something that is equal if and only if a value is unchanged."""
     if isinstance(value, torch.Tensor):
         return value, 0 if value.is_inference() else value._version
     if isinstance(value, dict):
-        return [*value, *(_state(part, depth - 1) for part in value.values())] if depth and len(value) < 1000 else len(value)
+        return [*value, *(state(part, depth - 1) for part in value.values())] if depth and len(value) < 1000 else len(value)
     if isinstance(value, (list, tuple, deque)):
-        return [_state(part, depth - 1) for part in value] if depth and len(value) < 1000 else len(value)
+        return [state(part, depth - 1) for part in value] if depth and len(value) < 1000 else len(value)
     return repr(value) if isinstance(value, PLAIN) else None
 
 
-def _equal(one, other):
+def equal(one, other):
+    """Return whether two states are equal."""
     if isinstance(one, (list, tuple)) and type(one) is type(other) and len(one) == len(other):
-        return all(map(_equal, one, other))
+        return all(map(equal, one, other))
     tensor = isinstance(one, torch.Tensor) or isinstance(other, torch.Tensor)
     return one is other if tensor else one == other
 
 
 def changed(states):
     """The names of the objects that have another state now."""
-    return [name for name, (item, before) in states.items() if not _equal(before, _state(_content(item)))]
+    return [name for name, (item, before) in states.items() if not equal(before, state(_content(item)))]
 
 
 def inside(*roots):

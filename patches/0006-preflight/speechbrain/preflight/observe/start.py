@@ -20,7 +20,7 @@ from speechbrain.utils.checkpoints import Checkpointer
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 
-@dataclass(frozen=True)
+@dataclass
 class Start:
     """The Brain and its first batch before the first step."""
 
@@ -37,35 +37,36 @@ class Start:
     weights: list = field(default_factory=list)  # the weights before the first step
     resumed: Resumed = field(default_factory=Resumed)  # what an earlier run left, and what is recovered of it
     exhausted: bool = False  # whether the epoch counter has no epoch left
-    # The ids of the parameters that were trainable when ``on_fit_start`` wrapped the modules.
-    trainable: frozenset = frozenset()
+    trainable: frozenset = (
+        frozenset()
+    )  # the ids of the parameters that were trainable when ``on_fit_start`` wrapped the modules
 
 
 def start(given, log, loaded=None):
     """Do what ``fit`` does before the first step."""
-    brain, train_loader, valid_loader, batch, spare, ready = given.brain, None, None, None, None, False
-    made, train_loader = log.attempt("dataloader-failed", _loader, brain, given.train_set, Stage.TRAIN, given.train_options)
+    brain, made = given.brain, Start()
+    well, made.train_loader = log.attempt(
+        "dataloader-failed", _loader, brain, given.train_set, Stage.TRAIN, given.train_options
+    )
     if given.valid_set is not None:
         options = {**given.valid_options, "ckpt_prefix": None}
-        _, valid_loader = log.attempt("dataloader-failed", _loader, brain, given.valid_set, Stage.VALID, options)
-    epoch, resumed, exhausted = 1, Resumed(), []
-    began, _ = log.attempt("fit-start-failed", brain.on_fit_start)
-    optimizers = held(brain, Optimizer)
-    trainable = frozenset(id(p) for p in brain.modules.parameters() if p.requires_grad)
-    if began:
-        resumed = resume.look(given, loaded or Loaded(), valid_loader, log)
-        began, epoch = log.attempt("stage-start-failed", _start_stage, given, optimizers, exhausted)
-    found = log.guarded("weights", weights.look, given.modules) or []
+        _, made.valid_loader = log.attempt("dataloader-failed", _loader, brain, given.valid_set, Stage.VALID, options)
+    made.began, _ = log.attempt("fit-start-failed", brain.on_fit_start)
+    made.optimizers = held(brain, Optimizer)
+    made.trainable = frozenset(id(p) for p in brain.modules.parameters() if p.requires_grad)
+    if made.began:
+        made.resumed = resume.look(given, loaded or Loaded(), made.valid_loader, log)
+        made.began, made.epoch = log.attempt("stage-start-failed", _start_stage, given, made)
+    made.weights = log.guarded("weights", weights.look, given.modules) or []
     clock = perf_counter()
-    if made:
-        drawn, batch = log.attempt("first-batch-failed", lambda: next(iter(train_loader), None))
-        ready = drawn and began  # equal on all processes, so that all make the same attempts
-    seconds = perf_counter() - clock
+    if well:
+        drawn, made.batch = log.attempt("first-batch-failed", lambda: next(iter(made.train_loader), None))
+        made.ready = drawn and made.began  # equal on all processes, so that all make the same attempts
+    made.seconds = perf_counter() - clock
     with suppress(Exception):
-        spare = copy.deepcopy(batch)
-    spoiled = log.guarded("batch", spoiled_items, batch) or {}
-    taken = train_loader, valid_loader, batch, seconds, spare, spoiled, epoch, began, ready, optimizers, found
-    return Start(*taken, resumed, bool(exhausted), trainable)
+        made.spare = copy.deepcopy(made.batch)
+    made.spoiled = log.guarded("batch", spoiled_items, made.batch) or {}
+    return made
 
 
 def _loader(brain, dataset, stage, options):
@@ -74,14 +75,12 @@ def _loader(brain, dataset, stage, options):
     return brain.make_dataloader(dataset, stage=stage, **options)
 
 
-def _start_stage(given, optimizers, exhausted):
+def _start_stage(given, made):
     brain, epoch = given.brain, next(iter(given.epochs), None)
-    if epoch is None:
-        exhausted.append(given.epochs)
-        epoch = 1
+    made.exhausted, epoch = epoch is None, epoch or 1
     brain.on_stage_start(Stage.TRAIN, epoch)
     brain.modules.train()
-    for parameter in chain(brain.modules.parameters(), parameters_of(optimizers)):
+    for parameter in chain(brain.modules.parameters(), parameters_of(made.optimizers)):
         parameter.grad = None
     brain.zero_grad()
     brain.nonfinite_count = 0

@@ -48,12 +48,8 @@ class Weight:
 
 def look(modules):
     """Read all parameters and buffers of floating-point values once."""
-    plain = [
-        (f"{name}.{key}", module.__dict__[key])  # of normalizations that keep their statistics outside their buffers
-        for name, module in modules.named_modules()
-        for key in STATISTICS
-        if isinstance(module.__dict__.get(key), torch.Tensor)
-    ]
+    plain = ((f"{name}.{key}", vars(module).get(key)) for name, module in modules.named_modules() for key in STATISTICS)
+    plain = ((name, value) for name, value in plain if isinstance(value, torch.Tensor))  # statistics that are not buffers
     tensors = [*modules.named_parameters(), *modules.named_buffers(), *plain]
     tensors = {id(tensor): (name, tensor) for name, tensor in tensors if _readable(tensor)}
     shapes, norms, by_device = {}, {}, {}
@@ -90,13 +86,10 @@ def _shape_of_layer(module, weight):
 
 
 def identical_units(found):
-    """Find out, for each layer whose values are all equal, whether all its units got the same gradient in a backward pass.
-
-    A gradient of 0 counts only if all layers get it, because a layer of zeros after this one may change, and then this one gets
-    another gradient.
-    """
+    """Find out, for each layer whose values are all equal, whether all its units got the same gradient in a backward pass."""
     layers = [weight for weight in found if weight.fan_in and weight.tensor.grad is not None]
     layers = [weight for weight in layers if not weight.tensor.grad.is_sparse]
+    # A gradient of 0 counts only if all layers get it: a layer of zeros after this one may change, and with it this gradient.
     stuck = not any(weight.tensor.grad.any() for weight in layers)
     identical = {}
     for weight in layers:
