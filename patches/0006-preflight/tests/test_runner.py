@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -250,14 +249,6 @@ def test_a_report_that_cannot_be_printed_is_not_lost(tmp_path, monkeypatch, capf
     monkeypatch.setattr(sys, "stdout", sys.stdout)
     assert outside.write(report, options, stream)
     assert "error[a-b]: what" in capfd.readouterr().err and options.json.exists()
-
-
-def test_a_line_says_what_takes_long(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(outside, "WAITS", (0.1,))
-    with outside.progress():
-        time.sleep(0.3)
-    said = r"^preflight: 0 s, in test_a_line_says_what_takes_long, .*test_runner.py:\d+$"
-    assert re.search(said, capfd.readouterr().err, re.MULTILINE)
 
 
 def test_codes_lists_every_code(capsys):

@@ -3,16 +3,16 @@
 import re
 import textwrap
 import warnings
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import soundfile
 import torch
 from speechbrain.preflight.checks.audio import expected_rate
+from speechbrain.preflight.observe.given import hooked
 from speechbrain.preflight.observe.items import Items, is_audio
 from speechbrain.preflight.observe.not_finite import tensors
 from speechbrain.utils.distributed import if_main_process
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 WRITTEN, DRAWN = 16, 8  # clips as files, and in the picture
 LEAST, CHANNELS = 2000, 8  # samples of a waveform, which an embedding does not have, and channels at most
@@ -23,7 +23,7 @@ RANGE = 80  # dB in a spectrogram
 
 
 @contextmanager
-def hearing(wanted):
+def hearing(given):
     """Yield a list that gets the waveform that the first module after the augmentations gets, or None if it gets none."""
     heard, inside = [], []
 
@@ -31,17 +31,14 @@ def hearing(wanted):
         if CHANGES.search(f"{type(module).__module__}.{type(module).__name__}"):
             inside.append(module)
         elif not heard and not inside:
-            given = [value for value in arguments[:1] if isinstance(value, torch.Tensor) and value.is_floating_point()]
-            heard.extend(value.detach().float().cpu().clone() if _is_waveform(value) else None for value in given)
+            first = [value for value in arguments[:1] if isinstance(value, torch.Tensor) and value.is_floating_point()]
+            heard.extend(value.detach().float().cpu().clone() if _is_waveform(value) else None for value in first)
 
     def after(module, arguments, output):
         if module in inside:
             inside.remove(module)
 
-    with ExitStack() as stack:
-        if wanted:
-            stack.callback(register_module_forward_pre_hook(before).remove)
-            stack.callback(register_module_forward_hook(after).remove)
+    with hooked(given.brain, before, after) if given.look else nullcontext():
         yield heard
 
 

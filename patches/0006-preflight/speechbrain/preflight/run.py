@@ -34,7 +34,7 @@ def examine(given, loaded, ranks):
     log = Log(ranks)
     with nothing_changes(log.said) as stepped:
         before = start(given, log, loaded)
-        with hearing(given.look) as heard:
+        with hearing(given) as heard:
             step = first_step(given, before, stepped, log)
         valid = first_valid(given, before, step, log)
         behaves = behaviour(given, before, step, valid, stepped, log)

@@ -72,9 +72,9 @@ def lengths(seen):
                 what = f"{one.call.name} gets {which} lengths up to {most}, but the {which} has {steps} steps"
                 remedy = "pass numbers of steps to torch's losses, and relative lengths, 0 to 1, to SpeechBrain's"
                 yield Finding("error", "lengths-not-relative", what, f"{one.call.name}, {which} lengths", remedy)
-    for name, most in seen.sequences.lengths.items():
+    for name, most in seen.step.lengths.items():
         if most > 1.01:
-            what = f"this module takes relative lengths, 0 to 1, but gets {most:g}"
+            what = f"this module takes relative lengths, 0 to 1, but gets {float(most):g}"
             remedy = "pass the lengths of the batch (batch.sig.lengths), not numbers of samples or frames"
             yield Finding("error", "lengths-not-relative", what, name, remedy)
 

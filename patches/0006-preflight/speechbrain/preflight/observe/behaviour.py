@@ -14,11 +14,10 @@ from speechbrain.core import Brain, Stage
 from speechbrain.preflight.attempts import failure
 from speechbrain.preflight.observe.calls import graph
 from speechbrain.preflight.observe.first_valid import certain
-from speechbrain.preflight.observe.given import is_compiled, parts
+from speechbrain.preflight.observe.given import hooked, is_compiled, parts
 from speechbrain.preflight.observe.not_finite import tensors
 from speechbrain.preflight.observe.start import parameters_of
 from speechbrain.preflight.quiet import replaced, seed_all, writes_nothing
-from torch.nn.modules.module import register_module_forward_hook
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 SECONDS = 40.0  # how long all of it may take
@@ -174,13 +173,9 @@ def _compare(made, brain, loader, epoch):
         if perf_counter() - began > SLOW:
             raise TimeoutError
         calls = []
-        handle = register_module_forward_hook(lambda module, *values: calls.append((module, *map(_first_row, values))))
-        try:
-            seed_all(seed)
-            with torch.no_grad():
-                outputs = brain.compute_forward(loader.collate_fn(copy.deepcopy([*items])), Stage.VALID)
-        finally:
-            handle.remove()
+        seed_all(seed)
+        with torch.no_grad(), hooked(brain, after=lambda module, *values: calls.append((module, *map(_first_row, values)))):
+            outputs = brain.compute_forward(loader.collate_fn(copy.deepcopy([*items])), Stage.VALID)
         found = {".".join(keys): tensor.detach().float() for keys, tensor in tensors([outputs])}
         return {key: t for key, t in found.items() if t.dim() > 1 and len(t) == len(items) and t.isfinite().all()}, calls
 

@@ -14,7 +14,7 @@ from speechbrain.core import Brain
 from speechbrain.nnet.losses import AngularMargin
 from speechbrain.preflight.observe import weights
 from speechbrain.preflight.observe.calls import Call, graph, watched_calls
-from speechbrain.preflight.observe.given import is_compiled
+from speechbrain.preflight.observe.given import hooked
 from speechbrain.preflight.observe.items import LOSSES as SPEECHBRAIN
 from speechbrain.preflight.observe.items import Watch
 from speechbrain.preflight.observe.not_finite import Origin, first_nan, watched_modules
@@ -23,7 +23,6 @@ from speechbrain.preflight.observe.start import parameters_of
 from speechbrain.preflight.observe.weights import COUNTS, STATISTICS
 from speechbrain.preflight.quiet import alone, replaced
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.module import register_module_forward_pre_hook
 
 try:
     import resource
@@ -127,8 +126,7 @@ def _take(brain, modules, start, step, known, log):
         stack.enter_context(alone(brain))
         brain.step += 1
         seen = stack.enter_context(watched_modules(brain))
-        if not is_compiled(brain):
-            stack.callback(register_module_forward_pre_hook(note_mode).remove)
+        stack.enter_context(hooked(brain, note_mode))
         stack.enter_context(watched_calls(brain, step.calls, step.lengths))
         try:
             with Watch() as watch, suppress(Stopped):

@@ -17,14 +17,13 @@ from speechbrain.core import Brain, Stage
 from speechbrain.nnet.schedulers import NewBobScheduler, ReduceLROnPlateau
 from speechbrain.preflight.attempts import failure, is_own, shown
 from speechbrain.preflight.observe.calls import watched_calls
-from speechbrain.preflight.observe.given import is_compiled, parts
+from speechbrain.preflight.observe.given import hooked, is_compiled, parts
 from speechbrain.preflight.observe.resume import begin_validation, changed
 from speechbrain.preflight.quiet import alone, replaced, writes_nothing
 from speechbrain.utils import checkpoints
 from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.epoch_loop import EpochCounterWithStopper
 from torch.nn.modules.dropout import _DropoutNd
-from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
 SECONDS = 60.0  # how long all of it may take
@@ -94,7 +93,7 @@ def _validate(given, start, step, log):
 
     def evaluate(seed):
         begin_validation(brain, epoch, seed)
-        with torch.no_grad(), watched_calls(brain, [], {}), causes:  # on a GPU, a wrong label would end all calls
+        with torch.no_grad(), hooked(brain, causes.note), watched_calls(brain, [], {}), causes:
             loss = brain.evaluate_batch(batch, stage=Stage.VALID)
             average = brain.update_average(loss, 0.0)
             # Stock's average of NaN is 0
@@ -179,15 +178,8 @@ class _Causes(TorchFunctionMode):
         super().__init__()
         self.modules, self.drops, self.augments = set(), {}, {}
 
-    def __enter__(self):
-        self.handle = register_module_forward_pre_hook(self._note_module)
-        return super().__enter__()
-
-    def __exit__(self, *raised):
-        self.handle.remove()
-        super().__exit__(*raised)
-
-    def _note_module(self, module, arguments):
+    def note(self, module, arguments):
+        """Note a module whose dropout is active."""
         share = getattr(module, "p" if isinstance(module, _DropoutNd) else "dropout", 0)
         if module.training and isinstance(share, float) and share > 0:
             self.modules.add(module)

@@ -1,6 +1,7 @@
 """What ``fit`` is given."""
 
 from collections.abc import Iterable
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from speechbrain.preflight.observe.items import Items
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,16 @@ class Given:
 def is_compiled(brain):
     """Return whether torch.compile has wrapped a module; hooks would change what it compiles, and it writes files."""
     return any(hasattr(module, "_orig_mod") for module in brain.modules.modules())
+
+
+@contextmanager
+def hooked(brain, before=None, after=None):
+    """Call functions before and after each module while this context lasts, unless modules are compiled."""
+    with ExitStack() as stack:
+        for register, hook in ((register_module_forward_pre_hook, before), (register_module_forward_hook, after)):
+            if hook and not is_compiled(brain):
+                stack.callback(register(hook).remove)
+        yield
 
 
 def held(brain, kind):

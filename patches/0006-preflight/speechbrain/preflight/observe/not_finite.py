@@ -2,12 +2,11 @@
 
 import math
 from collections.abc import Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 import torch
-from speechbrain.preflight.observe.given import is_compiled, parts
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from speechbrain.preflight.observe.given import hooked, parts
 
 
 class Origin(NamedTuple):
@@ -59,10 +58,7 @@ def watched_modules(brain):
         inside.pop()
         seen.append((module, None, _sums(output)))
 
-    with ExitStack() as stack:
-        if not is_compiled(brain):
-            stack.callback(register_module_forward_pre_hook(before).remove)
-            stack.callback(register_module_forward_hook(after).remove)
+    with hooked(brain, before, after):
         yield seen
 
 

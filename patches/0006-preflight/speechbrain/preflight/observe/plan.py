@@ -7,7 +7,6 @@ import torch
 from speechbrain.core import Brain
 from speechbrain.preflight.attempts import shown
 from speechbrain.preflight.observe.given import parts
-from speechbrain.preflight.observe.items import Items
 from speechbrain.preflight.report import some
 from speechbrain.utils.logger import format_order_of_magnitude
 
@@ -62,14 +61,13 @@ def loaded(seen):
 
 def data(seen):
     """The items and hours of both sets."""
-    given, start, found, texts = seen.given, seen.start, {}, []
-    sets = ("train", given.train_set, start.train_loader), ("valid", given.valid_set, start.valid_loader)
-    for split, dataset, loader in sets:
-        items = Items.of(split, dataset)
+    found, texts = {}, []
+    for split, loader in (("train", seen.start.train_loader), ("valid", seen.start.valid_loader)):
+        items = seen.given.sets.get(split)
         count = _length(getattr(loader, "dataset", None) if items is None else items)
         if count is None:
             continue
-        seconds, by = seen.clips.seconds(items) if items is not None and count else ({}, "")
+        seconds, by = seen.clips.seconds(items) if items is not None else ({}, "")
         total, known = sum(seconds.values()), len(seconds)
         texts.append(f"{split} {_many(count, 'item')}")
         found[split] = {"items": count}

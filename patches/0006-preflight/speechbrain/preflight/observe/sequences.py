@@ -1,7 +1,4 @@
-"""Reads token sequences: those that losses and embeddings take in the first step, then those of all items.
-
-A key of the batch contains the tokens of a call if its values in the first batch are equal to them.
-"""
+"""Reads token sequences: those that losses and embeddings take in the first step, then those of all items."""
 
 import math
 from collections.abc import Iterable
@@ -31,7 +28,7 @@ class Taken(NamedTuple):
     """The tokens of a call."""
 
     call: Call
-    key: str | None  # the key of the batch that contains them
+    key: str | None  # the key of the batch whose values are equal to them
     ids: torch.Tensor  # [rows, positions]
     inside: torch.Tensor | None  # which positions are inside the lengths
     names: list  # the id of the item of each row
@@ -48,7 +45,6 @@ class Sequences:
     """The token sequences of a run."""
 
     taken: list = field(default_factory=list)  # what the losses that count, and embeddings, take in the first step
-    lengths: dict = field(default_factory=dict)  # by name of a module, the largest of its relative lengths
     # By set and key of the batch, the tokens of each item by its id, and what they are encoded with: a list of Vocabulary.
     rows: dict = field(default_factory=dict)
     vocabularies: dict = field(default_factory=dict)
@@ -75,8 +71,7 @@ def sequences(seen):
     vocabularies = {key: [*map(_vocabulary, column.encoders + column.tokenizers)] for key, column in columns.items()}
     rows = {key: _rows(columns[key]) for key in columns if key[1] in {one.key for one in taken}}
     seconds, drawn = _seconds(given, batch, keys, seen.clips)
-    lengths = {name: float(value) for name, value in step.lengths.items()}
-    return Sequences(taken, lengths, rows, vocabularies, seconds, _frames(given, drawn, taken))
+    return Sequences(taken, rows, vocabularies, seconds, _frames(given, drawn, taken))
 
 
 def _name(items, i):
@@ -127,10 +122,7 @@ def _sequences_of(batch, key):
 
 
 def _placed(ids, inside, masked, data, lengths):
-    """The tokens, [rows, positions], and which are inside the lengths, if they are a key's values.
-
-    Augmentation may have repeated them, and a loss cut off the last ones or masked one token.
-    """
+    """The tokens, [rows, positions], and which are inside the lengths, if they are a key's values, even repeated or cut off."""
     if data is None or data.is_floating_point():
         return None
     for width in range(data.shape[1], max(1, data.shape[1] - TRUNCATED - 1), -1):

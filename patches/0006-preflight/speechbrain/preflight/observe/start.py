@@ -37,17 +37,13 @@ class Start:
     weights: list = field(default_factory=list)  # the weights before the first step
     resumed: Resumed = field(default_factory=Resumed)  # what an earlier run left, and what is recovered of it
     exhausted: bool = False  # whether the epoch counter has no epoch left
-    trainable: frozenset = (
-        frozenset()
-    )  # the ids of the parameters that were trainable when ``on_fit_start`` wrapped the modules
+    trainable: frozenset = frozenset()  # the ids of the parameters that are trainable when ``on_fit_start`` wraps the modules
 
 
 def start(given, log, loaded=None):
     """Do what ``fit`` does before the first step."""
-    brain, made = given.brain, Start()
-    well, made.train_loader = log.attempt(
-        "dataloader-failed", _loader, brain, given.train_set, Stage.TRAIN, given.train_options
-    )
+    brain, made, options = given.brain, Start(), given.train_options
+    well, made.train_loader = log.attempt("dataloader-failed", _loader, brain, given.train_set, Stage.TRAIN, options)
     if given.valid_set is not None:
         options = {**given.valid_options, "ckpt_prefix": None}
         _, made.valid_loader = log.attempt("dataloader-failed", _loader, brain, given.valid_set, Stage.VALID, options)
@@ -77,7 +73,7 @@ def _loader(brain, dataset, stage, options):
 
 def _start_stage(given, made):
     brain, epoch = given.brain, next(iter(given.epochs), None)
-    made.exhausted, epoch = epoch is None, epoch or 1
+    made.exhausted, epoch = epoch is None, 1 if epoch is None else epoch
     brain.on_stage_start(Stage.TRAIN, epoch)
     brain.modules.train()
     for parameter in chain(brain.modules.parameters(), parameters_of(made.optimizers)):
