@@ -142,17 +142,10 @@ def _subclasses(cls):
 
 def main(arguments=None):
     """Run the command line, and return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m speechbrain.preflight",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    about = {"description": DESCRIPTION, "epilog": EPILOG, "formatter_class": argparse.RawDescriptionHelpFormatter}
+    parser = argparse.ArgumentParser("python -m speechbrain.preflight", allow_abbrev=False, **about)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the report to FILE, as JSON")
-    parser.add_argument(
-        "--scan-seconds", type=float, default=20.0, metavar="S", help="read audio for up to S seconds (default: 20)"
-    )
+    parser.add_argument("--scan-seconds", type=float, default=20.0, metavar="S", help="read audio for S seconds (default: 20)")
     parser.add_argument("--look", type=Path, metavar="FOLDER", help="write the first batch as WAV files, and a picture of it")
     parser.add_argument("--strict", action="store_true", help="exit with 1 for warnings, too")
     parser.add_argument("--fit", type=int, default=1, metavar="N", help="check the script's N-th call of fit (default: 1)")

@@ -10,14 +10,13 @@ import soundfile
 import torch
 from speechbrain.preflight.checks.audio import expected_rate
 from speechbrain.preflight.observe.given import hooked
-from speechbrain.preflight.observe.items import Items, is_audio
+from speechbrain.preflight.observe.items import is_audio
 from speechbrain.preflight.observe.not_finite import tensors
 from speechbrain.utils.distributed import if_main_process
 
 WRITTEN, DRAWN = 16, 8  # clips as files, and in the picture
 LEAST, CHANNELS = 2000, 8  # samples of a waveform, which an embedding does not have, and channels at most
 CHANGES = re.compile("augment|resampl|perturb", re.IGNORECASE)  # modules that change a waveform before the model gets it
-NUMBER = re.compile(r"[-+\d.e]*").fullmatch
 LONG = 4.0  # seconds of clips that need wide axes
 RANGE = 80  # dB in a spectrogram
 
@@ -65,10 +64,7 @@ def look(folder, seen, heard, log):
 
 
 def _clips(wave, seen):
-    """Yield the clips of the first batch: the id, the label or transcript, and the samples [T, channels] without padding.
-
-    Copies that an augmentation adds come after the clip.
-    """
+    """Yield each clip of the first batch and its copies: the id, the text, and the samples [T, channels] without padding."""
     ids = getattr(seen.start.batch, "id", None)
     times, left = divmod(len(wave), len(ids)) if isinstance(ids, list) and ids else (0, 0)
     ids = [str(name) for name in ids] if times and not left else [str(i) for i in range(len(wave))]
@@ -81,16 +77,12 @@ def _clips(wave, seen):
 
 
 def _texts(seen, ids):
-    """By id, the values of the manifest from which an item's label or tokens are made; if unknown, all of its words."""
-    items = Items.of("train", seen.given.train_set)
-    if items is None or items.pipeline is None or not len(items):
-        return {}
-    taken = sorted(seen.sequences.taken, key=lambda one: one.call.name == "embedding")
-    made = [*seen.labels.targets, *(one.key for one in taken if one.key)][:1]
-    takes = [key for key in items.needed([items.pipeline.output_mapping[key] for key in made] or None) if key != "id"]
-    chosen = filter(lambda static: str(static["id"]) in ids, map(items.static, range(len(items))))
-    values = {str(static["id"]): [str(static.get(key, "")) for key in takes] for static in chosen}
-    return {name: " ".join(one for one in of if made or not (is_audio(one) or NUMBER(one))) for name, of in values.items()}
+    """By id, the values of the manifest from which an item is made, except its audio files: labels or a transcript."""
+    items = seen.given.sets.get("train")
+    chosen = [static for static in map(items.static, range(len(items))) if str(static.get("id")) in ids] if items else []
+    keys = [key for key in items.needed() if key != "id"] if chosen else []
+    values = {str(static["id"]): [static[key] for key in keys if key in static] for static in chosen}
+    return {name: " ".join(str(value) for value in of if not is_audio(value)) for name, of in values.items()}
 
 
 def _draw(path, clips, rate):

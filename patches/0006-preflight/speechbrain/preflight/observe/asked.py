@@ -2,9 +2,10 @@
 
 import math
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
-from speechbrain.preflight.observe.behaviour import fit
+from speechbrain.preflight.observe.behaviour import whole_steps
 from speechbrain.preflight.observe.first_step import peak
 from speechbrain.preflight.observe.start import nothing_changes
 from speechbrain.preflight.quiet import replaced, writes_nothing
@@ -43,13 +44,11 @@ def asked(given, start, step, clips, log):
 
 
 def _overfit(brain, batch, steps, log):
-    losses = []
-    brain.modules.train()
-    brain.zero_grad()
+    losses, taken = [], islice(whole_steps(brain, batch), steps)
     with writes_nothing([]):
-        for number in tqdm(range(1, steps + 1), desc="overfit", unit="step", disable=None, leave=False):
-            losses.append(fit(brain, batch, number))
-            if not math.isfinite(losses[-1]):
+        for loss in tqdm(taken, "overfit", steps, unit="step", disable=None, leave=False):
+            losses.append(loss)
+            if not math.isfinite(loss):
                 break
     return tuple(losses)
 
@@ -95,12 +94,8 @@ def _step_on(brain, make, size, log):
 
 def _peak(brain, make, log):
     on_gpu = torch.device(brain.device).type == "cuda"
-    brain.modules.train()
-    brain.zero_grad()
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     with writes_nothing([]):
-        batch = make()
-        for number in (1, 2):
-            fit(brain, batch, number)
+        list(islice(whole_steps(brain, make()), 2))
     return peak(brain.device), "allocated on the GPU" if on_gpu else "of resident memory"

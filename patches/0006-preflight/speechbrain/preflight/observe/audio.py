@@ -1,8 +1,4 @@
-"""Reads the audio files of the items, and those of augmentations.
-
-To find these files, a few items are evaluated, and the files that they open compared with the values in the manifest. The
-headers of all files are read, then as many whole files as there is time for.
-"""
+"""Reads the audio files of items and augmentations: all headers, then as many whole files as there is time for."""
 
 import math
 import os
@@ -85,7 +81,7 @@ def _of_augmentations(given):
 
 
 def sources(items):
-    """Find where the manifest names the files that items open; if none is seen to open, the names of existing audio files."""
+    """Find where the manifest names the files that a few items open; if none does, where it names existing audio files."""
     certain, likely = {}, []
     for i, watches in zip(items.probed, zip(*items.probes.values())):
         leaves = list(_leaves(items.static(i)))

@@ -5,6 +5,7 @@ import math
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import count
 from time import perf_counter
 from typing import NamedTuple
 
@@ -93,7 +94,7 @@ def _take_steps(made, brain, start, step, stepped, writes, log):
     """Take real steps on the first batch, and record what they change."""
     owned = {id(p): p for p in parameters_of(step.optimizers)}
     before = {key: p.detach().clone() for key, p in owned.items()}
-    counts, began = [_kept(brain)], perf_counter()
+    counts, began, losses = [_kept(brain)], perf_counter(), whole_steps(brain, start.spare)
 
     def note(optimizer, args, kwargs):
         if not made.losses:
@@ -102,13 +103,11 @@ def _take_steps(made, brain, start, step, stepped, writes, log):
             made.rates += tuple(float(group.get("lr", 1.0)) for group in optimizer.param_groups)
             made.frozen.update(id(p) for p in own if not p.requires_grad)
 
-    brain.modules.train()
-    brain.zero_grad()
     handle = register_optimizer_step_pre_hook(note)
     with replaced(stepped, "real", True):
         while len(counts) <= STEPS and (len(counts) == 1 or perf_counter() - began < SLOW):
             try:
-                loss = fit(brain, start.spare, len(counts))
+                loss = next(losses)
             except Exception as error:
                 if certain(error, writes):
                     log.findings.append(failure("real-step-failed", error))
@@ -117,13 +116,16 @@ def _take_steps(made, brain, start, step, stepped, writes, log):
             made.losses += (loss,)
             counts.append(_kept(brain))
     handle.remove()
-    made.kept = {name: [count.get(name, 0) for count in counts] for name in set().union(*counts)}
+    made.kept = {name: [kept.get(name, 0) for kept in counts] for name in set().union(*counts)}
 
 
-def fit(brain, batch, number):
-    """Take a whole step on a copy of a batch; returns the loss."""
-    brain.step = number * getattr(brain, "grad_accumulation_factor", 1)  # so that each one steps
-    return float(torch.as_tensor(brain.fit_batch(copy.deepcopy(batch))).detach().float().mean())
+def whole_steps(brain, batch):
+    """Take whole steps on copies of a batch; yields their losses."""
+    brain.modules.train()
+    brain.zero_grad()
+    for number in count(1):
+        brain.step = number * getattr(brain, "grad_accumulation_factor", 1)  # so that each one steps
+        yield float(torch.as_tensor(brain.fit_batch(copy.deepcopy(batch))).detach().float().mean())
 
 
 def _change(old, new):

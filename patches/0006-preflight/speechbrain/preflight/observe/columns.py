@@ -1,7 +1,4 @@
-"""Evaluates all output keys that read no audio, once for each item; checks of labels, tokens and items read the values.
-
-Keys that take the same values of the manifest are evaluated together, and only once for items that have the same ones.
-"""
+"""Evaluates all output keys that read no audio, once for items that have the same values in the manifest."""
 
 import numbers
 import random

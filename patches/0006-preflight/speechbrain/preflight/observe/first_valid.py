@@ -18,7 +18,7 @@ from speechbrain.nnet.schedulers import NewBobScheduler, ReduceLROnPlateau
 from speechbrain.preflight.attempts import failure, is_own, shown
 from speechbrain.preflight.observe.calls import watched_calls
 from speechbrain.preflight.observe.given import hooked, is_compiled, parts
-from speechbrain.preflight.observe.resume import begin_validation, changed
+from speechbrain.preflight.observe.resume import begin_validation, changed, same
 from speechbrain.preflight.quiet import alone, replaced, writes_nothing
 from speechbrain.utils import checkpoints
 from speechbrain.utils.checkpoints import Checkpointer
@@ -61,11 +61,7 @@ class FirstValid:
     @property
     def random(self):
         """bool: Whether the loss depends on the seed, and on nothing else that changes."""
-        return len(self.losses) == 3 and _same(self.losses[0], self.losses[2])
-
-
-def _same(one, other):
-    return math.isclose(one, other, rel_tol=1e-3, abs_tol=1e-6)
+        return len(self.losses) == 3 and same(self.losses[0], self.losses[2])
 
 
 def first_valid(given, start, step, log):
@@ -123,7 +119,7 @@ def _validate(given, start, step, log):
         seconds = perf_counter() - began
         again = bool(losses) and seconds < AGAIN
         with suppress(Exception):  # which a run would not meet
-            while again and (len(losses) == 1 or (len(losses) == 2 and not _same(*losses))):
+            while again and (len(losses) == 1 or (len(losses) == 2 and not same(*losses))):
                 evaluate(len(losses) % 2 + 1)
     dropouts = [name for name, module in parts(brain) if module in causes.modules]
     after = tuple(changed(start.resumed.states))

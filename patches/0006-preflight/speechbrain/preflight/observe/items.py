@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+from speechbrain.dataio.dataloader import LoopedLoader
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.utils.data_pipeline import StaticItem
 from torch.utils.data import DataLoader, Subset
@@ -33,7 +34,7 @@ def is_audio(value):
     return isinstance(value, (str, os.PathLike)) and os.path.splitext(os.fspath(value))[1].lower() in AUDIO
 
 
-class Call(SimpleNamespace):
+class Noted(SimpleNamespace):
     """A call of one of SpeechBrain's losses, or of an Augmenter: its name, arguments, value, and the gradient of the value."""
 
 
@@ -88,10 +89,6 @@ class Watch:
         if note is not None:
             note(self, frame, event, result)
 
-    def _note_read(self, frame, event, result):
-        if event == "return" and result is not None:
-            self.read.append(result[0] if isinstance(result, tuple) else result)
-
     def _note_maker(self, frame, event, _):
         if event != "call":
             return
@@ -110,8 +107,8 @@ class Watch:
         for name in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount] if event == "call" else ():
             if is_audio(frame.f_locals.get(name)):
                 self._note(frame.f_locals[name])
-        if (frame.f_globals.get("__name__"), code.co_name) in PLAIN:
-            self._note_read(frame, event, result)
+        if event == "return" and result is not None and (frame.f_globals.get("__name__"), code.co_name) in PLAIN:
+            self.read.append(result[0] if isinstance(result, tuple) else result)
 
     def _note_resampling(self, frame, event, _):
         """Note from which rate a function resamples, unless that is the rate to which it resamples."""
@@ -122,7 +119,7 @@ class Watch:
 
     def _note_call(self, frame, event, result):
         if event == "call":
-            self.calls.append(Call(name=frame.f_code.co_name, given=dict(frame.f_locals), value=None, slope=None))
+            self.calls.append(Noted(name=frame.f_code.co_name, given=dict(frame.f_locals), value=None, slope=None))
             self._running[frame] = self.calls[-1]
         elif event == "return" and frame in self._running:
             call = self._running.pop(frame)
@@ -162,17 +159,10 @@ class Items:
     def of(cls, split, given):
         """Find the items of what was passed to ``fit``; None if they cannot be known without evaluating them."""
         indices = None
-        while True:
+        while isinstance(given, (Subset, DataLoader, LoopedLoader)):
             if isinstance(given, Subset):
-                chosen = given.indices
-                indices = chosen if indices is None else [chosen[i] for i in indices]
-                given = given.dataset
-            elif isinstance(given, DataLoader):
-                given = given.dataset
-            elif hasattr(given, "epoch_length") and hasattr(given, "loader"):  # a LoopedLoader
-                given = given.loader
-            else:
-                break
+                indices = given.indices if indices is None else [given.indices[i] for i in indices]
+            given = given.loader if isinstance(given, LoopedLoader) else given.dataset
         if isinstance(given, DynamicItemDataset):
             known = isinstance(given.data, dict)  # other mappings may create their values on access
         else:
@@ -195,8 +185,8 @@ class Items:
         """Find the keys of the manifest that are needed for some keys; by default, for the output keys."""
         if self.pipeline is None:
             return list(self.static(0))
-        wanted = list(self.pipeline.output_mapping.values()) if keys is None else keys
-        order = self.pipeline.dg.get_evaluation_order(self.pipeline.get_selected_node_ids(wanted))
+        keys = list(self.pipeline.output_mapping.values()) if keys is None else keys
+        order = self.pipeline.dg.get_evaluation_order(self.pipeline.get_selected_node_ids(keys))
         return [item.key for _, _, item in order if isinstance(item, StaticItem)]
 
     @cached_property

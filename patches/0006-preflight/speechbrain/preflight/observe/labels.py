@@ -1,7 +1,4 @@
-"""Reads the labels that a classifier learns.
-
-A key of the batch contains the labels if its values in the first batch, one for each item, are the targets of a loss.
-"""
+"""Reads the labels that a classifier learns: a key of the batch with one value for each item, which are a loss's targets."""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple

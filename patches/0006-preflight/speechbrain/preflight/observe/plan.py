@@ -130,8 +130,8 @@ def folder(seen):
     if checkpointer is None:
         return "no checkpointer, so nothing is saved", {}
     path, found = str(checkpointer.checkpoints_dir), checkpointer.list_checkpoints()
-    recovered = [recovery.checkpoint for recovery in seen.loaded.recoveries if not recovery.error]
-    recovered = next((one.path.name for one in reversed(recovered) if one in found), None)
+    recovery = seen.start.resumed.recovery
+    recovered = recovery.checkpoint.path.name if recovery and not recovery.error else None
     text = f"{shown(path)}: " + (_many(len(found), "checkpoint") if found else "no checkpoint yet")
     if recovered:
         text += f"; continues from {recovered} with epoch {seen.start.epoch}"

@@ -3,7 +3,7 @@
 import math
 from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -26,14 +26,14 @@ class _Stateful(Protocol):
     def state_dict(self): ...
 
 
-@dataclass(frozen=True)
+@dataclass
 class Resumed:
     """The earlier run, after ``on_fit_start``."""
 
     earlier: list = field(default_factory=list)  # the checkpoints of an earlier run in the checkpointer's folder
     searched: bool = False  # whether something has listed them
     recovery: Any = None  # the last Recovery by the Brain's checkpointer; None without one
-    absent: tuple = ()  # the recoverables for which the recovered checkpoint has no file
+    absent: list = field(default_factory=list)  # the recoverables for which the recovered checkpoint has no file
     states: dict = field(default_factory=dict)  # by name of what a checkpointer could save: the object and its state
     values: dict = field(default_factory=dict)  # by id of a loaded parameter, some of its values
     record: dict = field(default_factory=dict)  # the recovered checkpoint's record of the first validation batch
@@ -52,36 +52,35 @@ def same(one, other):
 
 def look(given, loaded, valid_loader, log):
     """Look at what was recovered, and evaluate the batch whose loss the recovered checkpoint records."""
-    brain = given.brain
-    resumed = log.guarded("resuming", _recovered, given, loaded) or Resumed()
+    brain, resumed = given.brain, Resumed()
+    log.guarded("resuming", _recover, resumed, given, loaded)
     able = resumed.record and valid_loader is not None and not is_compiled(brain)
     again = _evaluate if able else None
-    losses = log.apart("the recorded batch", brain, SECONDS, again, brain, valid_loader, resumed.record)
+    resumed.losses = log.apart("the recorded batch", brain, SECONDS, again, brain, valid_loader, resumed.record) or ()
     # After this evaluation, because what restores tensors counts as a change
-    return replace(resumed, losses=losses or (), states=log.guarded("states", _states, given) or {})
+    resumed.states = log.guarded("states", _states, given) or {}
+    return resumed
 
 
-def _recovered(given, loaded):
+def _recover(resumed, given, loaded):
+    """Find what was recovered."""
     brain, checkpointer = given.brain, given.brain.checkpointer
     found = (reference() for load in loaded.states for reference, *_ in load.parameters.values())
-    alive = {id(p): p for p in found if p is not None}
-    resumed = Resumed(values={key: sample(p)[0] for key, p in alive.items()})
+    resumed.values = {id(p): sample(p)[0] for p in found if p is not None}
     if not isinstance(checkpointer, Checkpointer):
-        return resumed
-    searched = any(one is checkpointer for one in loaded.searched)
-    earlier = [one for one in checkpointer.list_checkpoints() if one.meta["unixtime"] < BEGAN]
+        return
+    resumed.searched = any(one is checkpointer for one in loaded.searched)
+    resumed.earlier = [one for one in checkpointer.list_checkpoints() if one.meta["unixtime"] < BEGAN]
     recovery = next((one for one in reversed(loaded.recoveries) if one.checkpointer is checkpointer), None)
-    resumed = replace(resumed, earlier=earlier, searched=searched, recovery=recovery)
+    resumed.recovery = recovery
     if recovery is None or recovery.error:
-        return resumed
+        return
     needed = [name for name in checkpointer.recoverables if not checkpointer.optional_recoverables.get(name)]
-    absent = [name for name in needed if name not in recovery.checkpoint.paramfiles and "dataloader" not in name]
-    path, record = recovery.checkpoint.path / "validation.yaml", {}
-    if path.is_file():
-        record = yaml.safe_load(path.read_text(encoding="utf-8"))
-        here = {"precision": brain.eval_precision, "device": torch.device(brain.device).type}
-        record = record if here.items() <= record.items() else {}
-    return replace(resumed, absent=tuple(absent), record=record)
+    resumed.absent = [name for name in needed if name not in recovery.checkpoint.paramfiles and "dataloader" not in name]
+    path = recovery.checkpoint.path / "validation.yaml"
+    record = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    here = {"precision": brain.eval_precision, "device": torch.device(brain.device).type}
+    resumed.record = record if here.items() <= record.items() else {}
 
 
 def begin_validation(brain, epoch, seed):
