@@ -9,7 +9,7 @@ import numpy as np
 import soundfile
 import torch
 from speechbrain.preflight.checks.audio import expected_rate
-from speechbrain.preflight.observe.given import hooked
+from speechbrain.preflight.observe.given import hooked, ids_of
 from speechbrain.preflight.observe.items import is_audio
 from speechbrain.preflight.observe.not_finite import tensors
 from speechbrain.utils.distributed import if_main_process
@@ -19,6 +19,7 @@ LEAST, CHANNELS = 2000, 8  # samples of a waveform, which an embedding does not 
 CHANGES = re.compile("augment|resampl|perturb", re.IGNORECASE)  # modules that change a waveform before the model gets it
 LONG = 4.0  # seconds of clips that need wide axes
 RANGE = 80  # dB in a spectrogram
+FONTS = re.compile("CJK|Noto Sans|Unicode|Hei|Gothic|PingFang")  # the names of fonts that have many signs
 
 
 @contextmanager
@@ -65,9 +66,8 @@ def look(folder, seen, heard, log):
 
 def _clips(wave, seen):
     """Yield each clip of the first batch and its copies: the id, the text, and the samples [T, channels] without padding."""
-    ids = getattr(seen.start.batch, "id", None)
-    times, left = divmod(len(wave), len(ids)) if isinstance(ids, list) and ids else (0, 0)
-    ids = [str(name) for name in ids] if times and not left else [str(i) for i in range(len(wave))]
+    ids = ids_of(seen.start.batch)
+    ids = ids if ids and len(wave) % len(ids) == 0 else [str(i) for i in range(len(wave))]
     texts = _texts(seen, {*ids})
     for i, name in enumerate(ids):
         for copy, samples in enumerate(wave[i :: len(ids)]):
@@ -90,12 +90,14 @@ def _draw(path, clips, rate):
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.font_manager import fontManager
 
     longest = max(len(samples) for *_, samples in clips) / rate
     columns = min(len(clips), 2 if longest > LONG else 4)
     rows = -(-len(clips) // columns)
-    fonts = _fonts(str([clip[:2] for clip in clips]))
-    with matplotlib.rc_context({"font.family": fonts, "font.size": 8, "text.parse_math": False}), warnings.catch_warnings():
+    fonts = sorted({font.name for font in fontManager.ttflist if FONTS.search(font.name)})
+    style = {"font.family": ["DejaVu Sans", *fonts], "font.size": 8, "text.parse_math": False}
+    with matplotlib.rc_context(style), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about signs that no font has
         figure = Figure((14, 2.6 * rows), layout="constrained")
         FigureCanvasAgg(figure)
@@ -129,16 +131,3 @@ def _draw_clip(above, below, name, text, samples, rate, longest, width):
     where = (0, frames / rate, 0, rate / 2000)
     below.imshow(level, origin="lower", aspect="auto", extent=where, vmin=float(level.max()) - RANGE, cmap="magma")
     below.set(xlim=(0, longest), xlabel="s", ylabel="kHz")
-
-
-def _fonts(text):
-    """The names of fonts that have all signs of a text, as far as there are such fonts."""
-    from matplotlib.font_manager import fontManager, get_font
-
-    names, lacking = [], {ord(sign) for sign in text}
-    for font in sorted(fontManager.ttflist, key=lambda font: font.name != "DejaVu Sans"):
-        found = lacking and lacking.intersection(get_font(font.fname).get_charmap())
-        if found and not font.name.startswith("Last Resort"):
-            names.append(font.name)
-            lacking -= found
-    return names

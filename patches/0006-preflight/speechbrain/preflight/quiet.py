@@ -44,6 +44,17 @@ def replaced(owner, name, value):
         setattr(owner, name, before)
 
 
+def noted(owner, name, note):
+    """Replace a function while this context lasts: ``note`` gets the arguments of each call first."""
+    real = getattr(owner, name)
+
+    def noting(*args, **kwargs):
+        note(*args, **kwargs)
+        return real(*args, **kwargs)
+
+    return replaced(owner, name, noting)
+
+
 def seed_all(seed):
     """Seed Python, NumPy and torch."""
     random.seed(seed)

@@ -4,8 +4,7 @@ import math
 import re
 
 import torch
-from speechbrain.preflight.observe.given import parts
-from speechbrain.preflight.observe.labels import of_batch
+from speechbrain.preflight.observe.given import of_batch, parts
 from speechbrain.preflight.report import Finding
 
 CODES = {

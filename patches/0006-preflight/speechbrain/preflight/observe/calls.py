@@ -11,7 +11,7 @@ import torch
 import torchaudio
 from speechbrain.preflight.observe.given import is_compiled, parts
 from speechbrain.preflight.observe.items import note_slope
-from speechbrain.preflight.quiet import replaced
+from speechbrain.preflight.quiet import noted
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from torch.overrides import TorchFunctionMode
@@ -72,10 +72,9 @@ def watched_calls(brain, calls, lengths):
     owned = {} if compiled else {module: name for name, module in parts(brain)}
     names = {module: name for module, name in owned.items() if type(module).__module__.startswith("speechbrain.")}
 
-    def noting(*args, **kwargs):
+    def note_transducer(*args, **kwargs):
         with suppress(Exception):
             mode.note_transducer(**_bound(rnnt_loss, args, kwargs))
-        return rnnt_loss(*args, **kwargs)
 
     def note_lengths(module, args, kwargs):
         with suppress(Exception):
@@ -87,7 +86,7 @@ def watched_calls(brain, calls, lengths):
         for module in names:
             if not set(LENGTHS).isdisjoint(inspect.signature(module.forward).parameters):
                 stack.callback(module.register_forward_pre_hook(note_lengths, with_kwargs=True).remove)
-        stack.enter_context(replaced(torchaudio.functional, "rnnt_loss", noting))
+        stack.enter_context(noted(torchaudio.functional, "rnnt_loss", note_transducer))
         mode = stack.enter_context(_Calls(calls, compiled))
         yield
 

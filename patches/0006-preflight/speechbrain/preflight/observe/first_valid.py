@@ -19,7 +19,7 @@ from speechbrain.preflight.attempts import failure, is_own, shown
 from speechbrain.preflight.observe.calls import watched_calls
 from speechbrain.preflight.observe.given import hooked, is_compiled, parts
 from speechbrain.preflight.observe.resume import begin_validation, changed, same
-from speechbrain.preflight.quiet import alone, replaced, writes_nothing
+from speechbrain.preflight.quiet import alone, noted, writes_nothing
 from speechbrain.utils import checkpoints
 from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.epoch_loop import EpochCounterWithStopper
@@ -110,7 +110,7 @@ def _validate(given, start, step, log):
     if batch is None:
         return FirstValid()
     unfed = False
-    with alone(brain), writes_nothing(writes), _noted(judged):
+    with alone(brain), writes_nothing(writes), _judging(judged):
         ended, _ = tried(end_training)
         began = perf_counter()
         if not log.findings and tried(evaluate, 1)[0] and ended:
@@ -139,31 +139,27 @@ def certain(error, writes):
 
 
 @contextmanager
-def _noted(judged):
+def _judging(judged):
     """Note the calls that find out which value is best."""
 
-    def noting(function):
-        def note(judge, *args, **kwargs):
-            frame, saved = sys._getframe(1), {}
-            if isinstance(judge, Checkpointer):
-                bound = SAVE.bind(judge, *args, **kwargs)
-                bound.apply_defaults()
-                made = bound.arguments
-                saved = {key: made[key] for key in ("max_keys", "min_keys", "num_to_keep")}
-                saved["rankings"] = made["keep_recent"]
-                saved["rankings"] += sum(len(made[key] or ()) for key in ("max_keys", "min_keys", "importance_keys"))
-                numbers = {key: value for key, value in made["meta"].items() if isinstance(value, (int, float))}
-                saved["negative"] = [key for key, value in numbers.items() if value < 0]
-            place = frame.f_code.co_filename, frame.f_lineno
-            how = type(judge).__name__, getattr(judge, "direction", None), f"{shown(place[0])}:{place[1]}"
-            judged.append((*how, linecache.getline(*place), saved))
-            return function(judge, *args, **kwargs)
-
-        return note
+    def note(judge, *args, **kwargs):
+        frame, saved = sys._getframe(2), {}
+        if isinstance(judge, Checkpointer):
+            bound = SAVE.bind(judge, *args, **kwargs)
+            bound.apply_defaults()
+            given = bound.arguments
+            saved = {key: given[key] for key in ("max_keys", "min_keys", "num_to_keep")}
+            saved["rankings"] = sum(len(given[key] or ()) for key in ("max_keys", "min_keys", "importance_keys"))
+            saved["rankings"] += given["keep_recent"]
+            numbers = {key: value for key, value in given["meta"].items() if isinstance(value, (int, float))}
+            saved["negative"] = [key for key, value in numbers.items() if value < 0]
+        place = frame.f_code.co_filename, frame.f_lineno
+        how = type(judge).__name__, getattr(judge, "direction", None), f"{shown(place[0])}:{place[1]}"
+        judged.append((*how, linecache.getline(*place), saved))
 
     with ExitStack() as stack:
         for owner, name in JUDGES.items():
-            stack.enter_context(replaced(owner, name, noting(getattr(owner, name))))
+            stack.enter_context(noted(owner, name, note))
         yield
 
 

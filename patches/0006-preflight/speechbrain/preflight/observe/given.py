@@ -67,6 +67,22 @@ def hooked(brain, before=None, after=None):
         yield
 
 
+def of_batch(batch, key):
+    """Return the values of a key in a batch: a tensor, or None."""
+    try:
+        value = batch[key]
+    except (KeyError, IndexError, TypeError, AttributeError):
+        return None
+    value = getattr(value, "data", value)  # PaddedData and tensors have it
+    return value if isinstance(value, torch.Tensor) else None
+
+
+def ids_of(batch):
+    """Return the ids of the items of a batch; an empty list if they are unknown."""
+    ids = getattr(batch, "id", None)
+    return list(map(str, ids)) if isinstance(ids, list) else []
+
+
 def held(brain, kind):
     """Find the objects of a type among a Brain's attributes and hparams, and in lists and dicts there, by their first names."""
     found = {}

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 from speechbrain.preflight.observe.columns import Unknown
+from speechbrain.preflight.observe.given import of_batch
 from torch.nn.functional import one_hot
 
 
@@ -63,16 +64,6 @@ def _target(call):
         if torch.equal(given, one_hot(labels, given.shape[1]).to(given.dtype)):
             return Target(labels.cpu(), given.shape[1], -100)
     return None
-
-
-def of_batch(batch, key):
-    """The values of a key in a batch: a tensor, or None."""
-    try:
-        value = batch[key]
-    except (KeyError, IndexError, TypeError, AttributeError):
-        return None
-    value = getattr(value, "data", value)  # PaddedData and tensors have it
-    return value if isinstance(value, torch.Tensor) else None
 
 
 def _is_in(labels, value):

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from speechbrain.dataio import dataset as dataio
 from speechbrain.dataio.encoder import CategoricalEncoder
-from speechbrain.preflight.quiet import replaced
+from speechbrain.preflight.quiet import noted, replaced
 from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.fetching import FetchSource
 from speechbrain.utils.parameter_transfer import Pretrainer
@@ -122,16 +122,6 @@ def watched_loads():
                 loading.pop()
                 loaded.recoveries.append(Recovery(checkpointer, checkpoint, rates, error))
 
-        @noting(Checkpointer, "list_checkpoints")
-        def searches(list_checkpoints, checkpointer):
-            loaded.searched.append(checkpointer)
-            return list_checkpoints(checkpointer)
-
-        @noting(Pretrainer, "__init__")
-        def pretrainers(make, pretrainer, *args, **kwargs):
-            make(pretrainer, *args, **kwargs)
-            loaded.pretrainers[pretrainer] = ""
-
         @noting(Pretrainer, "_call_load_hooks")
         def pretrained(load_hooks, pretrainer, paramfiles):
             loaded.pretrainers[pretrainer] = "load_collected"
@@ -173,21 +163,17 @@ def watched_loads():
             if existed:
                 loaded.encoders.append((encoder, path, bound.arguments))
 
-        @noting(CategoricalEncoder, "load")
-        def encoder_files(load, encoder, path, *args, **kwargs):
-            answer = load(encoder, path, *args, **kwargs)
-            loaded.files.append((encoder, path))
-            return answer
-
-        @noting(dataio, "load_data_json")
-        def manifests(load_data_json, json_path, *args, **kwargs):
-            loaded.manifests.append(Path(json_path))
-            return load_data_json(json_path, *args, **kwargs)
-
         @noting(dataio.DynamicItemDataset, "_filtered_sorted_ids")
         def selections(select, dataset, *args, **kwargs):
             ids = select(dataset, *args, **kwargs)
             loaded.selections.append((dataset, inspect.signature(select).bind(dataset, *args, **kwargs).arguments, ids))
             return ids
 
+        for owner, name, note in (
+            (Checkpointer, "list_checkpoints", loaded.searched.append),
+            (Pretrainer, "__init__", lambda pretrainer, *args, **kwargs: loaded.pretrainers.update({pretrainer: ""})),
+            (CategoricalEncoder, "load", lambda encoder, path, *args, **kwargs: loaded.files.append((encoder, path))),
+            (dataio, "load_data_json", lambda json_path, *args, **kwargs: loaded.manifests.append(Path(json_path))),
+        ):
+            stack.enter_context(noted(owner, name, note))
         yield loaded

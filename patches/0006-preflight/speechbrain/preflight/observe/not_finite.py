@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 import torch
-from speechbrain.preflight.observe.given import hooked, parts
+from speechbrain.preflight.observe.given import hooked, ids_of, parts
 
 
 class Origin(NamedTuple):
@@ -33,11 +33,11 @@ def tensors(value):
 
 def spoiled_items(batch):
     """Find the items of a batch that are not finite: by key, their ids or numbers."""
-    found, ids = {}, getattr(batch, "id", None)
+    found, ids = {}, ids_of(batch)
     for keys, tensor in tensors(batch):
         bad = (~tensor.isfinite()).nonzero()[:, :1].unique().tolist() if not tensor.isfinite().all() else ()
         if bad:
-            names = ids if isinstance(ids, list) and len(ids) == len(tensor) else range(len(tensor))
+            names = ids if len(ids) == len(tensor) else range(len(tensor))
             found[keys[0] if keys else "batch"] = [str(names[i]) for i in bad]
     return found
 

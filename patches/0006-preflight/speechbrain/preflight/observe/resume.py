@@ -10,7 +10,7 @@ import torch
 import yaml
 from speechbrain.core import Brain, Stage
 from speechbrain.dataio.encoder import CategoricalEncoder
-from speechbrain.preflight.observe.given import held, is_compiled, parts
+from speechbrain.preflight.observe.given import held, ids_of, is_compiled, parts
 from speechbrain.preflight.observe.loads import BEGAN, sample
 from speechbrain.preflight.quiet import alone, seed_all, writes_nothing
 from speechbrain.utils import checkpoints
@@ -95,7 +95,7 @@ def begin_validation(brain, epoch, seed):
 def _evaluate(brain, loader, record, log):
     """The losses of the batch, if it is the recorded one."""
     batch, losses = next(iter(loader), None), []
-    if [str(item) for item in getattr(batch, "id", ())] != record["ids"]:
+    if ids_of(batch) != record["ids"]:
         return ()
     with alone(brain), writes_nothing([]), torch.no_grad(), suppress(Exception):  # which a run would meet only after training
         for seed in (1, 2):

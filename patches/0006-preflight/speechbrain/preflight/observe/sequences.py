@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from speechbrain.augment.time_domain import SpeedPerturb
 from speechbrain.preflight.observe.calls import Call
-from speechbrain.preflight.observe.given import parts
+from speechbrain.preflight.observe.given import ids_of, of_batch, parts
 
 SLACK = 2  # frames by which rounding can raise the number of frames above the estimate
 CERTAIN = 8  # tokens that are in two keys only if all are
@@ -102,22 +101,18 @@ def _taken(call, batch, keys):
         key, ids, inside = found[0]
     else:
         key, ids, inside = None, ids if ids.dim() == 2 else ids.reshape(1, -1), inside if ids.dim() == 2 else None
-    names = getattr(batch, "id", None)
-    if not isinstance(names, list) or not names or len(ids) % len(names):
+    names = ids_of(batch)
+    if not names or len(ids) % len(names):
         names = [f"row {i}" for i in range(len(ids))]
-    return Taken(call, key, ids, inside, [str(names[i % len(names)]) for i in range(len(ids))])
+    return Taken(call, key, ids, inside, [names[i % len(names)] for i in range(len(ids))])
 
 
 def _sequences_of(batch, key):
     """The values of a key in a batch, [items, positions], and their lengths; None if they are something else."""
-    value = None
-    with suppress(Exception):  # a batch of another kind
-        value = batch[key]
-    data, lengths = getattr(value, "data", value), getattr(value, "lengths", None)
-    if not isinstance(data, torch.Tensor) or data.dim() != 2 or data.shape[1] < 2:
+    data = of_batch(batch, key)
+    if data is None or data.dim() != 2 or data.shape[1] < 2:
         return None, None
-    if not isinstance(lengths, torch.Tensor):
-        lengths = torch.ones(len(data))
+    lengths = getattr(batch[key], "lengths", torch.ones(len(data)))
     return data.cpu(), (lengths.cpu() * data.shape[1]).round().long()
 
 
@@ -141,8 +136,7 @@ def _seconds(given, batch, keys, clips):
     """The duration of each item, and of those of the first batch, if the lengths of a key in it show that they are right."""
     known = [(items, *item) for items in given.sets.values() for item in clips.seconds(items)[0].items()]
     seconds = {(items.split, _name(items, i)): duration for items, i, duration in known}
-    ids = getattr(batch, "id", None)
-    drawn = [seconds.get(("train", str(name)), 0.0) for name in ids] if isinstance(ids, list) else []
+    drawn = [seconds.get(("train", name), 0.0) for name in ids_of(batch)]
     rates = {header.rate for header in clips.headers.values()} | {given.hparams.get("sample_rate")}
     for lengths in [_sequences_of(batch, key)[1] for key in keys] if all(drawn) else ():
         for rate in filter(None, rates) if lengths is not None and len(lengths) == len(drawn) else ():
