@@ -49,10 +49,7 @@ class Log:
         self.said = []
 
     def attempt(self, code, function, *args, **kwargs):
-        """Call a function that takes the Brain further; a failure becomes a finding.
-
-        This returns whether it succeeded in all processes, and what it returned here.
-        """
+        """Take the Brain further; a failure becomes a finding. Returns whether all processes succeeded, and the answer here."""
         answer, well = None, False
         try:
             answer, well = function(*args, **kwargs), True
@@ -70,10 +67,9 @@ class Log:
             self.said.append(f"Not everything was checked: {name} failed with {type(error).__name__}: {error}")
 
     def apart(self, name, brain, seconds, function, *args):
-        """Call a function that changes the Brain, and return what it returns; afterwards, the Brain is as before.
+        """Call a function that changes the Brain, or only wait for other processes; afterwards, the Brain is as before.
 
-        It runs in a forked process if possible; else everything is restored. Its last argument is a log of its own. Without a
-        function, this only waits for the other processes.
+        It runs in a forked process if possible; else everything is restored. Its last argument is a log of its own.
         """
         inner, answer = Log(self.ranks), None
 

@@ -32,11 +32,7 @@ def can_fork(brain):
 
 
 def in_child(function, seconds=None):
-    """Run a function in a forked process, and return what it returns.
-
-    A process that ends without a result, for example because memory ran out, raises a ChildProcessError; one that takes longer
-    than ``seconds`` is killed, and raises a TimeoutError.
-    """
+    """Run a function in a forked process; a ChildProcessError if it ends without a result, a TimeoutError after ``seconds``."""
     reader, writer = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -30,15 +30,13 @@ def supervised(function, options):
         os.close(reader)
         return _answered(function, writer)
     os.close(writer)
-    handlers = {
-        signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),  # the child gets it as well
-        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda number, frame: os.kill(child, number)),
-    }
+    interrupted = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the child gets it as well
+    ended = signal.signal(signal.SIGTERM, lambda number, frame: os.kill(child, number))
     try:
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        signal.signal(signal.SIGINT, interrupted)
+        signal.signal(signal.SIGTERM, ended)
     os.set_blocking(reader, False)  # processes of the script may keep it open
     with contextlib.suppress(BlockingIOError):
         if answer := os.read(reader, 1):
