@@ -473,7 +473,7 @@ def timed(cls=Pooling, seconds="duration", **loader):
 @pytest.mark.parametrize(
     "loader, says",
     [
-        ({}, r"4 items of up to 2\.9 s, 11\.6 s with padding\) takes \d+\.\d\d GiB of resident memory"),
+        ({}, r"4 items of up to 2\.9 s, 11\.6 s with padding\) takes \d+(\.\d+)? GB of resident memory"),
         ({"shuffle": True}, r"4 items of up to 2\.9 s"),
         ({"batch_size": 1, "batch_sampler": [[0, 1], [2, 3, 4, 5, 6]]}, r"5 items of up to"),
     ],

@@ -149,7 +149,7 @@ def main(arguments=None):
     parser.add_argument("--look", type=Path, metavar="FOLDER", help="write the first batch as WAV files, and a picture of it")
     parser.add_argument("--strict", action="store_true", help="exit with 1 for warnings, too")
     parser.add_argument("--fit", type=int, default=1, metavar="N", help="check the script's N-th call of fit (default: 1)")
-    parser.add_argument("--overfit", type=int, default=0, metavar="N", help="also learn the first batch in N steps")
+    parser.add_argument("--overfit", type=int, metavar="N", help="also learn the first batch in N steps")
     parser.add_argument("--longest", action="store_true", help="also take a step on the longest batch, and show its memory")
     parser.add_argument("--traceback", action="store_true", help="show whole tracebacks, with the lines of libraries")
     parser.add_argument("--codes", action="store_true", help="list the codes of all findings, and exit")
@@ -161,8 +161,8 @@ def main(arguments=None):
         return 0
     if options.script is None or not options.script.is_file():
         parser.error("give a training script" if options.script is None else f"there is no file {options.script}")
-    if options.fit < 1 or options.scan_seconds < 0 or options.overfit < 0:
-        parser.error("--fit must be at least 1, and --scan-seconds and --overfit must not be negative")
+    if options.fit < 1 or options.scan_seconds < 0 or (options.overfit is not None and options.overfit < 2):
+        parser.error("--fit must be at least 1, --overfit at least 2, and --scan-seconds not negative")
     options.json = options.json and options.json.absolute()  # the script may change the folder
     if options.json and not options.json.parent.is_dir():
         parser.error(f"there is no folder {options.json.parent} for the report")
@@ -185,8 +185,8 @@ def examined(options):
     out, Log.whole_tracebacks = sys.stdout, options.traceback
     sys.argv = [str(options.script), *options.arguments]
     sys.path[: not getattr(sys.flags, "safe_path", False)] = [str(options.script.resolve().parent)]
-    asked = {name: getattr(options, name) for name in ("scan_seconds", "look", "overfit", "longest")}
-    takeover, written = Takeover(options.script, options.fit, **asked), True
+    asked = {name: getattr(options, name) for name in ("scan_seconds", "look", "longest")}
+    takeover, written = Takeover(options.script, options.fit, overfit=options.overfit or 0, **asked), True
     try:
         report = takeover.run(lambda: runpy.run_path(str(options.script), run_name="__main__"))
     except Unseen as reason:

@@ -88,7 +88,7 @@ def _step_on(brain, make, size, log):
     most = log.apart("--longest", brain, DAY, _peak, brain, make)
     failed = "".join(said for said in log.said[remarks:] if any(sign in said for sign in NO_MEMORY))
     if most:
-        log.said.append(f"--longest: a step on the longest batch ({size}) takes {most[0] / 2**30:.2f} GiB {most[1]}.")
+        log.said.append(f"--longest: a step on the longest batch ({size}) takes {most[0] / 1e9:.2g} GB {most[1]}.")
     return size, failed
 
 

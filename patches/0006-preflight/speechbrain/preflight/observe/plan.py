@@ -134,7 +134,7 @@ def folder(seen):
     recovered = recovery.checkpoint.path.name if recovery and not recovery.error else None
     text = f"{shown(path)}: " + (_many(len(found), "checkpoint") if found else "no checkpoint yet")
     if recovered:
-        text += f"; continues from {recovered} with epoch {seen.start.epoch}"
+        text += f"; continues from {recovered}" + ("" if seen.start.exhausted else f" with epoch {seen.start.epoch}")
     elif found and seen.start.began:
         text += ", but starts from none"
     return text, {"path": path, "checkpoints": [one.path.name for one in found], "recovered": recovered}
