@@ -47,7 +47,7 @@ SECTIONS = {
         script-failed first-step-failed first-batch-failed manifest-unreadable audio-missing item-lacks-key item-failed
         first-validation-failed label-outside token-outside dataloader-failed audio-unreadable audio-channels
         tensor-without-dimension labels-not-repeated fit-start-failed stage-start-failed no-batch batch-of-one no-optimizer
-        real-step-failed ddp-without-gradient out-of-memory preflight-killed
+        augmentation-fails real-step-failed ddp-without-gradient out-of-memory preflight-killed
         version-untested
     """,
     "It trains, but not what you think": """

@@ -76,8 +76,16 @@ for options in (KEPT, PARALLEL):
     case("labels-in-another-order", "warning", "with each item 2 times in a row", REMEDY)(options, item_by_item)
     for repeat in (always, as_the_augmenter_says):
         healthy(options, repeat)
-case("first-step-failed", "error", "", "")({**KEPT, "augment_prob": 0.01}, always)
-healthy({**KEPT, "augment_prob": 0.01}, as_the_augmenter_says)
+for share in (0.01, 0.99):
+    for repeat, which in ((not_at_all, "that are augmented"), (always, "that are not augmented")):
+        first = (repeat is always) == (share < 0.5)  # the first step already fails
+        code = (
+            "labels-not-repeated" if first and repeat is not_at_all else "first-step-failed" if first else "augmentation-fails"
+        )
+        case(code, "error", "" if first else f"augment_prob is {share:g}, and the step fails in batches {which}", "")(
+            {**KEPT, "augment_prob": share}, repeat
+        )
+    healthy({**KEPT, "augment_prob": share}, as_the_augmenter_says)
 healthy({"augment_prob": 0.5}, not_at_all)
 
 

@@ -42,6 +42,8 @@ TABLE = [
     ),
     (("first-loss", "it is exactly 0", "ASR"), ("more-labels-than-frames", "4 of 9 items", "train tokens"), False),
     (("dataloader-failed", "ValueError: num_samples should be positive", ""), ("no-batch", "no items", "train"), True),
+    (("real-step-failed", "ValueError: x", "a"), ("augmentation-fails", "the step fails: ValueError: x", "a"), True),
+    (("real-step-failed", "ValueError: y", "a"), ("augmentation-fails", "the step fails: ValueError: x", "a"), False),
     (("dataloader-failed", "TypeError: batch_sise", ""), ("no-batch", "no items", "valid"), False),
     (("output-not-finite", "NaN", "add_noise"), ("audio-empty", "1 of 9", "add_noise wav_data: a.wav"), True),
     (("output-not-finite", "NaN", "encoder.conv"), ("audio-empty", "1 of 9", "add_noise wav_data: a.wav"), False),

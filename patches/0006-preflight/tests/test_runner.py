@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -339,3 +340,11 @@ def test_torchrun_makes_one_report(tmp_path, fault, said):
 def test_training_under_torchrun_is_the_same_after_a_preflight(tmp_path):
     status, _, err = torchrun(tmp_path, SAME, "train.py")
     assert status == 0, err
+
+
+def test_a_line_says_what_takes_long(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(outside, "WAITS", (0.1,))
+    with outside.progress():
+        time.sleep(0.3)
+    said = r"^preflight: 0 s, in test_a_line_says_what_takes_long, .*test_runner.py:\d+$"
+    assert re.search(said, capfd.readouterr().err, re.MULTILINE)

@@ -13,7 +13,7 @@ from speechbrain.preflight.attempts import Log, failure
 from speechbrain.preflight.checks import CODES
 from speechbrain.preflight.observe import Given
 from speechbrain.preflight.observe.loads import watched_loads
-from speechbrain.preflight.outside import supervised, write
+from speechbrain.preflight.outside import progress, supervised, write
 from speechbrain.preflight.quiet import replaced
 from speechbrain.preflight.ranks import Ranks
 from speechbrain.preflight.report import Report
@@ -188,7 +188,8 @@ def examined(options):
     asked = {name: getattr(options, name) for name in ("scan_seconds", "look", "longest")}
     takeover, written = Takeover(options.script, options.fit, overfit=options.overfit or 0, **asked), True
     try:
-        report = takeover.run(lambda: runpy.run_path(str(options.script), run_name="__main__"))
+        with progress():
+            report = takeover.run(lambda: runpy.run_path(str(options.script), run_name="__main__"))
     except Unseen as reason:
         print(f"{options.script}: nothing to check: {reason}", file=sys.stderr)
         return 2

@@ -48,6 +48,7 @@ EXPLAINED = (
         ("audio-empty", "audio-not-finite"),
         lambda finding, cause: cause.where.startswith(f"{finding.where} "),
     ),
+    ("real-step-failed", ("augmentation-fails",), _same_error),
     ("nothing-changes", ("gradient-clipped-to-zero",), ALWAYS),
     ("not-finite-after-step", ("update-too-large",), _says("the same batch")),
     ("validation-loss", ("buffer-not-finite", "weight-not-finite"), ALWAYS),

@@ -1,4 +1,4 @@
-"""What the command line does around a script: supervises it, and writes the report."""
+"""What the command line does around a script: supervises it, says what it is doing, and writes the report."""
 
 import contextlib
 import faulthandler
@@ -6,12 +6,16 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 import traceback
 
 import torch
+from speechbrain.preflight.attempts import is_own, shown
 from speechbrain.preflight.report import Finding, Report
 
 PIPE = "SPEECHBRAIN_PREFLIGHT_PIPE"  # in the environment: the number of the pipe to the process that supervises this one
+WAITS = (10, 20, 30, 60)  # seconds between lines that say what a script is doing; the last one repeats
 
 
 def supervised(function, options):
@@ -86,3 +90,24 @@ def write(report, options, out):
             print(f"the report could not be written to {options.json}: {error}", file=sys.stderr)
             written = False
     return written
+
+
+@contextlib.contextmanager
+def progress():
+    """Say now and then, while this context lasts, what the main thread is doing; on the standard error."""
+    over, main, began = threading.Event(), threading.main_thread().ident, time.monotonic()
+
+    def tell():
+        waits = iter(WAITS)
+        while not over.wait(next(waits, WAITS[-1])):
+            stack = traceback.extract_stack(sys._current_frames().get(main))
+            own = [frame for frame in stack if is_own(frame.filename)]
+            where = f" in {own[-1].name}, {shown(own[-1].filename)}:{own[-1].lineno}" if own else ""
+            with contextlib.suppress(OSError, ValueError):
+                print(f"preflight: {time.monotonic() - began:.0f} s,{where}", file=sys.stderr, flush=True)
+
+    threading.Thread(target=tell, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()

@@ -13,6 +13,7 @@ from speechbrain.preflight.look import hearing, look
 from speechbrain.preflight.observe import Clips, Given, Labels, Observed, Sequences
 from speechbrain.preflight.observe.asked import asked
 from speechbrain.preflight.observe.audio import audio
+from speechbrain.preflight.observe.augmentation import tries
 from speechbrain.preflight.observe.behaviour import behaviour
 from speechbrain.preflight.observe.columns import evaluated
 from speechbrain.preflight.observe.first_step import first_step
@@ -37,6 +38,7 @@ def examine(given, loaded, ranks):
         with hearing(given) as heard:
             step = first_step(given, before, stepped, log)
         valid = first_valid(given, before, step, log)
+        tries(given, before, step, log)
         behaves = behaviour(given, before, step, valid, stepped, log)
     clips = log.guarded("audio", audio, given, log) or Clips({})
     wanted = asked(given, before, step, clips, log)

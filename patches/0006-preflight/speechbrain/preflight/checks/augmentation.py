@@ -4,25 +4,20 @@ import math
 import re
 
 import torch
-from speechbrain.preflight.observe.given import of_batch, parts
+from speechbrain.preflight.observe.given import named, of_batch
 from speechbrain.preflight.report import Finding
 
 CODES = {
     "labels-not-repeated": "augmentation makes several items of each, but the script does not repeat their labels",
+    "augmentation-fails": "the step fails in batches that are augmented, or only in batches that are not",
     "labels-in-another-order": "the script repeats labels item by item, but augmentation repeats the whole batch",
 }
-
-
-def _named(given, augmenter):
-    """The name of an Augmenter, as the Brain can use it."""
-    name = next((name for name, part in parts(given.brain) if part is augmenter), "the Augmenter")
-    return f"self.hparams.{name}" if name in given.hparams else name
 
 
 def _several(seen):
     """The first Augmenter that made several items of each in the first step, by name, and how many all of them made of one."""
     found = [(augmenter, after // before) for augmenter, before, after in seen.step.augmented if before and after > before]
-    return _named(seen.given, found[0][0]) if found else None, math.prod(times for _, times in found)
+    return named(seen.given, found[0][0]) if found else None, math.prod(times for _, times in found)
 
 
 def not_repeated(seen):

@@ -39,7 +39,7 @@ def accumulation(seen):
     batches, factor = plan.get("batches"), plan.get("accumulation", 1)
     where = f"grad_accumulation_factor: {factor}"
     if batches and batches < factor:
-        what = f"no optimizer ever steps: an epoch has only {batches} batch{'es' * (batches > 1)}, and drops their gradients at its end"
+        what = f"an epoch has only {batches} batch{'es' * (batches > 1)}, and drops their gradients, so no optimizer ever steps"
         yield Finding("error", "no-step", what, where, f"set it to {batches} at most, or use a smaller batch_size")
     elif batches and batches % factor > FEW * batches and type(batch_sampler) is BatchSampler:  # others may vary
         fixed = isinstance(batch_sampler.sampler, SequentialSampler)

@@ -106,3 +106,9 @@ def parts(brain):
                 yield ".".join(filter(None, (holder, name))), module
                 inner = getattr(module, "augmentations", None)  # of an Augmenter
                 tops += inner.items() if isinstance(inner, dict) else []
+
+
+def named(given, module):
+    """The name of a module, as the Brain's code can use it."""
+    name = next((name for name, part in parts(given.brain) if part is module), type(module).__name__)
+    return f"self.hparams.{name}" if name in given.hparams else name
