@@ -87,12 +87,26 @@ def test_every_channel_is_written(words, monkeypatch):
     assert {samples.shape[1] for samples, _ in files.values()} == {2} and len(files) == 4
 
 
-def test_it_shows_the_tokens(tmp_path, monkeypatch):
+@pytest.mark.parametrize("most, graph", [(20, "Classes (label)"), (3, "Items of each class (label)")])
+def test_it_counts_classes(words, monkeypatch, most, graph):
+    monkeypatch.setattr(look, "CLASSES", most)
     drawn = []
-    monkeypatch.setattr(look, "_draw", lambda path, clips, rate: drawn.extend(clips))
+    monkeypatch.setattr(look, "_draw", lambda path, clips, rate, graphs: drawn.extend(graphs))
+    words()
+    (durations, counts) = drawn
+    assert durations[0] == "Durations" and {*durations[3]} == {"train", "valid"}
+    assert sorted(durations[3]["train"]) == [(RATE // 4 + 100 * i) / RATE for i in range(8)]
+    assert counts[0] == graph and counts[3]["train"] == ({word[:40]: 2 for word in WORDS} if most == 20 else [2, 2, 2, 2])
+
+
+def test_it_counts_tokens_per_second(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(look, "_draw", lambda path, clips, rate, graphs: drawn.extend([clips, *graphs]))
     monkeypatch.setattr("test_sequences.Takeover", lambda: Takeover(look=tmp_path))
     Run(tmp_path).report()
-    assert len(drawn) == 4 and all(name.startswith("t") and {*text} <= {*LETTERS} for name, text, _ in drawn)
+    clips, _, (title, *_, rates) = drawn
+    assert title == "Speaking rates (tokens)" and all(9 < rate < 11 for of in rates.values() for rate in of)
+    assert len(clips) == 4 and all(name.startswith("t") and {*text} <= {*LETTERS} for name, text, _ in clips)
 
 
 def test_without_audio_it_says_so(tmp_path):

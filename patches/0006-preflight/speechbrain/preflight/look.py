@@ -1,8 +1,9 @@
-"""Shows what the model hears: the first batch as WAV files, and a picture of it."""
+"""Shows what the model hears: the first batch as WAV files, and a picture of it and of the sets."""
 
 import re
 import textwrap
 import warnings
+from collections import Counter
 from contextlib import contextmanager, nullcontext
 
 import numpy as np
@@ -17,6 +18,7 @@ from speechbrain.utils.distributed import if_main_process
 WRITTEN, DRAWN = 16, 8  # clips as files, and in the picture
 LEAST, CHANNELS = 2000, 8  # samples of a waveform, which an embedding does not have, and channels at most
 CHANGES = re.compile("augment|resampl|perturb", re.IGNORECASE)  # modules that change a waveform before the model gets it
+CLASSES = 20  # each has a bar of its own if there are at most so many
 LONG = 4.0  # seconds of clips that need wide axes
 RANGE = 80  # dB in a spectrogram
 FONTS = re.compile("CJK|Noto Sans|Unicode|Hei|Gothic|PingFang")  # the names of fonts that have many signs
@@ -60,7 +62,7 @@ def look(folder, seen, heard, log):
     for number, (name, text, samples) in enumerate(clips[:WRITTEN], 1):
         name = re.sub(r"[^\w.-]+", "_", f"{name} {text}")[:50].strip("._")
         soundfile.write(folder / f"{number:02} {name}.wav", samples / max(1.0, np.abs(samples).max()), rate)
-    _draw(folder / "look.png", clips[:DRAWN], rate)
+    _draw(folder / "look.png", clips[:DRAWN], rate, [*_graphs(seen)])
     log.said.append(f"--look: look.png and {min(len(clips), WRITTEN)} WAV files, at {rate} Hz, are in {folder}.")
 
 
@@ -85,8 +87,29 @@ def _texts(seen, ids):
     return {name: " ".join(str(value) for value in of if not is_audio(value)) for name, of in values.items()}
 
 
-def _draw(path, clips, rate):
-    """Draw the clips."""
+def _graphs(seen):
+    """Yield graphs of the sets: a title, what the axes show, and by set the values (a list), or how often each is there."""
+    lengths, rates = {split: [*seen.clips.seconds(items)[0].values()] for split, items in seen.given.sets.items()}, {}
+    if any(lengths.values()):
+        yield "Durations", "s", "items", lengths
+    for key in seen.labels.targets:
+        columns = {split: column for (split, outer), column in seen.labels.columns.items() if outer == key}
+        counts = {split: Counter(map(of.say, range(len(of.values)))) for split, of in columns.items()}
+        if max(map(len, counts.values()), default=0) <= CLASSES:
+            yield f"Classes ({key})", "items", "", counts
+        else:
+            yield f"Items of each class ({key})", "items", "classes", {split: [*of.values()] for split, of in counts.items()}
+    for key in [one.key for one in seen.sequences.taken if one.key and one.call.name != "embedding"][:1]:
+        for split in ("train", "valid"):
+            rows, seconds = seen.sequences.rows.get((split, key), {}), seen.sequences.seconds
+            timed = ((len(row), seconds.get((split, name))) for name, row in rows.items())
+            rates[split] = [count / length for count, length in timed if length]
+        if any(rates.values()):
+            yield f"Speaking rates ({key})", "tokens per second", "items", rates
+
+
+def _draw(path, clips, rate, graphs):
+    """Draw the clips, and below them the graphs of the sets."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -99,14 +122,18 @@ def _draw(path, clips, rate):
     style = {"font.family": ["DejaVu Sans", *fonts], "font.size": 8, "text.parse_math": False}
     with matplotlib.rc_context(style), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about signs that no font has
-        figure = Figure((14, 2.6 * rows), layout="constrained")
+        heights = [2.6 * rows, 3.4 * bool(graphs)]
+        figure = Figure((14, sum(heights)), layout="constrained")
         FigureCanvasAgg(figure)
-        axes = figure.subplots(2 * rows, columns, height_ratios=[1, 2] * rows, squeeze=False)
+        top, bottom = figure.subfigures(2, 1, height_ratios=heights) if graphs else (figure, None)
+        axes = top.subplots(2 * rows, columns, height_ratios=[1, 2] * rows, squeeze=False)
         for i, pair in enumerate(zip(axes[::2].flat, axes[1::2].flat)):
             if i < len(clips):
                 _draw_clip(*pair, *clips[i], rate, longest, 170 // columns)
             else:
                 [axis.remove() for axis in pair]
+        for axis, graph in zip(bottom.subplots(1, max(2, len(graphs))) if graphs else (), [*graphs, None]):
+            _draw_graph(axis, *graph) if graph else axis.remove()
         figure.align_ylabels()
         figure.savefig(path, dpi=100)
 
@@ -131,3 +158,19 @@ def _draw_clip(above, below, name, text, samples, rate, longest, width):
     where = (0, frames / rate, 0, rate / 2000)
     below.imshow(level, origin="lower", aspect="auto", extent=where, vmin=float(level.max()) - RANGE, cmap="magma")
     below.set(xlim=(0, longest), xlabel="s", ylabel="kHz")
+
+
+def _draw_graph(axis, title, x, y, sets):
+    """Draw a histogram of values, or how often each class is there."""
+    if y:
+        axis.hist([*sets.values()], 30, label=[f"{split}: {len(of)} {y}" for split, of in sets.items()])
+        axis.yaxis.get_major_locator().set_params(integer=True)
+    else:
+        names = sorted(set().union(*sets.values()), key=lambda name: (-sum(of[name] for of in sets.values()), name))
+        for i, (split, of) in enumerate(sets.items()):
+            axis.barh([n + 0.4 * i - 0.2 for n in range(len(names))], [of[name] for name in names], 0.4, label=split)
+        axis.set_yticks(range(len(names)), [textwrap.shorten(name, 24, placeholder="...") for name in names])
+        axis.set_ylim(max(len(names), 6) - 0.5, -0.5)
+    axis.set(xlabel=x, ylabel=y)
+    axis.set_title(title, loc="left")
+    axis.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, borderpad=0)

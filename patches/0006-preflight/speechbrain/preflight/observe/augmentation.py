@@ -33,9 +33,7 @@ def _try(given, batch, augmenters, log):
                 found = failure("augmentation-fails", error)
                 what = f"augment_prob is {share:g}, and the step fails in batches "
                 what += f"that are {'' if acts else 'not '}augmented: {found.what}"
-                remedy = (
-                    f"repeat labels and lengths with {named(given, augmenter)}.replicate_labels: it knows if it acted"
-                )
+                remedy = f"repeat labels and lengths with {named(given, augmenter)}.replicate_labels: it knows if it acted"
                 log.findings.append(replace(found, what=what, remedy=remedy))
                 return
         augmenter.augment_prob = share
