@@ -250,7 +250,7 @@ def ignores_its_input(folder, broken):
     brain.start()
 
 
-@case("depends-on-batch", "note", "with more padding: to three times its length, not twice")
+@case("depends-on-batch", "note", "with more padding: to three times its length, not twice; the lengths of x have no effect")
 def mean_of_the_padding(folder, broken):
     class Brain(Pooling):
         def pool(self, x, lens):

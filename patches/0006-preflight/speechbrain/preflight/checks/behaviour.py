@@ -130,6 +130,7 @@ def depends(seen):
         remedy = "normalize each item by itself, or with running statistics: is the module in evaluation mode?"
     else:
         what = f"the output of an item changes by {found.share:.0%} with more padding: to three times its length, not twice"
+        what += f"; the lengths of {found.lengths} have no effect" if found.lengths else ""
         remedy = "pass the lengths to each module that pools, normalizes or attends over time, or batch clips of one length"
     yield Finding("warning" if found.batchwide else "note", "depends-on-batch", what, where, remedy)
 

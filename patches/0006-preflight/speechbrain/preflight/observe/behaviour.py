@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from speechbrain.core import Brain, Stage
+from speechbrain.dataio.batch import PaddedData
 from speechbrain.preflight.attempts import failure
 from speechbrain.preflight.observe.calls import graph
 from speechbrain.preflight.observe.first_valid import certain
@@ -47,6 +48,7 @@ class Differs(NamedTuple):
     neighbours: bool = False  # whether another item of its own length is the cause; else, how much it is padded
     module: str = ""  # the first module whose output differs; "" if that is unknown
     batchwide: bool = False  # whether that is a BatchNorm in training mode
+    lengths: str = ""  # a key of the batch whose lengths have no effect, if padding is the cause
 
 
 @dataclass
@@ -170,14 +172,16 @@ def _compare(made, brain, loader, epoch):
         brain.on_stage_start(Stage.VALID, epoch)
     brain.modules.eval()
 
-    def run(*items, seed=0):
+    def run(*items, seed=0, halved=None):
         """The outputs with a row for each item, by their keys, and the calls of modules, with what they take and give."""
         if perf_counter() - began > SLOW:
             raise TimeoutError
-        calls = []
+        calls, batch = [], loader.collate_fn(copy.deepcopy([*items]))
+        if halved:
+            setattr(batch, halved, PaddedData(batch[halved].data, batch[halved].lengths / 2))
         seed_all(seed)
         with torch.no_grad(), hooked(brain, after=lambda module, *values: calls.append((module, *map(_first_row, values)))):
-            outputs = brain.compute_forward(loader.collate_fn(copy.deepcopy([*items])), Stage.VALID)
+            outputs = brain.compute_forward(batch, Stage.VALID)
         found = {".".join(keys): tensor.detach().float() for keys, tensor in tensors([outputs])}
         return {key: t for key, t in found.items() if t.dim() > 1 and len(t) == len(items) and t.isfinite().all()}, calls
 
@@ -199,6 +203,11 @@ def _compare(made, brain, loader, epoch):
         found = _largest(alone, twice, thrice)
         if found.share > SEEN:
             made.differs = found._replace(module=_first_that_differs(brain, calls, others)[0])
+            for key, value in one.items() if isinstance(one, dict) else ():
+                if isinstance(value, torch.Tensor) and value.is_floating_point():
+                    halved, _ = run(one, _longer(one, 2), halved=key)
+                    if all(_difference(twice[name], halved[name]) < ROUNDING for name in twice):
+                        made.differs = made.differs._replace(lengths=key)
 
 
 def _first_row(value):
