@@ -18,6 +18,7 @@ from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.epoch_loop import EpochCounter, EpochCounterWithStopper
 from torch.nn import Linear
 from torch.optim.lr_scheduler import LambdaLR, LinearLR, SequentialLR, StepLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from brains import LOADER, Classifier, body, data, head, sgd
 
@@ -64,6 +65,18 @@ def factor_that_leaves_any_batch(folder, broken):
 @case("debug-is-on", "note", "debug: True")
 def debug(folder, broken):
     return Classifier({"head": Linear(4, 3)}, debug=broken)
+
+
+@case("trained-twice", "warning", "one, other")
+def two_optimizers(folder, broken):
+    class Brain(Classifier):
+        def init_optimizers(self):
+            self.optimizers_dict = {
+                "one": sgd(self.modules.body.parameters()),
+                "other": sgd((self.modules if broken else self.modules.head).parameters()),
+            }
+
+    return Brain({"body": body(), "head": head()}, None)
 
 
 # Learning rates and gradients
@@ -113,6 +126,23 @@ def warm_up_as_of_transformers(folder, broken):
     brain = Classifier({"head": Linear(4, 3)})
     function = functools.partial(factor, num_warmup_steps=9 if broken else 8)
     brain.schedule = LambdaLR(rate(0.1)(brain.modules.parameters()), function)
+    return brain
+
+
+@case("average-hardly-moves", "warning", "average")
+def average_of_torch(folder, broken):
+    brain = Classifier({"head": Linear(4, 3)})
+    brain.average = AveragedModel(brain.modules, multi_avg_fn=get_ema_multi_avg_fn(0.999 if broken else 0.9))
+    return brain
+
+
+@case("average-hardly-moves", "warning", "average")
+def average_of_another_package(folder, broken):
+    class ExponentialMovingAverage:
+        decay, num_updates = 0.999, None if broken else 0
+
+    brain = Classifier({"head": Linear(4, 3)})
+    brain.average = ExponentialMovingAverage()
     return brain
 
 

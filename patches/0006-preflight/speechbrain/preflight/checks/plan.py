@@ -1,14 +1,18 @@
 """Checks the plan of a run: its steps, learning rates and warm-up, and the checkpoints that it keeps."""
 
+import inspect
 import re
 from collections.abc import Callable
+from itertools import combinations
 
 from speechbrain.core import Brain
 from speechbrain.nnet import schedulers
-from speechbrain.preflight.checks.optimised import clips_first_group_only, codes_of
+from speechbrain.preflight.checks.optimised import Training, clips_first_group_only, codes_of
 from speechbrain.preflight.observe.given import held
+from speechbrain.preflight.observe.start import parameters_of
 from speechbrain.preflight.report import Finding, some
 from torch.optim.lr_scheduler import LinearLR, LRScheduler
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import BatchSampler, SequentialSampler
 
 CODES = {
@@ -17,6 +21,8 @@ CODES = {
     "learning-rate-zero": "the learning rate of trained parameters is 0, and nothing changes it",
     "gradient-clipped-to-zero": "max_grad_norm is 0, so all gradients become 0; on the stock release, below 0 reverses them",
     "warm-up-too-long": "the warm-up of the learning rate is longer than the training",
+    "average-hardly-moves": "after all steps, a moving average still mainly has the weights that it began with",
+    "trained-twice": "a parameter is in two optimizers that step together",
     "debug-is-on": "debug is on, so training ends after a few batches",
     "best-is-worst": "a checkpointer, scheduler or early stopper takes a high loss or error, or a low score, for the best",
     "averages-more-than-kept": "the script averages more checkpoints than it keeps",
@@ -93,6 +99,32 @@ def warm_up(seen):
             yield Finding("warning", "warm-up-too-long", what, name, "use a shorter warm-up, or train for more epochs")
 
 
+def average(seen):
+    """Yield moving averages of the weights that hardly move."""
+    batches = seen.plan.get("epochs", {}).get("batches_in_all")
+    for name, value in {**seen.given.hparams, **vars(seen.given.brain)}.items():
+        decay = None
+        if isinstance(value, AveragedModel) and getattr(value, "multi_avg_fn", None):
+            decay = inspect.getclosurevars(inspect.unwrap(value.multi_avg_fn)).nonlocals.get("decay")
+        elif re.search("EMA|MovingAverage", type(value).__name__) and getattr(value, "num_updates", None) is None:
+            decay = getattr(value, "decay", None)  # that of one which counts its updates begins lower
+        if batches and isinstance(decay, float) and 0 <= decay <= 1 and decay**batches > 0.5:
+            what = f"with a decay of {decay:g}, {decay**batches:.0%} of it are the first weights even after {batches:,} batches"
+            yield Finding("warning", "average-hardly-moves", what, name, "use a smaller decay")
+
+
+def twice(seen):
+    """Yield parameters that two optimizers train."""
+    brain, names = seen.given.brain, Training(seen).names
+    usual = all(getattr(type(brain), name) is getattr(Brain, name) for name in ("freeze_optimizers", "optimizers_step"))
+    optimizers = brain.optimizers_dict if usual and not seen.step.custom else None
+    for (one, a), (other, b) in combinations((optimizers or {}).items(), 2):
+        shared = {id(p) for p in parameters_of({one: a})} & {id(p) for p in parameters_of({other: b})}
+        if shared and a is not b:
+            what = f"both optimizers step after each batch, and both have {some(sorted(names[key] for key in shared))}"
+            yield Finding("warning", "trained-twice", what, f"{one}, {other}", "give each parameter to one optimizer")
+
+
 def debug(seen):
     """Yield a run that is only for debugging."""
     brain = seen.given.brain
@@ -150,4 +182,4 @@ def position(seen):
         yield Finding("note", "loader-not-saved", what, f"{keys[0]}: {getattr(brain, keys[0])}", remedy)
 
 
-RULES = (accumulation, rates, clipping, warm_up, debug, directions, averaged, position)
+RULES = (accumulation, rates, clipping, warm_up, average, twice, debug, directions, averaged, position)
