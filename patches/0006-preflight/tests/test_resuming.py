@@ -189,6 +189,31 @@ class Scale(torch.nn.Module):
         self.factor = float(path.read_text())
 
 
+class OtherScale(Scale):
+    def save(self, path):
+        path.write_text("2")
+
+
+@case("saver-not-called", "warning", "scale", "does not call OtherScale.save, but save of Scale")
+class SaverNotMarked(Run):
+    def more(self):
+        return {"scale": OtherScale() if self.broken else Scale()}
+
+
+@case("adapted-saved-whole", "note", "head", "each checkpoint has all ")
+class InsideOfAnAdaptedModel(Run):
+    def more(self):
+        adapters = pytest.importorskip("speechbrain.nnet.adapters")  # not in 1.0.1
+        self.inner = torch.nn.Sequential(Linear(4, 40), Linear(40, 3))
+        self.inner.load_state_dict(
+            {key: torch.linspace(-1, 1, p.numel()).view_as(p) for key, p in self.inner.state_dict().items()}
+        )
+        return {"head": adapters.AdaptedModel(self.inner, adapters.LoRA, all_linear=True, adapter_kwargs={"rank": 1})}
+
+    def recoverables(self):
+        return {**self.known, **({"head": self.inner} if self.broken else {})}
+
+
 @case("nothing-left", "warning", "EpochCounter", "is from the end of a run")
 class Finished(Run):
     def start(self):

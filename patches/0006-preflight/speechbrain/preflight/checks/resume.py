@@ -1,13 +1,17 @@
 """Checks that a run can be resumed, and that it continues what it should if it is."""
 
 import torch
+from speechbrain.core import Brain
 from speechbrain.preflight.checks.optimised import codes_of, saves_its_own_way
-from speechbrain.preflight.observe.resume import inside, saved_by_torch
+from speechbrain.preflight.observe.given import parts
+from speechbrain.preflight.observe.resume import inside, saved_by_torch, saver
 from speechbrain.preflight.report import Finding, some
 from speechbrain.utils.checkpoints import Checkpointer
 
 CODES = {
     "used-not-saved": "a scheduler, counter, optimizer or normaliser changes in training, but is in no recoverable",
+    "saver-not-called": "a recoverable has a method that should save it, but the checkpointer calls another one",
+    "adapted-saved-whole": "the checkpointer saves the model inside an AdaptedModel, with all its frozen parameters",
     "nothing-left": "the epoch counter or optimizer_step_limit is at its limit, so fit() trains nothing",
     "not-recovered": "the folder has checkpoints of an earlier run, but training starts from scratch",
     "recovered-in-part": "the recovered checkpoint lacks files or keys of what the checkpointer saves",
@@ -49,6 +53,32 @@ def not_saved(seen):
         why = f"the saved state dict of {holder!r} does not contain its state" if holder else "it is in no recoverable"
         what = f"this {type(item).__name__} changes in training, but {why}: a resumed run starts with a new one"
         yield Finding("warning", "used-not-saved", what, name, "add it to the checkpointer's recoverables")
+
+
+def savers(seen):
+    """Yield recoverables that are saved in another way than their class, or their AdaptedModel, says."""
+    checkpointer = seen.given.brain.checkpointer
+    recoverables = getattr(checkpointer, "recoverables", {})
+    for name, item in recoverables.items():
+        (hook, owner), classes = saver(item), type(item).__mro__
+        if hook is None or isinstance(item, Brain) or name in checkpointer.custom_save_hooks:
+            continue
+        methods = [(cls, *pair) for cls in classes[: classes.index(owner)] for pair in vars(cls).items()]
+        for cls, method, function in methods:
+            if hasattr(function, "_speechbrain_saver") or method == hook.__name__:
+                what = f"the checkpointer does not call {cls.__name__}.{method}, but {hook.__name__} of {owner.__name__}"
+                remedy = f"mark it with mark_as_saver, and decorate {cls.__name__} with register_checkpoint_hooks"
+                yield Finding("warning", "saver-not-called", what, name, remedy)
+    for _, module in parts(seen.given.brain):
+        inner = module._modules.get("adapted_model") if hasattr(module, "replace_layers") else None
+        names = [name for name, item in recoverables.items() if item is inner is not None]
+        if names and not any(item is module for item in recoverables.values()):
+            total = sum(p.numel() for p in inner.parameters())
+            trained = sum(p.numel() for p in inner.parameters() if id(p) in seen.step.reached)
+            if trained < 0.5 * total:
+                what = f"each checkpoint has all {total:,} parameters of the adapted model, but only {trained:,} are trained"
+                remedy = "put the AdaptedModel itself into the recoverables: it saves only what is trained"
+                yield Finding("note", "adapted-saved-whole", what, names[0], remedy)
 
 
 def nothing_left(seen):
@@ -126,4 +156,4 @@ def proof(seen):
     yield Finding("warning", "resume-differs", what, str(resumed.recovery.checkpoint.path), remedy)
 
 
-RULES = (not_saved, nothing_left, recovered, learning_rates, proof)
+RULES = (not_saved, savers, nothing_left, recovered, learning_rates, proof)
