@@ -147,6 +147,15 @@ def adapters_never_inserted(folder, broken):
     Classifier({"body": model, "head": head()}).start()
 
 
+@case("adapted-not-loaded", "warning", "body", "were not loaded from a file")
+def adapters_around_random_weights(folder, broken):
+    base, last = body(), head()
+    last.load_state_dict(head().state_dict())
+    if not broken:
+        base.load_state_dict(torch.load(saved(folder)))
+    Classifier({"body": adapted(base, all_linear=True), "head": last}).start()
+
+
 def run(start, folder, broken):
     torch.manual_seed(0)
     return Takeover().run(lambda: start(folder, broken))

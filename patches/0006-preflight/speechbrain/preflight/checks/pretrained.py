@@ -19,6 +19,7 @@ CODES = {
     "loaded-over-checkpoint": "a pretrained file was loaded after a checkpoint was recovered, and replaced its values",
     "pretrainer-not-loaded": "the script makes a Pretrainer for a module of the Brain, but does not load with it",
     "adapters-missing": "an AdaptedModel has no adapters: no layer matches, or they were never inserted",
+    "adapted-not-loaded": "the frozen model inside an AdaptedModel was not loaded, although other modules were",
     "pretrained-other-model": "a Pretrainer used a file in its own folder that differs from the file that the script asks for",
     "label-encoder-empty": "a label encoder has no labels when training starts",
     "label-encoder-stale": "a label encoder was loaded from the file of an earlier run, and lacks labels of the data",
@@ -185,7 +186,8 @@ def never_loaded(seen):
 
 
 def adapters(seen):
-    """Yield AdaptedModels without adapters."""
+    """Yield AdaptedModels without adapters, or around a model that was not loaded."""
+    loads = _Loads(seen)
     for name, module in parts(seen.given.brain):
         if not hasattr(type(module), "insert_adapters"):
             continue
@@ -196,6 +198,12 @@ def adapters(seen):
             if module.replace_layers:
                 what, remedy = "they were never inserted", "call its insert_adapters() after the pretrained model is loaded"
             yield Finding("warning", "adapters-missing", f"it has no adapters: {what}", name, remedy)
+        frozen = {id(p) for p in inner.parameters()} & {*seen.step.frozen}
+        known = any(type(part).__module__.startswith("transformers") for part in inner.modules())
+        if frozen and loads and not known and not frozen & loads.keys():
+            what = f"its {len(frozen)} frozen parameters were not loaded from a file, although other modules were"
+            remedy = "load the pretrained model before its adapters are inserted"
+            yield Finding("warning", "adapted-not-loaded", what, name, remedy)
 
 
 RULES = (not_loaded, in_part, elsewhere, changed_after, never_loaded, adapters, other_model, encoders)
