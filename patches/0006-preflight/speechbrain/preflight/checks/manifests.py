@@ -10,6 +10,7 @@ from itertools import pairwise
 
 from speechbrain.preflight.attempts import failure
 from speechbrain.preflight.checks.batches import unwrapped
+from speechbrain.preflight.observe.items import Items
 from speechbrain.preflight.report import Finding, some
 
 CODES = {
@@ -20,6 +21,7 @@ CODES = {
     "duration-unlike-audio": "durations in the manifest are not in seconds, or all lengths that a sampler gets are 0",
     "label-contradicts": "items with the same audio have different labels",
     "label-constant": "all items have the same label",
+    "audio-twice": "several items of the training set have the same audio",
     "audio-constant": "all items have the same audio",
 }
 
@@ -118,6 +120,18 @@ def same_content(seen):
                 what = f"{len(wrong)} of {len(groups)} clips have items with different labels, for example {names}"
                 yield Finding("warning", "label-contradicts", what, column.where, "keep one item of each clip")
                 return
+        reads, again = defaultdict(set), defaultdict(list)  # items may read several files
+        for content, group in contents.items() if len(seen.clips.looks) == len(seen.clips.uses) else ():
+            for i in group:
+                reads[i].add(content)
+        for i, read in reads.items():
+            again[frozenset(read)].append(i)
+        shared = next((group for group in again.values() if len(group) > 1), None)
+        if shared and split == "train":
+            items = Items.of(split, seen.given.train_set)
+            what = f"{len(reads) - len(again)} of {len(reads)} items have the audio of another item"
+            where = f"{split}: {some(items.static(i)['id'] for i in shared)}"
+            yield Finding("note", "audio-twice", what, where, "keep one of these items, unless this is meant")
 
 
 def _contents(seen, split):
