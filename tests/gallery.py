@@ -47,23 +47,23 @@ SECTIONS = {
         script-failed first-step-failed first-batch-failed manifest-unreadable audio-missing item-lacks-key item-failed
         first-validation-failed label-outside token-outside dataloader-failed audio-unreadable audio-channels
         tensor-without-dimension labels-not-repeated fit-start-failed stage-start-failed no-batch batch-of-one no-optimizer
-        augmentation-fails real-step-failed ddp-without-gradient out-of-memory preflight-killed
-        version-untested
+        augmentation-fails real-step-failed ddp-without-gradient out-of-memory preflight-killed not-installed
+        version-of-recipe version-untested
     """,
     "It trains, but not what you think": """
         nothing-trainable gradient-without-optimizer optimizer-misses-loss frozen-statistics-move trainable-without-gradient
         fit-arguments-shifted key-mistyped debug-is-on learning-rate-zero warm-up-too-long no-step batches-without-step
         group-not-clipped gradient-clipped-to-zero nothing-changes update-too-large memory-grows frozen-changes
-        ddp-unfrozen-late no-backward units-identical weight-scale
+        ddp-unfrozen-late trained-twice average-hardly-moves no-backward units-identical weight-scale
     """,
     "What is loaded": """
         pretrained-not-loaded loaded-in-part pretrainer-not-loaded loaded-then-changed loaded-elsewhere adapters-missing
-        loaded-over-checkpoint pretrained-other-model loaded-normaliser-moves label-encoder-stale
+        adapted-not-loaded loaded-over-checkpoint pretrained-other-model loaded-normaliser-moves label-encoder-stale
         label-encoder-empty
     """,
     "What is saved, and resuming": """
         trained-not-saved nothing-left not-recovered used-not-saved best-is-worst learning-rate-differs resume-differs
-        recovered-in-part averages-more-than-kept stopper-unfed loader-not-saved
+        recovered-in-part saver-not-called adapted-saved-whole averages-more-than-kept stopper-unfed loader-not-saved
     """,
     "The loss": """
         cross-entropy-on-probabilities nll-without-log-softmax bce-on-probabilities first-loss output-not-finite
@@ -75,8 +75,9 @@ SECTIONS = {
     """,
     "The data": """
         audio-rate label-unknown labels-sorted class-imbalance label-ignored duration-unlike-audio sorted-wrong
-        dynamic-batch-limit audio-truncated audio-empty audio-silent audio-clipped audio-duration
-        audio-not-finite id-twice label-constant label-contradicts audio-constant
+        dynamic-batch-limit generator-copied audio-truncated audio-empty audio-silent audio-clipped audio-duration
+        audio-not-finite audio-twice id-twice label-constant label-contradicts audio-constant signals-unlike
+        signals-equal
     """,
     "Sequences": """
         lengths-not-relative token-is-blank ctc-without-log-softmax more-labels-than-frames padding-in-loss targets-as-inputs

@@ -1,6 +1,7 @@
 """Mistakes in manifests, in their items and in the keys of the YAML file are reported."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -32,6 +33,7 @@ class Run:
         self.label = lambda label: torch.LongTensor([int(label)])
         self.sampler = lambda dataset: {"batch_size": 4}
         self.keys = ["id", "sig", "target"]
+        self.clean = {"func": lambda sig: sig, "takes": ["sig"]}
         self.sig = {"func": sb.dataio.dataio.read_audio, "takes": ["wav"], "provides": "sig"}
 
     def item(self, name, i, frames=None):
@@ -53,6 +55,7 @@ class Run:
         made = getattr(DynamicItemDataset, f"from_{self.form}")(path, self.replacements)
         made.add_dynamic_item(**self.sig)
         made.add_dynamic_item(lambda label: self.label(label), takes="label", provides="target")
+        made.add_dynamic_item(**self.clean, provides="clean")
         made = self.pick(made) if split == "train" else made
         made.set_output_keys(self.keys)
         return made
@@ -126,6 +129,35 @@ def one_file_for_all(run):
 )
 def one_file_with_two_labels(run):
     run.train["t1"]["wav"] = run.train["t0"]["wav"]
+
+
+@case("audio-twice", "note", "1 of 8 items have the audio of another item", "train: t0, t2")
+def one_file_for_two(run):
+    run.train["t2"]["wav"] = run.train["t0"]["wav"]
+
+
+def clean_and_noisy(run, cuts=False):
+    """Items with two files, of which one is longer in one item."""
+    for split, items in (("t", run.train), ("v", run.valid)):
+        items |= {f"{split}{i}": run.item(f"{split}{i}", i) for i in range(8, 12)}
+        for i, (name, item) in enumerate([*items.items()]):
+            item["clean_wav"] = run.item(f"clean_{name}", i, 800 + 80 * i + 40 * (name == "t7"))["wav"]
+    read = sb.dataio.dataio.read_audio
+    run.clean = {"func": lambda wav: read(wav)[: -40 if cuts and "_t7" in wav else None], "takes": ["clean_wav"]}
+    run.keys = [*run.keys, "clean"]
+
+
+@case("signals-unlike", "warning", "1 of 24 items have signals that differ in length: sig 1360, clean 1400", "train t7")
+def one_item_of_two_lengths(run):
+    clean_and_noisy(run)
+
+
+@case("signals-equal", "warning", "wav and clean_wav have the same signal in all 12 items", "train")
+def clean_is_the_noisy(run, copied="t3"):
+    clean_and_noisy(run, cuts=True)
+    shutil.copy(run.folder / f"{copied}.wav", run.folder / "copy.wav")
+    for name, item in run.train.items():
+        item["clean_wav"] = "{root}/copy.wav" if name == "t3" else item["wav"]
 
 
 @case("label-constant", "warning", "all 8 items have the label 0, but the classifier has 2 outputs", "train target")
@@ -233,6 +265,22 @@ def segments_in_one_value(run):
     for split, items in (("t", run.train), ("v", run.valid)):
         for i, item in enumerate(items.values()):
             item["wav"] = {"file": f"{{root}}/{split}0.wav", "start": i * 10, "stop": i * 10 + 80}
+
+
+@healthy
+def two_lengths_that_the_pipeline_cuts(run):
+    clean_and_noisy(run, cuts=True)
+
+
+@healthy
+def one_clean_file_of_its_own(run):
+    clean_is_the_noisy(run, copied="clean_t3")
+
+
+@healthy
+def two_parts_of_one_file(run):
+    clean_is_the_noisy(run)
+    run.clean["func"] = lambda wav: sb.dataio.dataio.read_audio(wav)[40:]
 
 
 @healthy
@@ -390,5 +438,6 @@ def test_a_reference_inside_a_tuple(tmp_path, monkeypatch):
 
 
 def test_every_code_has_a_case():
-    assert {*manifests.CODES, "audio-missing", "manifest-unreadable"} == {param.values[1] for param in CASES}
+    elsewhere = {"audio-missing", "manifest-unreadable", "signals-unlike", "signals-equal"}
+    assert {*manifests.CODES} | elsewhere == {param.values[1] for param in CASES}
     assert "key-mistyped" in hparams.CODES

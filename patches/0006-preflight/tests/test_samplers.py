@@ -1,5 +1,8 @@
 """Items that make no batch, and limits of dynamic batches in another unit, are reported."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from speechbrain.dataio.dataset import DynamicItemDataset
@@ -72,6 +75,101 @@ def test_a_label_without_dimensions(options, make, codes):
     assert not codes or report.findings[0].where == "train number"
 
 
+DRAW = random.Random(0)
+
+
+class Noise:
+    """Draws from a generator of its own."""
+
+    def __init__(self, seeds=False):
+        self.draw, self.seeds = np.random.RandomState(0), seeds
+
+    def __call__(self, label):
+        return self.add(label)
+
+    def add(self, label):
+        if self.seeds:
+            self.draw.seed(label)
+        return torch.full((4,), label + self.draw.uniform())
+
+
+class Noisy(torch.utils.data.Dataset):
+    """Draws from a generator that is an attribute."""
+
+    def __init__(self):
+        self.generator = torch.Generator()
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, i):
+        return torch.randn(4, generator=self.generator)
+
+
+def from_a_closure():
+    draw = np.random.default_rng(0)
+    return lambda label: torch.full((4,), label + draw.uniform())
+
+
+def from_a_global():
+    return lambda label: torch.full((4,), label + DRAW.random())
+
+
+def from_an_object():
+    return Noise().add
+
+
+def as_usual():
+    return lambda label: torch.full((4,), label + random.random() + np.random.uniform()) + torch.randn(4)
+
+
+def for_each_item():
+    return Noise(seeds=True).add
+
+
+def for_each_worker():
+    def draw(label):
+        info = torch.utils.data.get_worker_info()
+        draw = DRAW if info is None else random.Random(info.seed)
+        return torch.full((4,), label + draw.random())
+
+    return draw
+
+
+def without_drawing():
+    return lambda label: torch.full((4,), label + len(str(DRAW)) + 0.0)
+
+
+WORKERS_ONCE = {"num_workers": 1, "persistent_workers": True}
+COPIES = [
+    (make, {"num_workers": 2}, name) for make, name in ((from_a_closure, "draw"), (from_a_global, "DRAW"), (Noisy, "generator"))
+]
+COPIES += [(from_an_object, {"num_workers": 1}, "draw"), (from_an_object, {**WORKERS_ONCE, "num_workers": 2}, "draw")]
+COPIES += [(make, {"num_workers": 2}, None) for make in (as_usual, for_each_item, for_each_worker, without_drawing)]
+COPIES += [(from_a_closure, options, None) for options in ({}, WORKERS_ONCE, {"num_workers": 2, "worker_init_fn": print})]
+
+
+def noisy(make, options):
+    class OfPlainItems(Brain):
+        def compute_forward(self, batch, stage):
+            return self.modules.head(batch if isinstance(batch, torch.Tensor) else batch.x.data)
+
+    dataset = make()
+    if make is not Noisy:
+        dataset = DynamicItemDataset({str(i): {"label": i % 3} for i in range(8)}, output_keys=["id", "x"])
+        dataset.add_dynamic_item(make(), "label", "x")
+    brain = OfPlainItems({"head": Linear(4, 3)})
+    return Takeover().run(lambda: brain.fit(range(1, 2), dataset, train_loader_kwargs={"batch_size": 4, **options}))
+
+
+@pytest.mark.parametrize("make, options, name", COPIES)
+def test_a_generator_that_workers_copy(make, options, name):
+    report = noisy(make, options)
+    found = [(f.level, f.code, f.where) for f in report.findings]
+    assert found == [("warning", "generator-copied", f"train {name}")] * bool(name), report.text()
+    assert not name or ("each epoch" in report.findings[0].what) != ("persistent_workers" in options)
+
+
 def stopping(feeds):
     counter = EpochCounterWithStopper(limit=9, limit_to_stop=3, limit_warmup=2, direction="min")
 
@@ -96,6 +194,7 @@ def test_a_stopper(feeds):
 CASES = [  # for the gallery
     (limited, "dynamic-batch-limit", LIMITS[0][0]),
     (labelled, "tensor-without-dimension", torch.tensor, {}),
+    (noisy, "generator-copied", from_a_closure, {"num_workers": 2}),
     (stopping, "stopper-unfed", False),
 ]
 

@@ -1,23 +1,36 @@
 """Checks how items become batches."""
 
+import inspect
+import os
+import pickle
+import random
+from collections import defaultdict
 from contextlib import suppress
+from itertools import combinations
 
+import numpy as np
 import torch
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.sampler import DynamicBatchSampler
+from speechbrain.preflight.isolate import in_child
 from speechbrain.preflight.observe.items import Items
 from speechbrain.preflight.report import Finding, some
-from torch.utils.data import BatchSampler
+from torch.utils.data import BatchSampler, DataLoader
 
 CODES = {
     "fit-arguments-shifted": "fit gets the options of a dataloader as its argument progressbar, because they have no name",
     "no-batch": "a loader yields no batches",
     "tensor-without-dimension": "an item has a tensor without dimensions, which PaddedBatch cannot pad",
+    "generator-copied": "items draw from a generator that each loader worker copies, so that all draw the same numbers",
+    "signals-unlike": "the signals of an item differ in length, although those of other items do not",
+    "signals-equal": "two keys of each item of a set give the same signal",
     "dynamic-batch-limit": "max_batch_length of a DynamicBatchSampler is below every clip, or far above all: another unit",
     "batch-of-one": "the last batch has only one item, from which a BatchNorm gets only one value per channel",
 }
 
 FEWEST = 4  # clips that say something about units
+SECONDS = 10.0  # how long it may take to evaluate an item
+GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 MANY = 1000  # clips of the longest kind that nobody wants in a batch
 
 
@@ -122,4 +135,93 @@ def dynamic(seen):
             yield Finding("warning", "dynamic-batch-limit", f"{what}, and max_batch_length is {limit:g}", where, remedy)
 
 
-RULES = (shifted, no_batch, batch_of_one, without_dimension, dynamic)
+def _signals(clips):
+    """The files of each item that names several, by set and id, and by their keys in the manifest."""
+    files = defaultdict(dict)
+    for path in clips.of_sets(clips.headers):
+        for use in clips.uses[path]:
+            files[use.items.split, str(use.items.static(use.i).get("id", use.i))][".".join(use.source.keys)] = path
+    return {item: paths for item, paths in files.items() if len(paths) > 1}
+
+
+def unlike(seen):
+    """Yield items whose signals differ in length, if those of most other items do not: the model may compare them."""
+    clips, files = seen.clips, _signals(seen.clips)
+    odd = [item for item, paths in files.items() if len({clips.headers[path].frames for path in paths.values()}) > 1]
+    if not 0 < len(odd) <= 0.1 * len(files):
+        return
+
+    def lengths(item):
+        tensors = clips.make(next(iter(files[item].values()))).tensors or {}
+        return {key: len(tensor) for key, tensor in tensors.items() if tensor.dim() == 1}
+
+    usual, other = lengths(min(files.keys() - odd)), lengths(odd[0])
+    alike = {key: other.get(key, 0) for key, length in usual.items() if [*usual.values()].count(length) > 1}
+    if len({*alike.values()}) > 1:  # else, the pipeline cuts them
+        sizes = ", ".join(f"{key} {length}" for key, length in alike.items())
+        what = f"{len(odd)} of {len(files)} items have signals that differ in length: {sizes} samples"
+        remedy = "cut them to the same length, or remove these items"
+        yield Finding("warning", "signals-unlike", what, some(map(" ".join, odd)), remedy)
+
+
+def equal(seen):
+    """Yield sets in which two keys of each item give the same signal."""
+    clips, files = seen.clips, _signals(seen.clips)
+
+    def content(path):
+        look = clips.looks.get(path)
+        return (look.frames, look.fingerprint) if look and look.low < look.high else os.path.realpath(path)
+
+    for split in ("train", "valid"):
+        items = [paths for (name, _), paths in files.items() if name == split]
+        for keys in combinations(items[0] if len(items) >= FEWEST else (), 2):
+            if all({*keys} <= paths.keys() and len({content(paths[key]) for key in keys}) == 1 for paths in items):
+                made = (clips.make(items[0][keys[0]]).tensors or {}).values()
+                made = [tensor for tensor in made if tensor.is_floating_point()]
+                if any(torch.equal(*pair) for pair in combinations(made, 2)):  # else, it takes different parts of a file
+                    what = f"{' and '.join(keys)} have the same signal in all {len(items)} items"
+                    yield Finding("warning", "signals-equal", what, split, "check which files the two keys name")
+
+
+def copied(seen):
+    """Yield generators that items draw from, that loader workers copy, and that nothing seeds."""
+    loader = unwrapped(seen.start.train_loader)
+    if not isinstance(loader, DataLoader) or loader.worker_init_fn is not None or not hasattr(os, "fork"):
+        return
+    workers, held = loader.num_workers, _generators(loader.dataset) if loader.num_workers else {}
+    if not held or (workers == 1 and loader.persistent_workers):
+        return
+
+    def drawn():
+        """The generators that two evaluations of an item change, each time."""
+        states = []
+        for _ in range(3):
+            states.append([pickle.dumps(getattr(one, "get_state", one.__reduce__)()) for one in held.values()])
+            loader.dataset[0]
+        return [name for name, *three in zip(held, *states) if len(set(three)) == 3]  # else it is seeded for each item
+
+    with suppress(Exception):  # of an item, which other checks report
+        names = in_child(drawn, SECONDS)
+        if names:
+            epochs = "" if loader.persistent_workers else " and each epoch"
+            what = f"each of the {workers} workers{epochs} starts with a copy of it, and so draws the same numbers"
+            remedy = "use the generators of torch, random or np.random, which workers seed, or seed it in worker_init_fn"
+            yield Finding("warning", "generator-copied", what, f"train {some(names)}", remedy)
+
+
+def _generators(dataset):
+    """The random generators that a dataset and the functions of its pipeline refer to, by name."""
+    functions = [item.func for item in getattr(getattr(dataset, "pipeline", None), "dynamic_items", ())]
+    names, known = {**getattr(dataset, "__dict__", {})}, (np.random.mtrand._rand, random._inst, torch.default_generator)
+    for function in (type(dataset).__getitem__, *functions):
+        function = getattr(function, "func", function)  # of a partial
+        names |= getattr(getattr(function, "__self__", None), "__dict__", {})
+        with suppress(TypeError):  # of what is not a function of Python
+            found = inspect.getclosurevars(getattr(function, "__func__", function))
+            names = {**dict.fromkeys(found.unbound), **names, **found.globals, **found.nonlocals}
+    if "get_worker_info" in names:  # it knows that it is in a worker
+        return {}
+    return {name: value for name, value in names.items() if isinstance(value, GENERATORS) and value not in known}
+
+
+RULES = (shifted, no_batch, batch_of_one, without_dimension, dynamic, unlike, equal, copied)
