@@ -218,7 +218,7 @@ CUDA = pytest.param("cuda", marks=pytest.mark.cuda)
 
 
 @pytest.mark.parametrize("device", ["cpu", CUDA])
-@pytest.mark.parametrize("place", [0, 3, pytest.param(None, id="healthy")])
+@pytest.mark.parametrize("place", [*(pytest.param(i, marks=regression) for i in (0, 3)), pytest.param(None, id="healthy")])
 def test_the_gradscaler_skips_steps_and_the_statistics_stay_finite(monkeypatch, device, place):
     def trained(finite):
         monkeypatch.setattr(sb.Brain, "only_finite_steps", finite, raising=False)
