@@ -137,7 +137,7 @@ def one_file_for_two(run):
 
 
 def clean_and_noisy(run, cuts=False):
-    """Items with two files, of which one is longer in one item."""
+    """Give each item two files; in one item, the second file is longer."""
     for split, items in (("t", run.train), ("v", run.valid)):
         items |= {f"{split}{i}": run.item(f"{split}{i}", i) for i in range(8, 12)}
         for i, (name, item) in enumerate([*items.items()]):

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from itertools import repeat
-from types import SimpleNamespace
 
 from speechbrain.dataio.dataloader import LoopedLoader
 from speechbrain.preflight.attempts import Log
@@ -18,6 +17,7 @@ from speechbrain.preflight.observe.behaviour import behaviour
 from speechbrain.preflight.observe.columns import evaluated
 from speechbrain.preflight.observe.first_step import first_step
 from speechbrain.preflight.observe.first_valid import first_valid
+from speechbrain.preflight.observe.given import hparams_of
 from speechbrain.preflight.observe.labels import labels
 from speechbrain.preflight.observe.loads import watched_loads
 from speechbrain.preflight.observe.plan import plan
@@ -93,7 +93,7 @@ def preflight(brain, train_set, valid_set=None, train_loader_kwargs=None, valid_
     >>> [(finding.code, finding.where) for finding in report.findings]
     [('nothing-trainable', 'model')]
     """
-    hparams = vars(getattr(brain, "hparams", SimpleNamespace()))
+    hparams = hparams_of(brain)
 
     def run():
         with watched_loads() as loaded:

@@ -206,7 +206,7 @@ def _same_part(clips, train, valid):
     """Whether each file is read by one item of its set, and both are read in the same way."""
     ways = []
     for split, path in (("train", train), ("valid", valid)):
-        items = {str(use.items.static(use.i).get("id", use.i)): use for use in clips.uses[path] if use.items.split == split}
+        items = {use.items.name(use.i): use for use in clips.uses[path] if use.items.split == split}
         if len(items) > 1:
             return False  # noise, an enrolment utterance, or a recording with many segments
         (use,) = items.values()

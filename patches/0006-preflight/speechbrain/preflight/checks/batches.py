@@ -13,7 +13,7 @@ import torch
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.sampler import DynamicBatchSampler
 from speechbrain.preflight.isolate import in_child
-from speechbrain.preflight.observe.items import Items
+from speechbrain.preflight.observe.given import unwrapped
 from speechbrain.preflight.report import Finding, some
 from torch.utils.data import BatchSampler, DataLoader
 
@@ -32,11 +32,6 @@ FEWEST = 4  # clips that say something about units
 SECONDS = 10.0  # how long it may take to evaluate an item
 GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 MANY = 1000  # clips of the longest kind that nobody wants in a batch
-
-
-def unwrapped(loader):
-    """The dataloader inside a LoopedLoader, or the loader itself."""
-    return getattr(loader, "loader", loader)
 
 
 def plain_batches(loader):
@@ -104,7 +99,7 @@ def _values_an_item(module, shape, items):
 
 def without_dimension(seen):
     """Yield keys that make the first batch fail, because PaddedBatch pads along a dimension that they do not have."""
-    loader, items = seen.start.train_loader, Items.of("train", seen.given.train_set)
+    loader, items = seen.start.train_loader, seen.given.sets.get("train")
     if seen.start.batch is not None or getattr(loader, "collate_fn", None) is not PaddedBatch or not items:
         return
     with suppress(Exception):  # which other checks report
@@ -140,13 +135,19 @@ def _signals(clips):
     files = defaultdict(dict)
     for path in clips.of_sets(clips.headers):
         for use in clips.uses[path]:
-            files[use.items.split, str(use.items.static(use.i).get("id", use.i))][".".join(use.source.keys)] = path
+            files[use.items.split, use.items.name(use.i)][".".join(use.source.keys)] = path
     return {item: paths for item, paths in files.items() if len(paths) > 1}
 
 
-def unlike(seen):
-    """Yield items whose signals differ in length, if those of most other items do not: the model may compare them."""
-    clips, files = seen.clips, _signals(seen.clips)
+def signals(seen):
+    """Yield what is wrong with items that have several signals."""
+    files = _signals(seen.clips)
+    yield from _unlike(seen.clips, files)
+    yield from _equal(seen.clips, files)
+
+
+def _unlike(clips, files):
+    """Items whose signals differ in length, if those of most other items do not: the model may compare them."""
     odd = [item for item, paths in files.items() if len({clips.headers[path].frames for path in paths.values()}) > 1]
     if not 0 < len(odd) <= 0.1 * len(files):
         return
@@ -164,9 +165,8 @@ def unlike(seen):
         yield Finding("warning", "signals-unlike", what, some(map(" ".join, odd)), remedy)
 
 
-def equal(seen):
-    """Yield sets in which two keys of each item give the same signal."""
-    clips, files = seen.clips, _signals(seen.clips)
+def _equal(clips, files):
+    """Sets in which two keys of each item give the same signal."""
 
     def content(path):
         look = clips.looks.get(path)
@@ -224,4 +224,4 @@ def _generators(dataset):
     return {name: value for name, value in names.items() if isinstance(value, GENERATORS) and value not in known}
 
 
-RULES = (shifted, no_batch, batch_of_one, without_dimension, dynamic, unlike, equal, copied)
+RULES = (shifted, no_batch, batch_of_one, without_dimension, dynamic, signals, copied)

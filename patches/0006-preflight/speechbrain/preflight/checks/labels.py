@@ -4,8 +4,9 @@ from collections import Counter
 from itertools import pairwise
 
 import torch
-from speechbrain.preflight.checks.batches import plain_batches, unwrapped
+from speechbrain.preflight.checks.batches import plain_batches
 from speechbrain.preflight.observe.columns import Unknown
+from speechbrain.preflight.observe.given import unwrapped
 from speechbrain.preflight.report import Finding, some
 from torch.utils.data import SequentialSampler
 

@@ -30,7 +30,7 @@ REMEDY = "check the scale of the classifier's inputs and weights, the targets, a
 
 def origin(seen):
     """Yield where a loss that is NaN comes from."""
-    if all(math.isfinite(backward.value) for backward in seen.step.backwards) or _spoiled(seen):
+    if seen.step.finite or _spoiled(seen):
         return
     for key, items in seen.start.spoiled.items():
         what = f"{len(items)} items of the first batch have NaN or infinite values when they are loaded"

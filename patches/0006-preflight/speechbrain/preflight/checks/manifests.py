@@ -9,8 +9,7 @@ from contextlib import suppress
 from itertools import pairwise
 
 from speechbrain.preflight.attempts import failure
-from speechbrain.preflight.checks.batches import unwrapped
-from speechbrain.preflight.observe.items import Items
+from speechbrain.preflight.observe.given import unwrapped
 from speechbrain.preflight.report import Finding, some
 
 CODES = {
@@ -128,7 +127,7 @@ def same_content(seen):
             again[frozenset(read)].append(i)
         shared = next((group for group in again.values() if len(group) > 1), None)
         if shared and split == "train":
-            items = Items.of(split, seen.given.train_set)
+            items = seen.given.sets[split]
             what = f"{len(reads) - len(again)} of {len(reads)} items have the audio of another item"
             where = f"{split}: {some(items.static(i)['id'] for i in shared)}"
             yield Finding("note", "audio-twice", what, where, "keep one of these items, unless this is meant")

@@ -7,6 +7,7 @@ from itertools import islice
 import torch
 from speechbrain.preflight.observe.behaviour import whole_steps
 from speechbrain.preflight.observe.first_step import peak
+from speechbrain.preflight.observe.given import unwrapped
 from speechbrain.preflight.observe.start import nothing_changes
 from speechbrain.preflight.quiet import replaced, writes_nothing
 from torch.utils.data import BatchSampler, SequentialSampler
@@ -39,7 +40,7 @@ def asked(given, start, step, clips, log):
             losses = log.apart("--overfit", brain, DAY, _overfit, brain, start.spare, given.overfit) or ()
             log.said += [_curve(losses)] if losses else []
         if given.longest:
-            longest = _step_on(brain, *_longest(given, getattr(start.train_loader, "loader", start.train_loader), clips), log)
+            longest = _step_on(brain, *_longest(given, unwrapped(start.train_loader), clips), log)
     return Asked(losses, *longest)
 
 

@@ -16,7 +16,7 @@ from speechbrain.dataio.batch import PaddedData
 from speechbrain.preflight.attempts import failure
 from speechbrain.preflight.observe.calls import graph
 from speechbrain.preflight.observe.first_valid import certain
-from speechbrain.preflight.observe.given import hooked, is_compiled, parts
+from speechbrain.preflight.observe.given import hooked, is_compiled, parts, unwrapped
 from speechbrain.preflight.observe.not_finite import tensors
 from speechbrain.preflight.observe.start import parameters_of
 from speechbrain.preflight.quiet import replaced, seed_all, writes_nothing
@@ -70,9 +70,8 @@ def behaviour(given, start, step, valid, stepped, log):
     """Take real steps, and evaluate items alone and in a batch."""
     brain = given.brain
     usual = type(brain)._fit_train is Brain._fit_train and not is_compiled(brain)
-    finite = all(math.isfinite(backward.value) for backward in step.backwards)
     learns = any(id(p) in step.reached for p in parameters_of(step.optimizers))
-    able = step.taken and usual and finite and learns and start.spare is not None and step.seconds < SLOW
+    able = step.taken and usual and step.finite and learns and start.spare is not None and step.seconds < SLOW
     if log.ranks.size > 1 or not able:  # other processes would wait for this one in a step
         return Behaviour()
     return log.apart("the model's behaviour", brain, SECONDS, _behave, brain, start, step, valid, stepped) or Behaviour()
@@ -85,7 +84,7 @@ def _behave(brain, start, step, valid, stepped, log):
         if made.losses and all(map(math.isfinite, made.losses)) and valid.seconds < SLOW:
             loader = start.train_loader if start.valid_loader is None else start.valid_loader
             with suppress(Exception):  # of a Brain that does not take single items, or whose loader does not
-                _compare(made, brain, getattr(loader, "loader", loader), start.epoch)
+                _compare(made, brain, unwrapped(loader), start.epoch)
     return made
 
 

@@ -69,6 +69,11 @@ class FirstStep:
     seconds: float = 0.0  # how long it took
     memory: int = 0  # the peak of the memory at its end, in bytes: allocated on a GPU, else resident; 0 if unknown
 
+    @property
+    def finite(self):
+        """bool: Whether all losses that were minimized are finite."""
+        return all(math.isfinite(backward.value) for backward in self.backwards)
+
 
 def first_step(given, start, stepped, log):
     """Take the first step with the Brain's own ``fit_batch``."""

@@ -2,7 +2,6 @@
 
 import inspect
 import linecache
-import math
 import re
 import statistics
 import sys
@@ -67,9 +66,8 @@ class FirstValid:
 def first_valid(given, start, step, log):
     """Validate on one batch."""
     brain = given.brain
-    finite = all(math.isfinite(backward.value) for backward in step.backwards)
     usual = all(getattr(type(brain), name) is getattr(Brain, name) for name in ("_fit_train", "_fit_valid"))
-    able = step.taken and finite and usual and not is_compiled(brain) and start.valid_loader is not None
+    able = step.taken and step.finite and usual and not is_compiled(brain) and start.valid_loader is not None
     found = log.apart("the first validation", brain, SECONDS, _validate if able else None, given, start, step)
     return found or FirstValid(changed=() if able else tuple(changed(start.resumed.states)))
 

@@ -33,7 +33,7 @@ class Given:
     @property
     def hparams(self):
         """dict: The Brain's hparams by name."""
-        return vars(getattr(self.brain, "hparams", SimpleNamespace()))
+        return hparams_of(self.brain)
 
     @cached_property
     def sets(self):
@@ -50,6 +50,16 @@ class Given:
                 module = module.module
             modules[name] = getattr(module, "_orig_mod", module)
         return torch.nn.ModuleDict(modules)
+
+
+def hparams_of(brain):
+    """Return the hparams of a Brain by name; empty if it has none."""
+    return vars(getattr(brain, "hparams", SimpleNamespace()))
+
+
+def unwrapped(loader):
+    """Return the dataloader inside a LoopedLoader, or the loader itself."""
+    return getattr(loader, "loader", loader)
 
 
 def is_compiled(brain):
@@ -86,7 +96,7 @@ def ids_of(batch):
 def held(brain, kind):
     """Find the objects of a type among a Brain's attributes and hparams, and in lists and dicts there, by their first names."""
     found = {}
-    for name, value in {**vars(getattr(brain, "hparams", SimpleNamespace())), **vars(brain)}.items():
+    for name, value in {**hparams_of(brain), **vars(brain)}.items():
         inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
         for key, item in [(name, value), *((f"{name}[{key!r}]", item) for key, item in inner)]:
             if isinstance(item, kind) and not any(item is other for other in found.values()):

@@ -181,6 +181,10 @@ class Items:
         values = self.given.data[name]
         return {"id": name, **values} if isinstance(values, Mapping) else {"id": name}  # an item in JSON may be null
 
+    def name(self, i):
+        """Return the id of an item as text; its number if it has none."""
+        return str(self.static(i).get("id", i))
+
     def needed(self, keys=None):
         """Find the keys of the manifest that are needed for some keys; by default, for the output keys."""
         if self.pipeline is None:

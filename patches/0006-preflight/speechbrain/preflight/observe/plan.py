@@ -6,7 +6,7 @@ from itertools import chain
 import torch
 from speechbrain.core import Brain
 from speechbrain.preflight.attempts import shown
-from speechbrain.preflight.observe.given import parts
+from speechbrain.preflight.observe.given import parts, unwrapped
 from speechbrain.preflight.report import some
 from speechbrain.utils.logger import format_order_of_magnitude
 
@@ -178,9 +178,9 @@ def time(seen):
     text, found = f"loader {loading:.2g} s, step {step:.2g} s for the first batch", {"loader": loading, "step": step}
     batches, on_cpu = _length(loader) or 0, torch.device(seen.given.brain.device).type == "cpu"
     if batches > 1 and on_cpu:  # on others, the first step takes much longer
-        apart = getattr(getattr(loader, "loader", loader), "num_workers", 0)
-        found["epoch"] = batches * (step if apart else loading + step)
-        text += f": about {_duration(found['epoch'])} for {batches:,} {'steps' if apart else 'batches'} like it"
+        workers = getattr(unwrapped(loader), "num_workers", 0)
+        found["epoch"] = batches * (step if workers else loading + step)
+        text += f": about {_duration(found['epoch'])} for {batches:,} {'steps' if workers else 'batches'} like it"
     return text, found
 
 

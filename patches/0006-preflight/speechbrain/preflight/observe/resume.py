@@ -113,7 +113,7 @@ def saver(item):
 
 
 def saved_by_torch(item):
-    """Return whether an object is a module of which only the state dict is saved."""
+    """Return whether an object is a module, and its saved file has only its state dict."""
     return isinstance(item, torch.nn.Module) and saver(item)[1] is torch.nn.Module
 
 

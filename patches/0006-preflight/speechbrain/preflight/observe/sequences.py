@@ -73,13 +73,9 @@ def sequences(seen):
     return Sequences(taken, rows, vocabularies, seconds, _frames(given, drawn, taken))
 
 
-def _name(items, i):
-    return str(items.static(i).get("id", i))
-
-
 def _rows(column):
     """The tokens of the items by their ids."""
-    return {_name(column.items, i): value for i, value in enumerate(column.values) if isinstance(value, tuple)}
+    return {column.items.name(i): value for i, value in enumerate(column.values) if isinstance(value, tuple)}
 
 
 def _vocabulary(encoder):
@@ -135,7 +131,7 @@ def _placed(ids, inside, masked, data, lengths):
 def _seconds(given, batch, keys, clips):
     """The duration of each item, and of those of the first batch, if the lengths of a key in it show that they are right."""
     known = [(items, *item) for items in given.sets.values() for item in clips.seconds(items)[0].items()]
-    seconds = {(items.split, _name(items, i)): duration for items, i, duration in known}
+    seconds = {(items.split, items.name(i)): duration for items, i, duration in known}
     drawn = [seconds.get(("train", name), 0.0) for name in ids_of(batch)]
     rates = {header.rate for header in clips.headers.values()} | {given.hparams.get("sample_rate")}
     for lengths in [_sequences_of(batch, key)[1] for key in keys] if all(drawn) else ():
