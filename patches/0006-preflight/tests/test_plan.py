@@ -14,7 +14,7 @@ from speechbrain.preflight.__main__ import Takeover
 from speechbrain.preflight.checks import plan as checks
 from speechbrain.preflight.checks.plan import _better
 from speechbrain.preflight.observe.plan import _duration
-from speechbrain.utils.checkpoints import Checkpointer
+from speechbrain.utils.checkpoints import Checkpointer, ckpt_recency
 from speechbrain.utils.epoch_loop import EpochCounter, EpochCounterWithStopper
 from torch.nn import Linear
 from torch.optim.lr_scheduler import LambdaLR, LinearLR, SequentialLR, StepLR
@@ -213,6 +213,16 @@ def stops_by_the_accuracy(folder, broken):
 @case("averages-more-than-kept", "warning", "avg_checkpoints: 7")
 def averages_seven(folder, broken):
     return Saving(folder, {"avg_checkpoints": 7 if broken else 6})
+
+
+@case("averages-more-than-kept", "warning", "avg_checkpoints: 7")
+def averages_seven_after_earlier_saves(folder, broken):
+    class Brain(Saving):
+        def save(self, stats, epoch):
+            recency = [ckpt_recency] * 3  # what stock's default contains after three calls
+            self.checkpointer.save_and_keep_only(meta=stats, num_to_keep=3, min_keys=["loss"], importance_keys=recency)
+
+    return Brain(folder, {"avg_checkpoints": 7 if broken else 6})
 
 
 @case("loader-not-saved", "note", "ckpt_interval_minutes: 9")

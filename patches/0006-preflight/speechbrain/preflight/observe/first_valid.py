@@ -147,8 +147,9 @@ def _judging(judged):
             bound.apply_defaults()
             given = bound.arguments
             saved = {key: given[key] for key in ("max_keys", "min_keys", "num_to_keep")}
-            saved["rankings"] = sum(len(given[key] or ()) for key in ("max_keys", "min_keys", "importance_keys"))
-            saved["rankings"] += given["keep_recent"]
+            # Each ranking counts once: stock adds recency to its default list in every call
+            keys = {*(given["importance_keys"] or ()), *[checkpoints.ckpt_recency] * given["keep_recent"]}
+            saved["rankings"] = len(keys) + sum(len(given[key] or ()) for key in ("max_keys", "min_keys"))
             numbers = {key: value for key, value in given["meta"].items() if isinstance(value, (int, float))}
             saved["negative"] = [key for key, value in numbers.items() if value < 0]
         place = frame.f_code.co_filename, frame.f_lineno
