@@ -6,6 +6,7 @@ from speechbrain.augment.augmenter import Augmenter
 from speechbrain.nnet import losses
 from speechbrain.preflight.__main__ import Takeover
 from speechbrain.preflight.checks import augmentation
+from speechbrain.preflight.quiet import seed_all
 from torch.nn import Linear
 from torch.nn import functional as F
 
@@ -38,7 +39,7 @@ def report(repeat, options, loss=F.cross_entropy):
             labels = batch[1] if stage.name != "TRAIN" else repeat(batch[1], self.hparams.augment)
             return loss(predictions, labels)
 
-    torch.manual_seed(0)
+    seed_all(0)  # also Python's generator, from which the Augmenter draws whether it acts
     augment = Augmenter(augmentations=[torch.nn.Dropout(0.2), torch.nn.Dropout(0.4)], **options)
     return Takeover().run(Brain({"head": Linear(4, 3)}, hparams={"augment": augment}).start)
 
