@@ -71,7 +71,7 @@ SECTIONS = {
         margin-without-cosine loss-of-itself smoothing-strong not-finite-after-step cannot-overfit constant-output
     """,
     "The validation": """
-        validation-random audio-leak label-only-in-valid depends-on-batch validation-drops-items validation-loss
+        validation-in-training-mode validation-random audio-leak label-only-in-valid depends-on-batch validation-drops-items validation-loss
     """,
     "The data": """
         audio-rate label-unknown labels-sorted class-imbalance label-ignored duration-unlike-audio sorted-wrong

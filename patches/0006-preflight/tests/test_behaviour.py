@@ -275,17 +275,6 @@ def centred_over_the_batch(folder, broken):
     pooling(Brain).start(same=True)
 
 
-@case("depends-on-batch", "warning", "if another item of the same length is in its batch")
-def normalized_outside_the_modules(folder, broken):
-    class Brain(Pooling):
-        def pool(self, x, lens):
-            if not broken and self.hparams.norm.training:
-                self.hparams.norm.eval()
-            return self.hparams.norm(super().pool(x, lens))
-
-    pooling(Brain, hparams={"norm": BatchNorm1d(8, affine=False)}).start()
-
-
 @case("trainable-without-gradient", "warning", "because it runs under torch.no_grad(): body.0.bias, body.0.weight")
 def under_no_grad(folder, broken):
     class Brain(Classifier):

@@ -3,7 +3,9 @@
 import copy
 import logging
 import math
+import re
 import statistics
+from pathlib import Path
 
 import pytest
 import speechbrain as sb
@@ -15,10 +17,11 @@ from speechbrain.preflight import isolate, preflight
 from speechbrain.preflight.__main__ import Takeover
 from speechbrain.preflight.checks import attempts, validation
 from speechbrain.preflight.observe import first_valid
+from speechbrain.processing.features import InputNormalization
 from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.epoch_loop import EpochCounter
 from speechbrain.utils.train_logger import FileTrainLogger, TensorboardLogger
-from torch.nn import Dropout, Linear
+from torch.nn import BatchNorm1d, Dropout, LayerNorm, Linear, Sequential
 from torch.nn.functional import dropout
 
 from brains import LOADER, Classifier, data, sgd
@@ -85,11 +88,36 @@ class OtherSize(Validated):
         return self.modules.head(batch[0][:, : None if self.broken else 4])
 
 
-@case("validation-random", "warning", "dropout is active in dropout", lambda folder: {"dropout": Dropout(0.5)})
+MODE = "validation-in-training-mode", "warning"
+
+
+@case(*MODE, "runs with dropout in training mode: its loss is", lambda folder: {"dropout": Dropout(0.5)})
 class DropoutOutsideModules(Validated):
     def compute_forward(self, batch, stage):
         x = self.hparams.dropout(batch[0]) if self.broken or stage == Stage.TRAIN else batch[0]
         return self.modules.head(x)
+
+
+@case(*MODE, "runs with norm in training mode", lambda folder: {"norm": BatchNorm1d(1, affine=False)})
+@case(*MODE, "runs with norm in training mode", lambda folder: {"norm": InputNormalization()})
+class NormOutsideModules(Validated):
+    def compute_forward(self, batch, stage):
+        if not self.broken:
+            self.hparams.norm.train(stage == Stage.TRAIN)
+        return self.modules.head(self.hparams.norm(batch[0][:, None])[:, 0])
+
+
+@case(*MODE, "runs with head.1 in training mode: its loss is", head=lambda: Sequential(Linear(4, 3), Dropout(0.1)))
+class CallsTrain(Validated):
+    def compute_forward(self, batch, stage):
+        if self.broken or stage == Stage.TRAIN:
+            self.modules.train()
+        return super().compute_forward(batch, stage)
+
+
+@case(None, head=lambda: Sequential(Linear(4, 4), LayerNorm(4), Dropout(0.0), Linear(4, 3)))
+class CallsTrainForNothing(CallsTrain):
+    pass
 
 
 @case("validation-random", "warning", "test_validation.py:")
@@ -206,9 +234,9 @@ class ReadsItsCheckpoint(Validated):
         self.checkpointer.find_checkpoint(min_key="loss").paramfiles.items()
 
 
-def run(brain, folder, broken, hparams, valid=data, checkpoints=False, drop_last=False):
+def run(brain, folder, broken, hparams, valid=data, checkpoints=False, drop_last=False, head=lambda: Linear(4, 3)):
     torch.manual_seed(0)
-    modules = {"head": Linear(4, 3)}
+    modules = {"head": head()}
     checkpointer = Checkpointer(folder / "save", modules) if checkpoints else None
     made = brain(modules, sgd, hparams(folder), checkpointer=checkpointer)
     made.broken = broken
@@ -252,6 +280,17 @@ class Writes(Validated):
         print("an epoch has ended")
         self.hparams.schedule.step()
         self.checkpointer.save_and_keep_only(meta={"loss": loss}, min_keys=["loss"])
+
+
+def test_the_remedy_fits_what_is_in_training_mode(tmp_path, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parent)
+    for brain, where, remedy in (
+        (CallsTrain, r"test_validation.py:\d+ in compute_forward", "call train()"),
+        (DropoutOutsideModules, "DropoutOutsideModules", "add it"),
+    ):
+        options = next(param.values[3:] for param in CASES if param.values[0] is brain)
+        (finding,) = report_of(tmp_path, brain, None, None, *options).findings
+        assert re.fullmatch(where, finding.where) and remedy in finding.remedy, finding
 
 
 @pytest.mark.parametrize("forks", [True, False])

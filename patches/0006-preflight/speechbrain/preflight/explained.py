@@ -49,6 +49,8 @@ EXPLAINED = (
         lambda finding, cause: cause.where.startswith(f"{finding.where} "),
     ),
     ("real-step-failed", ("augmentation-fails",), _same_error),
+    ("frozen-statistics-move", ("nothing-trainable",), ALWAYS),
+    ("depends-on-batch", ("validation-in-training-mode",), lambda finding, cause: finding.where in cause.what),
     ("nothing-changes", ("gradient-clipped-to-zero",), ALWAYS),
     ("not-finite-after-step", ("update-too-large",), _says("the same batch")),
     ("validation-loss", ("buffer-not-finite", "weight-not-finite"), ALWAYS),

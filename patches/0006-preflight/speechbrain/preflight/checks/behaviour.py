@@ -132,7 +132,7 @@ def depends(seen):
         what = f"the output of an item changes by {found.share:.0%} with more padding: to three times its length, not twice"
         what += f"; the lengths of {found.lengths} have no effect" if found.lengths else ""
         remedy = "pass the lengths to each module that pools, normalizes or attends over time, or batch clips of one length"
-    yield Finding("warning" if found.batchwide else "note", "depends-on-batch", what, where, remedy)
+    yield Finding("note", "depends-on-batch", what, where, remedy)
 
 
 def overfit(seen):

@@ -8,20 +8,35 @@ from speechbrain.preflight.report import Finding, some
 FEW = 0.05  # the share of items below which it hardly matters that they are left out
 
 CODES = {
+    "validation-in-training-mode": "modules with dropout or running statistics are in training mode in validation",
     "validation-random": "the same validation batch has another loss under another seed",
     "validation-loss": "the validation loss is 0, NaN or infinite, although the training loss is not",
     "validation-drops-items": "the validation loader drops its last batch, because it is smaller than the others",
 }
 
 
+def in_training_mode(seen):
+    """Yield modules that are in training mode during validation."""
+    valid, where = seen.valid, seen.valid.trains or type(seen.given.brain).__name__
+    remedy = "add it to the Brain's modules, which fit() puts into evaluation mode, or do not call it in validation"
+    if valid.trains or any(valid.training.values()):
+        remedy = "fit() puts the Brain's modules into evaluation mode: call train() only if stage is TRAIN"
+    if valid.training:
+        what = f"the first validation batch runs with {some(valid.training)} in training mode"
+        what += ": its loss is {:.4g} under one seed and {:.4g} under another".format(*valid.losses) if valid.random else ""
+        yield Finding("warning", "validation-in-training-mode", what, where, remedy)
+
+
 def is_random(seen):
     """Yield a validation loss that depends on the seed because of dropout or augmentation."""
     level, does, causes = "warning", "dropout is active in", seen.valid.dropouts
-    remedy = "add it to the Brain's modules, which fit() puts into evaluation mode, or do not call it in validation"
+    remedy = "pass training=self.training in one of the Brain's modules, or call it only if stage is TRAIN"
     if not causes:  # noise may be part of the task
         level, does, causes = "note", "validation calls an augmentation in", seen.valid.augments
         remedy = "call it only if stage is TRAIN, unless the task needs it"
-    if seen.valid.random and causes:  # without these, the model may sample on purpose, as a VAE does
+    if (
+        seen.valid.random and causes and not seen.valid.training
+    ):  # without these, the model may sample on purpose, as a VAE does
         losses = "{:.4g} under one seed and {:.4g} under another".format(*seen.valid.losses)
         what = f"{does} {some(causes)}: the same batch has a loss of {losses}"
         yield Finding(level, "validation-random", what, type(seen.given.brain).__name__, remedy)
@@ -52,4 +67,4 @@ def drops_items(seen):
         yield Finding(level, "validation-drops-items", what, "valid", "remove drop_last from valid_loader_kwargs")
 
 
-RULES = (is_random, loss, drops_items)
+RULES = (in_training_mode, is_random, loss, drops_items)

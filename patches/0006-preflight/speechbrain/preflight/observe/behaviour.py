@@ -47,7 +47,6 @@ class Differs(NamedTuple):
     share: float  # the norm of the difference, as a share of the output's variation
     neighbours: bool = False  # whether another item of its own length is the cause; else, how much it is padded
     module: str = ""  # the first module whose output differs; "" if that is unknown
-    batchwide: bool = False  # whether that is a BatchNorm in training mode
     lengths: str = ""  # a key of the batch whose lengths have no effect, if padding is the cause
 
 
@@ -194,14 +193,12 @@ def _compare(made, brain, loader, epoch):
         made.constant = all(bool(torch.isclose(tensor, tensor[:1], 1e-6, 0.0).all()) for tensor in rows)
     found = _largest(alone, alone, two)
     if found.share > SEEN:
-        name, module = _first_that_differs(brain, alone_calls, calls)
-        batchwide = isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and module.training
-        made.differs = found._replace(neighbours=True, module=name, batchwide=batchwide)
+        made.differs = found._replace(neighbours=True, module=_first_that_differs(brain, alone_calls, calls))
     elif len(set(map(_size, items))) > 1:  # else, nothing is ever padded
         (twice, calls), (thrice, others) = run(one, _longer(one, 2)), run(one, _longer(one, 3))
         found = _largest(alone, twice, thrice)
         if found.share > SEEN:
-            made.differs = found._replace(module=_first_that_differs(brain, calls, others)[0])
+            made.differs = found._replace(module=_first_that_differs(brain, calls, others))
             for key, value in one.items() if isinstance(one, dict) else ():
                 if isinstance(value, torch.Tensor) and value.is_floating_point():
                     halved, _ = run(one, _longer(one, 2), halved=key)
@@ -216,7 +213,7 @@ def _first_row(value):
 
 
 def _first_that_differs(brain, calls, others):
-    """The first module whose output differs although its input does not, and its name."""
+    """The name of the first module whose output differs although its input does not; "" if that is unknown."""
 
     def same(one, other):
         return one is None or other is None or _difference(one, other) < SEEN / 10
@@ -224,8 +221,8 @@ def _first_that_differs(brain, calls, others):
     for (module, taken, given), (other, its, made) in zip(calls, others):
         if module is not other or not same(given, made):
             names = [name for name, part in parts(brain) if part is module]
-            return (names[0], module) if module is other and same(taken, its) and names else ("", None)
-    return "", None
+            return names[0] if module is other and same(taken, its) and names else ""
+    return ""
 
 
 def _largest(alone, one, other):

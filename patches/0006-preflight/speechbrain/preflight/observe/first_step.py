@@ -82,9 +82,9 @@ def first_step(given, start, stepped, log):
     frozen = frozenset(id(p) for p in known if not p.requires_grad)
     step = FirstStep(type(brain).fit_batch is not Brain.fit_batch, frozen, {**start.optimizers})
     if start.ready:
-        before, clock = _statistics(modules), perf_counter()
+        before, clock = statistics(modules.named_modules()), perf_counter()
         well, _ = log.attempt("first-step-failed", _take, brain, modules, start, step, known, log)
-        step.seconds, step.memory, after = perf_counter() - clock, peak(brain.device), _statistics(modules)
+        step.seconds, step.memory, after = perf_counter() - clock, peak(brain.device), statistics(modules.named_modules())
         step.moved = {name for name in after if not equal(before.get(name), after[name])}
         step.error = "".join(finding.what for finding in log.findings if finding.code == "first-step-failed")
         step.taken, step.losses = well and start.batch is not None, _counted(step)
@@ -180,10 +180,10 @@ def peak(device):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit if resource else 0
 
 
-def _statistics(modules):
+def statistics(modules):
     """By name of a module, the state of its running statistics."""
     found = {}
-    for name, module in modules.named_modules():
+    for name, module in modules:
         own = {**module._buffers, **module.__dict__}
         if any(key in own for key in STATISTICS):
             found[name] = state([own.get(key) for key in STATISTICS + COUNTS])

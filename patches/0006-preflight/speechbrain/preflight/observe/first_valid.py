@@ -3,12 +3,12 @@
 import inspect
 import linecache
 import re
-import statistics
 import sys
 import traceback
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import StatisticsError
 from time import perf_counter
 
 import torch
@@ -16,8 +16,9 @@ from speechbrain.core import Brain, Stage
 from speechbrain.nnet.schedulers import NewBobScheduler, ReduceLROnPlateau
 from speechbrain.preflight.attempts import failure, is_own, shown
 from speechbrain.preflight.observe.calls import watched_calls
+from speechbrain.preflight.observe.first_step import statistics
 from speechbrain.preflight.observe.given import hooked, is_compiled, parts
-from speechbrain.preflight.observe.resume import begin_validation, changed, same
+from speechbrain.preflight.observe.resume import begin_validation, changed, equal, same
 from speechbrain.preflight.quiet import alone, noted, writes_nothing
 from speechbrain.utils import checkpoints
 from speechbrain.utils.checkpoints import Checkpointer
@@ -48,7 +49,9 @@ class FirstValid:
 
     # The losses of the same batch under seed 1, seed 2, and seed 1 again; the third only if the others differ.
     losses: tuple = ()
-    dropouts: tuple = ()  # the modules whose dropout is active, and the lines that call a function with active dropout
+    training: dict = field(default_factory=dict)  # by name of a module that runs in training mode, whether it is the Brain's
+    trains: str = ""  # the line that calls ``train()`` during the batch
+    dropouts: tuple = ()  # the lines that call a function with active dropout
     augments: tuple = ()  # the lines that call an augmentation
     unfed: bool = False  # whether ``on_stage_end`` succeeded, but gave no metric to the epoch counter, which may stop
     changed: tuple = ()  # the names of what a checkpointer could save, and whose state has changed by the end
@@ -56,6 +59,7 @@ class FirstValid:
     # and, of ``save_and_keep_only``, its arguments, in how many ways it ranks checkpoints, and which values are negative.
     judged: tuple = ()
     seconds: float = 0.0  # how long one evaluation took
+    rates: tuple = ()  # the learning rates at the end
 
     @property
     def random(self):
@@ -74,7 +78,7 @@ def first_valid(given, start, step, log):
 
 def _validate(given, start, step, log):
     """Validate; in the order of ``fit``."""
-    brain, epoch, writes, losses, causes, judged = given.brain, start.epoch, [], [], _Causes(), []
+    brain, epoch, writes, losses, causes, judged, moved = given.brain, start.epoch, [], [], _Causes(), [], set()
 
     def tried(function, *args):
         """Whether a function succeeded, and what it returned; a failure that is certain becomes a finding."""
@@ -87,11 +91,14 @@ def _validate(given, start, step, log):
 
     def evaluate(seed):
         begin_validation(brain, epoch, seed)
-        with torch.no_grad(), hooked(brain, causes.note), watched_calls(brain, [], {}), causes:
+        before, train = statistics(parts(brain)), noted(torch.nn.Module, "train", causes.note_train)
+        with torch.no_grad(), hooked(brain, causes.note), watched_calls(brain, [], {}), train, causes:
             loss = brain.evaluate_batch(batch, stage=Stage.VALID)
             average = brain.update_average(loss, 0.0)
             # Stock's average of NaN is 0
             losses.append(float(loss if torch.is_tensor(loss) and loss.numel() == 1 else average))
+        after = statistics(parts(brain))
+        moved.update(name for name in after if not equal(before.get(name), after[name]))
 
     def end_training():
         if type(brain).on_fit_batch_end is not Brain.on_fit_batch_end and not step.custom:
@@ -119,15 +126,29 @@ def _validate(given, start, step, log):
         with suppress(Exception):  # which a run would not meet
             while again and (len(losses) == 1 or (len(losses) == 2 and not same(*losses))):
                 evaluate(len(losses) % 2 + 1)
-    dropouts = [name for name, module in parts(brain) if module in causes.modules]
-    after = tuple(changed(start.resumed.states))
-    return FirstValid(tuple(losses), (*dropouts, *causes.drops), tuple(causes.augments), unfed, after, tuple(judged), seconds)
+    names, after = {module: name for name, module in parts(brain)}, tuple(changed(start.resumed.states))
+    ran = [module for module in causes.ran if _drops(module) or names.get(module) in moved]
+    training = {names.get(module, type(module).__name__): module in {*brain.modules.modules()} for module in ran}
+    causes = training, causes.trains, tuple(causes.drops), tuple(causes.augments)
+    return FirstValid(tuple(losses), *causes, unfed, after, tuple(judged), seconds, rates_of(step.optimizers))
+
+
+def _drops(module):
+    """Whether a module has dropout: one of torch's, as others are found by the functions that they call."""
+    able = isinstance(module, (_DropoutNd, torch.nn.MultiheadAttention)) or getattr(module, "num_layers", 1) > 1
+    share = getattr(module, "p" if isinstance(module, _DropoutNd) else "dropout", 0)
+    return able and isinstance(share, float) and share > 0
+
+
+def rates_of(optimizers):
+    """Return the learning rates of optimizers."""
+    return tuple(float(group.get("lr", 1.0)) for optimizer in optimizers.values() for group in optimizer.param_groups)
 
 
 def certain(error, writes):
     """Whether an exception would also end a real run, which has more items, a trained model and files."""
     codes = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
-    few = isinstance(error, (ZeroDivisionError, statistics.StatisticsError)) or FEW.search(str(error))
+    few = isinstance(error, (ZeroDivisionError, StatisticsError)) or FEW.search(str(error))
     # Nothing was written, and what a function that writes returns is None.
     unreal = writes and (isinstance(error, OSError) or "NoneType" in str(error))
     # A trained model may not output what has no text.
@@ -163,17 +184,22 @@ def _judging(judged):
 
 
 class _Causes(TorchFunctionMode):
-    """Notes the modules and the lines that call a function with active dropout, and the lines that call an augmentation."""
+    """Notes modules in training mode, and the lines that call a function with active dropout, an augmentation, or train()."""
 
     def __init__(self):
         super().__init__()
-        self.modules, self.drops, self.augments = set(), {}, {}
+        self.ran, self.drops, self.augments, self.trains = {}, {}, {}, ""
 
     def note(self, module, arguments):
-        """Note a module whose dropout is active."""
-        share = getattr(module, "p" if isinstance(module, _DropoutNd) else "dropout", 0)
-        if module.training and isinstance(share, float) and share > 0:
-            self.modules.add(module)
+        """Note a module that runs in training mode."""
+        if module.training:
+            self.ran[module] = True
+
+    def note_train(self, module, mode=True):
+        """Note the line that puts a module into training mode."""
+        if mode and not self.trains:
+            own = [frame for frame in traceback.extract_stack() if is_own(frame.filename)]
+            self.trains = f"{shown(own[-1].filename)}:{own[-1].lineno} in {own[-1].name}" if own else ""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func in DRAWS:
