@@ -68,10 +68,11 @@ SECTIONS = {
     "The loss": """
         cross-entropy-on-probabilities nll-without-log-softmax bce-on-probabilities first-loss output-not-finite
         batch-not-finite weight-not-finite buffer-not-finite loss-broadcast labels-in-another-order loss-maximized
-        margin-without-cosine loss-of-itself smoothing-strong not-finite-after-step cannot-overfit constant-output
+        margin-without-cosine loss-of-itself smoothing-strong not-finite-after-step cannot-overfit input-unused constant-output
     """,
     "The validation": """
-        validation-in-training-mode validation-random audio-leak label-only-in-valid depends-on-batch validation-drops-items validation-loss
+        validation-in-training-mode validation-random audio-leak label-only-in-valid depends-on-batch validation-drops-items
+        validation-loss
     """,
     "The data": """
         audio-rate label-unknown labels-sorted class-imbalance label-ignored duration-unlike-audio sorted-wrong

@@ -1,11 +1,14 @@
 """Real steps, and items alone and in a batch: each code is found in a broken training, and nothing in its healthy twin."""
 
 import re
+from contextlib import nullcontext
+from typing import ClassVar
 
 import pytest
 import speechbrain as sb
 import torch
 from speechbrain.core import Stage
+from speechbrain.dataio.batch import PaddedData
 from speechbrain.dataio.dataio import length_to_mask
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.preflight import attempts
@@ -15,7 +18,7 @@ from test_runner import torchrun
 from torch.nn import BatchNorm1d, Conv1d, Dropout, Linear, Sequential
 from torch.nn import functional as F
 
-from brains import LOADER, OPTIONS, Classifier, body, head, registering, sgd
+from brains import LOADER, OPTIONS, Classifier, body, data, head, registering, sgd
 
 CASES = []
 NAN_LEVEL = "warning" if hasattr(sb.Brain, "only_finite_steps") else "error"  # the fork skips these steps
@@ -172,6 +175,75 @@ def sum_of_losses(folder, broken):
     brain.start()
 
 
+@case("memory-grows", "warning", "losses in the closure of compute_objectives keeps the graph of each step")
+def list_in_a_closure(folder, broken):
+    losses = []
+
+    class Brain(Keeping):
+        def compute_objectives(self, predictions, batch, stage):
+            losses.append(self.keep(super().compute_objectives(predictions, batch, stage)))
+            return losses[-1] * 1 if broken else super().compute_objectives(predictions, batch, stage)
+
+    brain = Brain({"head": Linear(4, 3)})
+    brain.broken = broken
+    brain.start()
+
+
+LOSSES = []
+
+
+@case("memory-grows", "warning", "LOSSES in test_behaviour.py keeps the graph of each step")
+def list_in_the_script(folder, broken):
+    class Brain(Keeping):
+        def compute_objectives(self, predictions, batch, stage):
+            loss = super().compute_objectives(predictions, batch, stage)
+            LOSSES.append((self.keep(loss),))
+            return loss
+
+    LOSSES.clear()
+    brain = Brain({"head": Linear(4, 3)})
+    brain.broken = broken
+    brain.start()
+    LOSSES.clear()
+
+
+@case("memory-grows", "warning", "Brain.losses keeps the graph of each step")
+def list_of_the_class(folder, broken):
+    class Brain(Keeping):
+        losses: ClassVar = []
+
+        def on_fit_start(self):
+            sb.Brain.on_fit_start(self)
+
+        def compute_objectives(self, predictions, batch, stage):
+            loss = super().compute_objectives(predictions, batch, stage)
+            self.losses.append(self.keep(loss))
+            return loss
+
+    brain = Brain({"head": Linear(4, 3)})
+    brain.broken = broken
+    brain.start()
+
+
+@case("memory-grows", "warning", "something outside of the Brain keeps the graph of each step")
+def list_that_is_not_found(folder, broken):
+    class Brain(Keeping):
+        def compute_objectives(self, predictions, batch, stage):
+            loss = super().compute_objectives(predictions, batch, stage)
+            keep.send(self.keep(loss))
+            return loss
+
+    def generator(losses):
+        while True:
+            losses = [*losses, (yield)]
+
+    keep = generator([])
+    next(keep)
+    brain = Brain({"head": Linear(4, 3)})
+    brain.broken = broken
+    brain.start()
+
+
 @case("memory-grows", "warning", "self.modules.head.mean keeps the graph")
 def running_mean(folder, broken):
     class Normed(Linear):
@@ -194,7 +266,7 @@ def running_mean(folder, broken):
             self.zero_grad()
             return loss.detach()
 
-    with torch.autograd.graph.allow_mutation_on_saved_tensors():
+    with torch.autograd.graph.allow_mutation_on_saved_tensors() if broken else nullcontext():  # it leaks memory
         Brain({"head": Normed(4, 3)}).start()
 
 
@@ -250,6 +322,27 @@ def ignores_its_input(folder, broken):
     brain.start()
 
 
+@case("input-unused", "warning", "batch.x has no effect: with noise instead, the outputs and the loss (")
+def input_that_is_overwritten(folder, broken):
+    class Brain(Pooling):
+        def compute_forward(self, batch, stage):
+            if broken:
+                batch.x = PaddedData(torch.zeros_like(batch.x.data) + torch.as_tensor(batch.label)[:, None, None], batch.x.lengths)
+            return super().compute_forward(batch, stage)
+
+    pooling(Brain).start()
+
+
+@case("input-unused", "warning", "batch[0] has no effect")
+def decoder_without_its_encoder(folder, broken):
+    class Brain(Classifier):
+        def compute_forward(self, batch, stage):
+            encoded, previous = self.modules.encoder(batch[0]), F.one_hot(batch[1].roll(1), 4).float()
+            return self.modules.decoder(previous if broken else previous + encoded)
+
+    Brain({"encoder": Linear(4, 4).requires_grad_(not broken), "decoder": Linear(4, 3)}).start()
+
+
 @case("depends-on-batch", "note", "with more padding: to three times its length, not twice; the lengths of x have no effect")
 def mean_of_the_padding(folder, broken):
     class Brain(Pooling):
@@ -301,6 +394,23 @@ def padding_that_never_is():
             return x.mean(1)
 
     pooling(Brain).start(same=True)
+
+
+@healthy
+def inputs_for_training_only_or_for_their_lengths():
+    class Brain(Classifier):
+        def compute_forward(self, batch, stage):
+            x, noise, other, lengths, _ = batch
+            noise, number = noise * 0.1, other.shape[0]
+            if stage == Stage.TRAIN:
+                x = x + noise + 0 * lengths[:, None]
+            return self.modules.head(x[:number])
+
+        def compute_objectives(self, predictions, batch, stage):
+            return F.cross_entropy(predictions, batch[-1]) + 0 * batch[2].mean()
+
+    items = [(x, torch.randn(4), torch.randn(4), torch.ones(()), y) for x, y in data()]
+    Brain({"head": Linear(4, 3)}).fit(range(1, 2), items, items, train_loader_kwargs=LOADER, valid_loader_kwargs=LOADER)
 
 
 @healthy

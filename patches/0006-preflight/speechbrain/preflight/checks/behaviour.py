@@ -1,7 +1,6 @@
 """Checks what real steps do to the model, and what it makes of an item alone and in a batch."""
 
 import math
-from itertools import pairwise
 
 from speechbrain.core import Brain
 from speechbrain.preflight.checks.optimised import Training
@@ -13,7 +12,8 @@ CODES = {
     "frozen-changes": "an optimizer changes parameters that are frozen",
     "update-too-large": "a step changes most weights by more than their own size",
     "not-finite-after-step": "after a step, parameters or the loss are NaN or infinite",
-    "memory-grows": "an attribute keeps the graph of each step, so memory grows until it runs out",
+    "memory-grows": "something keeps the graph of each step, so memory grows until it runs out",
+    "input-unused": "an input of the model has no effect on the outputs and on the loss",
     "constant-output": "all items of a batch have the same output in evaluation",
     "cannot-overfit": "--overfit does not bring the loss of the first batch to a tenth",
     "out-of-memory": "a step on the longest batch runs out of memory (--longest)",
@@ -99,16 +99,22 @@ def not_finite(seen):
 
 
 def memory(seen):
-    """Yield attributes that keep the graph of each step."""
-    growing = {}
-    for name, counts in sorted(seen.behaviour.kept.items(), key=lambda pair: (pair[0].startswith("self._"), pair[0])):
-        rises = [after - before for before, after in pairwise(counts)]
-        if len(rises) > 1 and min(rises) > max(rises) / 2:
-            growing[name] = rises[-1]
-    if growing:
-        what = f"{some(growing)} keeps the graph of each step: {sum(growing.values())} nodes more after the last one"
+    """Yield what keeps the graph of each step."""
+    kept = sorted(seen.behaviour.kept, key=lambda name: (name.startswith("self._"), name))
+    if kept:
+        what = f"{some(kept) if kept[0] else 'something outside of the Brain'} keeps the graph of each step, so memory grows"
         remedy = "keep loss.item(), or the detach() of a tensor, instead of the tensor"
-        yield Finding("warning", "memory-grows", what, next(iter(growing)), remedy)
+        yield Finding("warning", "memory-grows", what, kept[0] or type(seen.given.brain).__name__, remedy)
+
+
+def unused(seen):
+    """Yield inputs that have no effect."""
+    inputs, items, loss = seen.behaviour.unused or ((), 0, 0.0)
+    for name, *_ in inputs:
+        key = f"batch[{name}]" if name.isdigit() else f"batch.{name}"
+        what = f"{key} has no effect: with noise instead, the outputs and the loss ({loss:.4g}) of {items} items are the same"
+        remedy = "follow it from there to the loss: is it overwritten, multiplied by 0, or not passed on?"
+        yield Finding("warning", "input-unused", what, f"{type(seen.given.brain).__name__}.compute_forward", remedy)
 
 
 def constant(seen):
@@ -152,4 +158,4 @@ def out_of_memory(seen):
         yield Finding("error", "out-of-memory", what, "train_loader_kwargs", remedy)
 
 
-RULES = (nothing_changes, frozen, too_large, not_finite, memory, constant, depends, overfit, out_of_memory)
+RULES = (nothing_changes, frozen, too_large, not_finite, memory, unused, constant, depends, overfit, out_of_memory)

@@ -1,26 +1,32 @@
 """Takes real steps apart from the Brain, then compares what items give alone and in a batch."""
 
 import copy
+import gc
 import math
+import sys
+import weakref
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
+from pathlib import Path
 from time import perf_counter
+from types import FunctionType, ModuleType
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from speechbrain.core import Brain, Stage
 from speechbrain.dataio.batch import PaddedData
-from speechbrain.preflight.attempts import failure
+from speechbrain.preflight.attempts import failure, is_own
 from speechbrain.preflight.observe.calls import graph
-from speechbrain.preflight.observe.first_valid import certain
+from speechbrain.preflight.observe.first_valid import certain, rates_of
 from speechbrain.preflight.observe.given import hooked, is_compiled, parts, unwrapped
 from speechbrain.preflight.observe.not_finite import tensors
 from speechbrain.preflight.observe.start import parameters_of
 from speechbrain.preflight.quiet import replaced, seed_all, writes_nothing
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.overrides import TorchFunctionMode
 
 SECONDS = 40.0  # how long all of it may take
 SLOW = 2.0  # steps and evaluations that take longer than this are not repeated
@@ -30,6 +36,9 @@ ROUNDING = 1e-3  # a smaller difference, as a share of an output's variation, is
 SEEN = 0.05  # a smaller one is of no interest: the edges of convolutions make up to 0.04
 MANY = 1000  # a list that is longer does not hold graphs
 CROP = 128  # what is kept of each dimension of a module's output
+MARK = "step"  # of a node, in its metadata
+PASSED_ON = ("to", "cuda", "cpu", "detach", "contiguous", "__get__")  # functions that return the same values
+SIZES = ("size", "dim", "__len__", "type", "is_floating_point")
 
 
 class Change(NamedTuple):
@@ -59,10 +68,11 @@ class Behaviour:
     gradient: bool = False  # whether one of their parameters had a gradient other than 0 then
     frozen: set = field(default_factory=set)  # the ids of their frozen parameters that had a gradient then
     changes: dict = field(default_factory=dict)  # Changes of the optimizers' parameters, by id
-    # By name of an attribute, the nodes of graphs that it keeps alive: before the steps, and after each of them.
-    kept: dict = field(default_factory=dict)
+    last_rates: tuple = ()  # all learning rates after the last of them
+    kept: tuple = ()  # the names of what keeps the graph of each step alive; "" if that is not found
     constant: bool = False  # whether all items have the same output, after a step that changed weights
     differs: Differs | None = None  # the largest difference of an item's outputs
+    unused: tuple = ()  # keys of the batch without an effect, the number of items, and the loss
 
 
 def behaviour(given, start, step, valid, stepped, log):
@@ -81,9 +91,15 @@ def _behave(brain, start, step, valid, stepped, log):
     with writes_nothing(writes):
         _take_steps(made, brain, start, step, stepped, writes, log)
         if made.losses and all(map(math.isfinite, made.losses)) and valid.seconds < SLOW:
-            loader = start.train_loader if start.valid_loader is None else start.valid_loader
+            loader = unwrapped(start.train_loader if start.valid_loader is None else start.valid_loader)
+            with suppress(Exception), torch.no_grad():
+                brain.on_stage_start(Stage.VALID, start.epoch)
+            brain.modules.eval()
             with suppress(Exception):  # of a Brain that does not take single items, or whose loader does not
-                _compare(made, brain, unwrapped(loader), start.epoch)
+                _compare(made, brain, loader)
+            if not made.constant and any(change.by for change in made.changes.values()):
+                with suppress(Exception), torch.no_grad():
+                    made.unused = _without_effect(brain, loader)
     return made
 
 
@@ -94,7 +110,19 @@ def _take_steps(made, brain, start, step, stepped, writes, log):
     """Take real steps on the first batch, and record what they change."""
     owned = {id(p): p for p in parameters_of(step.optimizers)}
     before = {key: p.detach().clone() for key, p in owned.items()}
-    counts, began, losses = [_kept(brain)], perf_counter(), whole_steps(brain, start.spare)
+    marks, began, losses = [], perf_counter(), whole_steps(brain, start.spare)
+
+    def backward(tensors, *args, **kwargs):
+        mark = {len(made.losses)}  # a set, because it can be referred to weakly
+        for node in graph([tensors] if isinstance(tensors, torch.Tensor) else tensors):
+            if not hasattr(node, "variable"):  # a parameter, which is not freed
+                node.metadata.setdefault(MARK, mark)
+        marks.append(weakref.ref(mark))
+        return real_backward(tensors, *args, **kwargs)
+
+    def kept():
+        """Whether the graphs of all steps are alive, except that of the last one."""
+        return len({number for mark in marks for number in mark() or ()} - {len(made.losses) - 1}) == len(made.losses) - 1 > 0
 
     def note(optimizer, args, kwargs):
         if not made.losses:
@@ -104,8 +132,8 @@ def _take_steps(made, brain, start, step, stepped, writes, log):
             made.frozen.update(id(p) for p in own if not p.requires_grad)
 
     handle = register_optimizer_step_pre_hook(note)
-    with replaced(stepped, "real", True):
-        while len(counts) <= STEPS and (len(counts) == 1 or perf_counter() - began < SLOW):
+    with replaced(stepped, "real", True), replaced(torch.autograd, "backward", backward) as real_backward:
+        while len(made.losses) < STEPS and (not made.losses or perf_counter() - began < SLOW):
             try:
                 loss = next(losses)
             except Exception as error:
@@ -114,9 +142,11 @@ def _take_steps(made, brain, start, step, stepped, writes, log):
                 break
             made.changes = made.changes or {key: _change(before.pop(key), p.detach()) for key, p in owned.items()}
             made.losses += (loss,)
-            counts.append(_kept(brain))
     handle.remove()
-    made.kept = {name: [kept.get(name, 0) for kept in counts] for name in set().union(*counts)}
+    made.last_rates = rates_of(step.optimizers)
+    if kept():
+        gc.collect()  # of cycles
+        made.kept = _holders(brain) if kept() else ()
 
 
 def whole_steps(brain, batch):
@@ -135,40 +165,49 @@ def _change(old, new):
     return Change(float(old.float().norm()), float(by), bool(new.isfinite().all() or not old.isfinite().all()))
 
 
-def _kept(brain):
-    """By name of an attribute of the Brain, or of what it refers to, the number of nodes of the graphs that it keeps alive."""
-    found, known, todo = {}, set(), [("self", brain), ("self.modules", brain.modules)]  # a module's name comes first
+def _holders(brain):
+    """The names of what keeps the graph of the first step, among attributes, globals and variables of closures."""
+    found, known, todo = {}, set(), [("self", brain, False), ("self.modules", brain.modules, False)]  # the last one comes first
     while todo:
-        name, value = todo.pop()
-        if id(value) in known or isinstance(value, (type, torch.optim.Optimizer, torch.utils.data.Dataset)):
+        name, value, bounded = todo.pop()
+        if id(value) in known or isinstance(value, (torch.optim.Optimizer, torch.utils.data.Dataset)):
             continue
         known.add(id(value))
+        inner, of = {}, f"{name}.{{}}"
         if isinstance(value, torch.Tensor):
-            if value.grad_fn is not None:
-                found.setdefault(name, []).append(value)
+            if value.grad_fn is not None and any(0 in node.metadata.get(MARK, ()) for node in graph([value])):
+                found[name] = bounded and found.get(name, True)
         elif isinstance(value, (list, tuple, set, dict, deque)):
-            bounded = len(value) > MANY or getattr(value, "maxlen", None)
-            todo += [(name, item) for item in (() if bounded else value.values() if isinstance(value, dict) else value)]
+            bounded, of = bounded or getattr(value, "maxlen", None) is not None, name
+            inner = (value if isinstance(value, dict) else dict(enumerate(value))) if len(value) <= MANY else {}
         elif isinstance(value, torch.nn.Module):
-            inner = {**vars(value), **value._buffers, **value._modules}
-            todo += [(f"{name}.{key}", item) for key, item in inner.items() if key not in ("_modules", "_buffers")]
+            inner = {**vars(value), **value._buffers, **value._modules, "_modules": None, "_buffers": None}
+        elif isinstance(value, FunctionType):
+            if is_own(value.__code__.co_filename):
+                for key, cell in zip(value.__code__.co_freevars, value.__closure__ or ()):
+                    with suppress(ValueError):  # of a variable that has no value
+                        todo.append((f"{key} in the closure of {value.__name__}", cell.cell_contents, False))
+                todo.append((f"{{}} in {Path(value.__code__.co_filename).name}", value.__globals__, False))
+        elif isinstance(value, (type, ModuleType)):
+            file = getattr(sys.modules.get(value.__module__) if isinstance(value, type) else value, "__file__", None)
+            if is_own(file or "<"):
+                inner, of = {**vars(value), "bases": getattr(value, "__bases__", ())}, f"{value.__name__}.{{}}"
         elif not type(value).__module__.startswith("torch."):
-            todo += [(f"{name}.{key}", item) for key, item in getattr(value, "__dict__", {}).items()]
-    return {name: len(graph(held)) for name, held in found.items()}
+            inner = {**getattr(value, "__dict__", {}), "": getattr(value, "__self__", None)}  # of a method
+        todo += [(of.format(key), item, bounded) for key, item in inner.items()]
+        todo.insert(0, ("", type(value), False))  # after all attributes
+    return tuple(name for name, bounded in found.items() if not bounded) or ("",) * (not found)
 
 
 # Items alone and in a batch
 
 
-def _compare(made, brain, loader, epoch):
+def _compare(made, brain, loader):
     """Compare what a few items of a batch give in evaluation mode, alone, beside others, and padded."""
     picks, began = next(iter(loader.batch_sampler)), perf_counter()
     items = [loader.dataset[i] for i in picks[:: max(1, len(picks) // ITEMS)][:ITEMS]]
     if len(items) < 2:
         return
-    with suppress(Exception), torch.no_grad():
-        brain.on_stage_start(Stage.VALID, epoch)
-    brain.modules.eval()
 
     def run(*items, seed=0, halved=None):
         """The outputs with a row for each item, by their keys, and the calls of modules, with what they take and give."""
@@ -204,6 +243,52 @@ def _compare(made, brain, loader, epoch):
                     halved, _ = run(one, _longer(one, 2), halved=key)
                     if all(_difference(twice[name], halved[name]) < ROUNDING for name in twice):
                         made.differs = made.differs._replace(lengths=key)
+
+
+def _without_effect(brain, loader):
+    """The keys of the inputs that ``compute_forward`` uses, but that can be noise, the number of items, and their loss."""
+    picks, began, used = next(iter(loader.batch_sampler))[:ITEMS], perf_counter(), set()
+    batch = loader.collate_fn([loader.dataset[i] for i in picks])
+
+    def evaluate(stage, noisy=None):
+        if perf_counter() - began > SLOW:
+            raise TimeoutError
+        own = copy.deepcopy(batch)
+        inputs = {keys: tensor for keys, tensor in tensors(own) if tensor.dim() > 1}  # others may be lengths
+        if noisy:
+            inputs[noisy].normal_()
+        seed_all(0)
+        with _Uses(inputs, used):
+            outputs = brain.compute_forward(own, stage)
+        return [brain.compute_objectives(outputs, own, stage), *(tensor for _, tensor in tensors([outputs]))]
+
+    def same(one, other):
+        return len(one) == len(other) and all(map(torch.equal, one, other))
+
+    unused = ()
+    for stage in (Stage.TRAIN, Stage.VALID):  # an input may be used in one of them
+        usual = evaluate(stage)
+        unused = [keys for keys in (unused or sorted(used)) if usual[0].isfinite() and same(usual, evaluate(stage, keys))]
+        if not unused or not usual[0]:
+            return ()
+    return unused, len(picks), float(usual[0])
+
+
+class _Uses(TorchFunctionMode):
+    """Notes the keys of the tensors that are used in a computation."""
+
+    def __init__(self, inputs, used):
+        super().__init__()
+        self.used, self.known = used, {id(tensor): (keys, tensor) for keys, tensor in inputs.items()}
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        value, name = func(*args, **(kwargs or {})), getattr(func, "__name__", "")
+        given = [self.known[id(tensor)][0] for _, tensor in tensors([args, kwargs]) if id(tensor) in self.known]
+        if given and name in PASSED_ON and isinstance(value, torch.Tensor):
+            self.known[id(value)] = given[0], value
+        elif name not in PASSED_ON + SIZES:
+            self.used.update(given)
+        return value
 
 
 def _first_row(value):
