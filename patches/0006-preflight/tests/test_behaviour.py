@@ -327,7 +327,9 @@ def input_that_is_overwritten(folder, broken):
     class Brain(Pooling):
         def compute_forward(self, batch, stage):
             if broken:
-                batch.x = PaddedData(torch.zeros_like(batch.x.data) + torch.as_tensor(batch.label)[:, None, None], batch.x.lengths)
+                batch.x = PaddedData(
+                    torch.zeros_like(batch.x.data) + torch.as_tensor(batch.label)[:, None, None], batch.x.lengths
+                )
             return super().compute_forward(batch, stage)
 
     pooling(Brain).start()
@@ -415,8 +417,12 @@ def inputs_for_training_only_or_for_their_lengths():
 
 @healthy
 def warm_up_from_0():
+    class Brain(Classifier):
+        def on_stage_end(self, stage, loss, epoch=None):
+            self.hparams.lr_annealing(self.optimizer)
+
     schedule = {"lr_annealing": sb.nnet.schedulers.NoamScheduler(0.1, 2)}
-    brain = Classifier({"head": Linear(4, 3)}, lambda p: torch.optim.SGD(p, 0.0), schedule)
+    brain = Brain({"head": Linear(4, 3)}, lambda p: torch.optim.SGD(p, 0.0), schedule)
     torch.nn.init.zeros_(brain.modules.head.weight)
     brain.start()
 
@@ -599,6 +605,26 @@ def test_the_longest_batch_does_not_fit(error):
     report = Takeover(longest=True).run(timed(Brain, batch_size=1, batch_sampler=sampler))
     (finding,) = report.findings
     assert (finding.level, finding.code) == ("error", "out-of-memory") and "(5 items of up to 2." in finding.what, report.text()
+
+
+def test_the_longest_batch_takes_no_less_than_the_first_one():
+    report = Takeover(longest=True).run(timed())
+    assert float(re.search(r"takes (\S+) GB", report.said[-1])[1]) >= float(f"{report.plan['memory']['bytes'] / 1e9:.2g}")
+
+
+def test_learning_one_batch_in_too_few_steps():
+    report = Takeover(overfit=12).run(Classifier({"head": Linear(4, 3)}, lambda p: torch.optim.SGD(p, 0.01)).start)
+    assert not report.findings and report.said[-1].endswith("It still falls: try more steps."), report.text()
+
+
+def test_learning_nothing_from_one_batch():
+    class Brain(Classifier):
+        def compute_objectives(self, predictions, batch, stage):
+            return super().compute_objectives(predictions * 1e-6, batch, stage)
+
+    report = Takeover(overfit=12).run(Brain({"head": Linear(4, 3)}).start)
+    (finding,) = [finding for finding in report.findings if finding.code == "cannot-overfit"]
+    assert finding.remedy.startswith("check that each label belongs to its clip"), report.text()
 
 
 @pytest.mark.parametrize("broken", [True, False])

@@ -94,6 +94,31 @@ def one_rate_of_zero(folder, broken):
     return Classifier({"body": one, "head": other}, lambda parameters: sgd(groups), max_grad_norm=1e9)
 
 
+@case("learning-rate-zero", "warning", "optimizers_dict['opt_class'], group 0")
+def rate_that_is_multiplied_after_each_epoch(folder, broken):
+    class Brain(Classifier):
+        def init_optimizers(self):
+            super().init_optimizers()
+            self.schedule = LambdaLR(self.optimizer, lambda epoch: epoch)
+
+        def on_stage_end(self, stage, loss, epoch=None):
+            if stage == sb.Stage.VALID:
+                self.schedule.step()
+
+    return Brain({"head": Linear(4, 3)}, rate(0.0 if broken else 1e-3))
+
+
+@case("learning-rate-zero", "warning", "optimizers_dict['opt_class'], group 0")
+def rate_that_is_multiplied_after_each_step(folder, broken):
+    class Brain(Classifier):
+        def on_fit_batch_end(self, batch, outputs, loss, should_step):
+            if should_step:
+                self.hparams.noam(self.optimizer)
+
+    hparams = {"noam": schedulers.NoamScheduler(0.0 if broken else 0.1, 2)}
+    return Brain({"head": Linear(4, 3)}, rate(0.0), hparams, grad_accumulation_factor=4)
+
+
 @case("gradient-clipped-to-zero", "error", "max_grad_norm: 0")
 def clipping_to_zero(folder, broken):
     return Classifier({"head": Linear(4, 3)}, max_grad_norm=0 if broken else 1e-3)

@@ -4,6 +4,7 @@ import math
 
 from speechbrain.core import Brain
 from speechbrain.preflight.checks.optimised import Training
+from speechbrain.preflight.observe.asked import quarters, still_falls
 from speechbrain.preflight.report import Finding, some
 
 CODES = {
@@ -15,7 +16,7 @@ CODES = {
     "memory-grows": "something keeps the graph of each step, so memory grows until it runs out",
     "input-unused": "an input of the model has no effect on the outputs and on the loss",
     "constant-output": "all items of a batch have the same output in evaluation",
-    "cannot-overfit": "--overfit does not bring the loss of the first batch to a tenth",
+    "cannot-overfit": "--overfit does not bring the loss of the first batch to a tenth, and it does not fall any more",
     "out-of-memory": "a step on the longest batch runs out of memory (--longest)",
     "depends-on-batch": "the output of an item depends on the other items of its batch, or on its padding",
 }
@@ -144,9 +145,11 @@ def depends(seen):
 def overfit(seen):
     """Yield a model that does not learn one batch."""
     losses = seen.asked.losses
-    if losses and losses[0] > 0 and not min(losses) <= losses[0] / 10:
+    if losses and losses[0] > 0 and not min(losses) <= losses[0] / 10 and not still_falls(losses):
         what = f"the loss of the first batch goes from {losses[0]:.3g} to {losses[-1]:.3g} in {len(losses)} steps"
         remedy = "try more steps, another learning rate or no augmentation; then check the labels"
+        if not quarters(losses)[-1] < 0.95 * losses[0]:
+            remedy = "check that each label belongs to its clip and that the loss gets it; then try a larger learning rate"
         yield Finding("warning", "cannot-overfit", what, type(seen.given.brain).__name__, remedy)
 
 

@@ -18,7 +18,7 @@ from torch.utils.data import BatchSampler, SequentialSampler
 CODES = {
     "no-step": "an epoch has fewer batches than grad_accumulation_factor, so no optimizer ever steps",
     "batches-without-step": "each epoch drops its last batches, which are too few for grad_accumulation_factor",
-    "learning-rate-zero": "the learning rate of trained parameters is 0, and nothing changes it",
+    "learning-rate-zero": "the learning rate of trained parameters is 0, and nothing changes it, or a scheduler keeps it at 0",
     "gradient-clipped-to-zero": "max_grad_norm is 0, so all gradients become 0; on the stock release, below 0 reverses them",
     "warm-up-too-long": "the warm-up of the learning rate is longer than the training",
     "average-hardly-moves": "after all steps, a moving average still mainly has the weights that it began with",
@@ -62,14 +62,20 @@ def rates(seen):
         for number, group in enumerate(optimizer.param_groups):
             if any(p.requires_grad for p in group["params"]):
                 groups.append((f"{name}, group {number}", group))
-    zero = [where for where, group in groups if group.get("lr") == 0 and "initial_lr" not in group]
+    zero = {where: "initial_lr" not in group for where, group in groups if group.get("lr") == 0}
+    plain = [where for where, unscheduled in zero.items() if unscheduled]
     objects = {**seen.given.hparams, **vars(brain)}
     named = " ".join(f"{name} {type(value).__name__}" for name, value in objects.items() if not isinstance(value, PLAIN))
     scheduled = re.search("sched|anneal|warm|noam", named.lower())
-    if zero and not scheduled and not codes_of(brain, "co_names", "co_consts") & {"param_groups", "lr", "initial_lr"}:
-        level = "error" if len(zero) == len(groups) else "warning"
+    later = (seen.behaviour.last_rates, seen.valid.rates)  # after real steps, and after the end of an epoch
+    if plain and not scheduled and not codes_of(brain, "co_names", "co_consts") & {"param_groups", "lr", "initial_lr"}:
+        level = "error" if len(plain) == len(groups) else "warning"
         what = "the learning rate is 0, and no scheduler changes it"
-        yield Finding(level, "learning-rate-zero", what, some(zero), "set a learning rate, or freeze these parameters")
+        yield Finding(level, "learning-rate-zero", what, some(plain), "set a learning rate, or freeze these parameters")
+    elif zero and len(zero) == len(groups) and all(later) and not any(map(any, later)):
+        what = f"all learning rates are 0, and still are after {len(seen.behaviour.losses)} steps and after the end of an epoch"
+        remedy = "check the rate that the scheduler begins with: a multiple of 0 stays 0"
+        yield Finding("warning", "learning-rate-zero", what, some(zero), remedy)
 
 
 def clipping(seen):

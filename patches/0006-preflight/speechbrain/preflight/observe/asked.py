@@ -1,8 +1,11 @@
 """Does what only options ask for: learns one batch, and takes the step on the longest one."""
 
 import math
+import os
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
+from pathlib import Path
+from statistics import median
 
 import torch
 from speechbrain.preflight.observe.behaviour import whole_steps
@@ -38,9 +41,9 @@ def asked(given, start, step, clips, log):
     with nothing_changes(log.said) as stepped, replaced(stepped, "real", True):
         if given.overfit:
             losses = log.apart("--overfit", brain, DAY, _overfit, brain, start.spare, given.overfit) or ()
-            log.said += [_curve(losses)] if losses else []
+            log.said += [_curve(losses) + "\n  It still falls: try more steps." * still_falls(losses)] if losses else []
         if given.longest:
-            longest = _step_on(brain, *_longest(given, unwrapped(start.train_loader), clips), log)
+            longest = _step_on(brain, *_longest(given, unwrapped(start.train_loader), clips), step.memory, log)
     return Asked(losses, *longest)
 
 
@@ -52,6 +55,19 @@ def _overfit(brain, batch, steps, log):
             if not math.isfinite(loss):
                 break
     return tuple(losses)
+
+
+def quarters(losses):
+    """The medians of the quarters of the steps; the losses themselves if there are less than 4."""
+    part = len(losses) // 4
+    return [median(losses[i * part :][:part]) for i in range(3)] + [median(losses[-part:])] if part else losses
+
+
+def still_falls(losses):
+    """Whether losses are not at a tenth of the first one, but fall in the last quarter by more than a seventh of the whole."""
+    medians = quarters(losses)
+    falls = all(one > other for one, other in pairwise(medians)) and min(losses) > losses[0] / 10
+    return len(medians) > 3 and falls and medians[-2] - medians[-1] > (medians[0] - medians[-1]) / 7
 
 
 def _curve(losses):
@@ -80,23 +96,32 @@ def _longest(given, loader, clips):
     return lambda: loader.collate_fn([loader.dataset[i] for i in batch]), size
 
 
-def _step_on(brain, make, size, log):
+def _step_on(brain, make, size, before, log):
     """Take two steps on a batch, because the first one makes the optimizer's state; measure the peak memory."""
     if make is None:
         log.said.append("--longest: the durations of the training items are not known: give the manifest a duration.")
         return "", ""
     remarks = len(log.said)
-    most = log.apart("--longest", brain, DAY, _peak, brain, make)
+    most = log.apart("--longest", brain, DAY, _peak, brain, make, before, _resident())
     failed = "".join(said for said in log.said[remarks:] if any(sign in said for sign in NO_MEMORY))
     if most:
         log.said.append(f"--longest: a step on the longest batch ({size}) takes {most[0] / 1e9:.2g} GB {most[1]}.")
     return size, failed
 
 
-def _peak(brain, make, log):
+def _resident():
+    """The memory of this process, in bytes; 0 where that is unknown."""
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGESIZE") if statm.exists() else 0
+
+
+def _peak(brain, make, before, resident, log):
+    """The peak of the memory: at least the one before, to which also files count that a forked process did not read yet."""
     on_gpu = torch.device(brain.device).type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
+    first = peak(brain.device)
     with writes_nothing([]):
         list(islice(whole_steps(brain, make()), 2))
-    return peak(brain.device), "allocated on the GPU" if on_gpu else "of resident memory"
+    last = peak(brain.device)
+    return (last, "allocated on the GPU") if on_gpu else (max(before, last, resident + last - first), "of resident memory")

@@ -180,7 +180,7 @@ def time(seen):
     if batches > 1 and on_cpu:  # on others, the first step takes much longer
         workers = getattr(unwrapped(loader), "num_workers", 0)
         found["epoch"] = batches * (step if workers else loading + step)
-        text += f": about {_duration(found['epoch'])} for {batches:,} {'steps' if workers else 'batches'} like it"
+        text += f": about {_duration(found['epoch'])} for {batches:,} batches like it"
     return text, found
 
 
