@@ -19,7 +19,7 @@ CODES = {
     "sorted-wrong": "items are sorted by values that are NaN, or by numbers as text",
     "duration-unlike-audio": "durations in the manifest are not in seconds, or all lengths that a sampler gets are 0",
     "label-contradicts": "items with the same audio have different labels",
-    "label-constant": "all items have the same label",
+    "label-constant": "all items, or all frames of all items, have the same label",
     "audio-twice": "several items of the training set have the same audio",
     "audio-constant": "all items have the same audio",
 }
@@ -148,12 +148,16 @@ def _contents(seen, split):
 
 
 def constant(seen):
-    """Yield a training set with only one label."""
-    for key, target in seen.labels.targets.items():
-        column = seen.labels.columns.get(("train", key))
-        if column and column.complete and len(set(column.values)) == 1 and len(column.values) >= FEWEST and target.classes > 1:
-            count, label = len(column.values), column.values[0]
-            what = f"all {count} items have the label {label}, but the classifier has {target.classes} outputs"
+    """Yield a training set with only one label, for all items or for all their frames."""
+    for key in dict.fromkeys([*seen.labels.targets, *seen.labels.frames]):
+        column, target = seen.labels.columns.get(("train", key)), seen.labels.targets.get(key)
+        values = column.values if column else []
+        labels = (label for value in values for label in (value if isinstance(value, tuple) else [value]))
+        first = next(labels, None)
+        constant = isinstance(first, (int, float)) and all(label == first for label in labels)
+        if constant and len(values) >= FEWEST and (target is None or target.classes > 1):
+            has = f", but the classifier has {target.classes} outputs" if target else " in all frames"
+            what = f"all {len(values)} items have the label {first:g}{has}"
             yield Finding("warning", "label-constant", what, column.where, "check the key that the pipeline makes it from")
 
 

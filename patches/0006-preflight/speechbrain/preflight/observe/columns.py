@@ -21,12 +21,13 @@ class Unknown(NamedTuple):
 
 
 class Column(NamedTuple):
-    """The values of a key: int, tuple of int for a sequence, :class:`Unknown`, or None for anything else or without time."""
+    """The values of a key: None for anything else than these, or without time."""
 
     items: Items
     key: str
     takes: list  # the keys of the manifest that it is made from
-    values: list  # one for each item
+    # By item: int, tuple of int for a sequence, float for a sequence of floats that all have this value, or Unknown.
+    values: list
     encoders: list  # the label encoders that make it
     tokenizers: list
 
@@ -155,5 +156,8 @@ def _plain(value):
     if isinstance(value, (torch.Tensor, np.ndarray)) and value.shape.count(1) == len(value.shape):
         value = value.item()
     if isinstance(value, (torch.Tensor, np.ndarray)) and len(value.shape) == 1:
-        return tuple(value.tolist()) if "int" in str(value.dtype) else None
+        if "int" in str(value.dtype):
+            return tuple(value.tolist())
+        real = isinstance(value, torch.Tensor) and not value.is_complex() and len(value)
+        return float(value[0]) if real and (value == value[0]).all() else None
     return int(value) if isinstance(value, numbers.Integral) and not isinstance(value, bool) else None

@@ -1,4 +1,4 @@
-"""Reads the labels that a classifier learns: a key of the batch with one value for each item, which are a loss's targets."""
+"""Reads the labels that a classifier learns: a key of the batch with one value for each item or frame, a loss's targets."""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from speechbrain.preflight.observe.columns import Unknown
 from speechbrain.preflight.observe.given import of_batch
+from speechbrain.preflight.observe.sequences import find_place, sequences_of
 from torch.nn.functional import one_hot
 
 
@@ -22,6 +23,7 @@ class Labels:
     """The labels."""
 
     targets: dict = field(default_factory=dict)  # by key of the batch, the labels that the first step learned
+    frames: list = field(default_factory=list)  # the keys of the batch with a target for each frame
     columns: dict = field(default_factory=dict)  # by set and key of the batch, the Column of a key that reads no audio
     # By the file that a label encoder was loaded from instead of being built, the labels of the data that it does not have.
     lacking: dict = field(default_factory=dict)
@@ -34,7 +36,16 @@ def labels(given, loaded, start, step, columns):
         for (split, _), column in columns.items():
             if split == "train" and any(encoder is other for other in column.encoders):
                 lacking.setdefault(str(path), set()).update(one.label for one in column.values if isinstance(one, Unknown))
-    return Labels(_targets(given, start.batch, step.losses), columns, {path: found for path, found in lacking.items() if found})
+    lacking = {path: found for path, found in lacking.items() if found}
+    frames = [key for split, key in columns if split == "train" and _of_frames(start.batch, key, step.losses)]
+    return Labels(_targets(given, start.batch, step.losses), frames, columns, lacking)
+
+
+def _of_frames(batch, key, losses):
+    """Whether a key's values, several for each item, are a loss's targets."""
+    data, lengths = (None, None) if batch is None else sequences_of(batch, key)
+    targets = [call.target.cpu() for call in losses if data is not None and isinstance(call.target, torch.Tensor)]
+    return any(find_place(target, None, None, data, lengths) for target in targets)
 
 
 def _targets(given, batch, losses):

@@ -91,7 +91,7 @@ def _taken(call, batch, keys):
     """Find the tokens of a call in the batch."""
     ids, inside = call.rows()
     masked = 0 if call.name == "kl_div" else call.options.get("ignore_index")
-    placed = {key: _placed(ids, inside, masked, *_sequences_of(batch, key)) for key in keys}
+    placed = {key: find_place(ids, inside, masked, *sequences_of(batch, key)) for key in keys}
     found = [(key, *place) for key, place in placed.items() if place]
     if len(found) == 1 or (found and found[0][2].sum() >= CERTAIN):  # few tokens may be equal by accident
         key, ids, inside = found[0]
@@ -103,7 +103,7 @@ def _taken(call, batch, keys):
     return Taken(call, key, ids, inside, [names[i % len(names)] for i in range(len(ids))])
 
 
-def _sequences_of(batch, key):
+def sequences_of(batch, key):
     """The values of a key in a batch, [items, positions], and their lengths; None if they are something else."""
     data = of_batch(batch, key)
     if data is None or data.dim() != 2 or data.shape[1] < 2:
@@ -112,9 +112,9 @@ def _sequences_of(batch, key):
     return data.cpu(), (lengths.cpu() * data.shape[1]).round().long()
 
 
-def _placed(ids, inside, masked, data, lengths):
+def find_place(ids, inside, masked, data, lengths):
     """The tokens, [rows, positions], and which are inside the lengths, if they are a key's values, even repeated or cut off."""
-    if data is None or data.is_floating_point():
+    if data is None or (data.is_floating_point() and not ids.is_floating_point()):
         return None
     for width in range(data.shape[1], max(1, data.shape[1] - TRUNCATED - 1), -1):
         times, left = divmod(ids.numel(), len(data) * width)
@@ -134,7 +134,7 @@ def _seconds(given, batch, keys, clips):
     seconds = {(items.split, items.name(i)): duration for items, i, duration in known}
     drawn = [seconds.get(("train", name), 0.0) for name in ids_of(batch)]
     rates = {header.rate for header in clips.headers.values()} | {given.hparams.get("sample_rate")}
-    for lengths in [_sequences_of(batch, key)[1] for key in keys] if all(drawn) else ():
+    for lengths in [sequences_of(batch, key)[1] for key in keys] if all(drawn) else ():
         for rate in filter(None, rates) if lengths is not None and len(lengths) == len(drawn) else ():
             if all(abs(int(samples) - last * rate) <= 2 for samples, last in zip(lengths, drawn)):
                 return seconds, drawn
