@@ -1,6 +1,7 @@
 """What was loaded from files is followed to the first step: each code in a broken training, and not in its healthy twin."""
 
 import copy
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -61,6 +62,26 @@ def file_without_a_frozen_layer(folder, broken):
     saved(folder, modules["body"][:2] if broken else None)
     loaded(folder, body=modules["body"].requires_grad_(False))
     Classifier(modules).start()
+
+
+@case("loaded-in-part", "warning", "body", "last.bias, but has 3 tensors that the module does not have: old.weight")
+def file_with_renamed_keys(folder, broken):
+    """A spare classifier and an optimizer's state are used by neither."""
+    path, model = saved(folder), Sequential(OrderedDict(first=Linear(4, 8), act=ReLU(), last=Linear(8, 8)))
+    names = {"0": "first", "2": "old" if broken else "last"}
+    state = {f"{names[key[0]]}{key[1:]}": value for key, value in torch.load(path).items()}
+    torch.save({**state, "classifier.weight": torch.zeros(9, 9), "optimizer": {"step": torch.zeros(8)}}, path)
+    model.load_state_dict(torch.load(path), strict=False)
+    Classifier({"body": model, "head": head()}).start()
+
+
+@case("loaded-in-part", "note", "body", "body.ckpt lacks 2 of its 6 parameters: 4.weight, 4.bias")
+def new_head_for_an_old_one(folder, broken):
+    path, model = saved(folder), Sequential(*body(), ReLU(), Linear(8, 8))
+    name = "classifier" if broken else "4"
+    torch.save({**torch.load(path), f"{name}.weight": torch.ones(8, 8), f"{name}.bias": torch.ones(8)}, path)
+    model.load_state_dict(torch.load(path), strict=False)
+    Classifier({"body": model, "head": head()}).start()
 
 
 @case("loaded-elsewhere", "warning", "body", "body.ckpt was loaded into another Sequential of this shape")
@@ -236,8 +257,16 @@ def conditional_pretrainer(folder):
     return modules, {"pretrainer": one}
 
 
+def of_a_file_with_more_inside(folder):
+    mine = body()
+    torch.save({"epoch": 3, "model": {"state_dict": body().state_dict()}}, folder / "body.ckpt")
+    with open(folder / "body.ckpt", "rb") as file:
+        mine.load_state_dict(torch.load(file)["model"]["state_dict"])
+    return {"body": mine, "head": head()}, {}
+
+
 HEALTHY = (values_copied, deep_copy, layers_taken_over, teacher_in_a_wrapper, model_of_the_data_pipeline)
-HEALTHY += (half_precision, loaded_again, unused_pretrainer, conditional_pretrainer)
+HEALTHY += (of_a_file_with_more_inside, half_precision, loaded_again, unused_pretrainer, conditional_pretrainer)
 
 
 @pytest.mark.parametrize("make", HEALTHY)
@@ -250,6 +279,8 @@ def test_healthy_loads_have_no_findings(tmp_path, make):
 
     report = Takeover().run(start)
     assert not report.findings, report.text()
+    if make is of_a_file_with_more_inside:
+        assert report.plan["loaded"]["text"].endswith("body.ckpt")
 
 
 @pytest.mark.parametrize("text, codes", [("if flag:\n    one.load_collected()", []), ("", ["pretrainer-not-loaded"])])

@@ -2,6 +2,7 @@
 
 import filecmp
 import os
+from collections import Counter
 
 import torch
 from speechbrain.dataio.encoder import CategoricalEncoder
@@ -142,6 +143,10 @@ def in_part(seen):
             level, remedy = "note", "check that training should start from their initial values"
             if frozen:
                 level, remedy, what = "warning", "unfreeze or load them", f"{what}, which are frozen with their initial values"
+            renamed = Counter(own[key].shape for key in lacking) & Counter(load.spare.values())
+            if 2 * renamed.total() >= len(own):
+                level, remedy = "warning", "rename the keys of the file before it is loaded, if they are the same parameters"
+                what += f", but has {len(load.spare)} tensors that the module does not have: {some(load.spare)}"
             yield Finding(level, "loaded-in-part", what, brain[id(module)], remedy)
 
 

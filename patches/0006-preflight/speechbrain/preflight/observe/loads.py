@@ -33,6 +33,7 @@ class Load(NamedTuple):
     file: str  # the file, or the folder of the checkpoint; "" if unknown
     parameters: dict  # by key that was given: a weak reference to the parameter, some of its values, and its shape
     name: str  # the name of the module's class
+    spare: dict  # by key that was given, but that the module does not have: the shape of its tensor
 
 
 class Recovery(NamedTuple):
@@ -88,9 +89,12 @@ def watched_loads():
         @noting(torch, "load")
         def files_of_tensors(load, f, *args, **kwargs):
             content = load(f, *args, **kwargs)
-            if isinstance(f, (str, os.PathLike)) and isinstance(content, dict):
-                for part in (content, *(value for value in content.values() if isinstance(value, dict))):
-                    files.update({value: str(f) for value in part.values() if isinstance(value, torch.Tensor)})
+            todo, path = [content], getattr(f, "name", f)  # of a file that is open
+            while todo and isinstance(path, (str, os.PathLike)):
+                part = todo.pop()
+                todo += part.values() if isinstance(part, dict) else ()
+                if isinstance(part, torch.Tensor):
+                    files[part] = str(path)
             return content
 
         @noting(torch.nn.Module, "load_state_dict")
@@ -103,8 +107,9 @@ def watched_loads():
             known = (files[value] for value in state_dict.values() if isinstance(value, torch.Tensor) and value in files)
             parameters = {key: (weakref.ref(value), *sample(value)) for key, value in given.items()}
             keys = frozenset(own), frozenset(state_dict)
-            name = type(module).__name__
-            loaded.states.append(Load(weakref.ref(module), *keys, nested, by, file or next(known, ""), parameters, name))
+            spare = {k: value.shape for k, value in state_dict.items() if k not in own and isinstance(value, torch.Tensor)}
+            of = weakref.ref(module), *keys, nested, by, file or next(known, ""), parameters, type(module).__name__, spare
+            loaded.states.append(Load(*of))
             return answer
 
         @noting(Checkpointer, "load_checkpoint")
