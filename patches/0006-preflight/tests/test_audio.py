@@ -138,6 +138,11 @@ def other_rate_everywhere(data):
         data.write(item, clip(seed, 0.5 + seed / 100, 44100), 44100)
 
 
+def other_rate_in_the_yaml(data):
+    other_rate_everywhere(data)
+    data.hparams = {"sample_rate": RATE}
+
+
 def other_rate_in_a_script_that_resamples_something_else(data):
     other_rate(data)
     data.script.write_text("# no resampling")
@@ -607,6 +612,12 @@ def test_the_report_says_if_two_keys_make_a_path(data):
     data.takes, data.read = ["wav", "speaker"], lambda wav, speaker: read_audio(f"{data.folder}/{speaker}/{wav}.wav")
     findings, said = data.seen()
     assert findings == [] and "was not scanned" in said[0]
+
+
+@pytest.mark.parametrize("spoil, ends", [(other_rate, "convert the files"), (other_rate_in_the_yaml, "44100 in the YAML file")])
+def test_the_remedy_for_another_rate(data, spoil, ends):
+    spoil(data)
+    assert data.seen()[0][0].remedy.endswith(ends)
 
 
 def test_headers_are_read_even_without_time(data):

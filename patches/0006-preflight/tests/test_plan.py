@@ -8,6 +8,7 @@ import soundfile
 import speechbrain as sb
 import torch
 from speechbrain.dataio.dataset import DynamicItemDataset
+from speechbrain.dataio.encoder import CategoricalEncoder
 from speechbrain.nnet import schedulers
 from speechbrain.preflight import preflight
 from speechbrain.preflight.__main__ import Takeover
@@ -404,6 +405,23 @@ def test_the_plan_of_a_fine_tuning(tmp_path, monkeypatch, parts):
     )
     assert plan == report.plan and plan["model"]["modules"][1]["trained"] == 4503 and plan["data"]["train"]["items"] == 12
     assert plan["epochs"]["steps_left"] == 2 and plan["folder"]["recovered"] == "CKPT+2" and plan["loss"]["classes"] == 3
+
+
+@pytest.mark.parametrize("outputs, says", [(4, "(cross_entropy)"), (5, "(cross_entropy; 5 outputs, 4 labels)")])
+def test_more_outputs_than_labels(outputs, says):
+    class Words(Classifier):
+        def compute_forward(self, batch, stage):
+            return self.modules.head(torch.ones(len(batch.id), 4))
+
+        def compute_objectives(self, predictions, batch, stage):
+            return torch.nn.functional.cross_entropy(predictions, batch.label.data[:, 0])
+
+    encoder, dataset = CategoricalEncoder(), DynamicItemDataset({f"{i}": {"word": "abcd"[i % 4]} for i in range(8)})
+    encoder.update_from_iterable("abcd")
+    dataset.add_dynamic_item(encoder.encode_label_torch, takes="word", provides="label")
+    dataset.set_output_keys(["id", "label"])
+    report = Takeover().run(lambda: Words({"head": Linear(4, outputs)}).fit(range(1), dataset, train_loader_kwargs=LOADER))
+    assert report.plan["loss"]["text"].endswith(says) and report.plan["loss"]["classes"] == outputs, report.text()
 
 
 def test_what_is_unknown_is_left_out():

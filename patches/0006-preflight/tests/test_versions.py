@@ -68,6 +68,7 @@ CASES = [
         "not-installed",
         "transformers is not installed, but the recipe asks for ",
     ),
+    (("Trans_formers\ntrans-formers>=4", {}), "not-installed", "Trans_formers is not installed"),
 ]
 
 

@@ -131,6 +131,8 @@ def rate(seen):
 
     what = f"have a sample rate of {', '.join(map(str, rates))} Hz, but the model expects {expected} Hz"
     remedy = "resample in the audio pipeline (torchaudio.functional.resample), or convert the files"
+    if "sample_rate" in seen.given.hparams and len({header.rate for header in headers.values()}) == 1:
+        remedy += f", or set sample_rate to {rates[0]} in the YAML file"
     yield from _report(clips, "error", "audio-rate", what, wrong, remedy, as_read)
 
 

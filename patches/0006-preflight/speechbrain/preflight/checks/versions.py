@@ -5,6 +5,7 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, requires, version
 
 from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 from speechbrain.preflight.report import Finding
 
@@ -24,15 +25,18 @@ def versions(seen):
         if found:
             what = f"{one.name} {found} is installed, but SpeechBrain asks for {one.specifier}"
             yield Finding("warning", "version-untested", what, one.name, f'pip install "{one.name}{one.specifier}"')
+    others = {}  # a package may be in both files, or twice in one
     folders = seen.given.script.absolute().parents[:2] if seen.given.script else ()  # several scripts may share a file
     for file in [folder / "extra_requirements.txt" for folder in folders]:
         lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else ()
         for one, found in _others(lines):
-            what, code, level = f"{one.name} {found} is installed", "version-of-recipe", "warning"
-            if found is None:
-                what, code, level = f"{one.name} is not installed", "not-installed", "note"
-            what += f", but the recipe asks for {one.name}{one.specifier}"
-            yield Finding(level, code, what, str(file), f"pip install -r {file}")
+            others.setdefault((canonicalize_name(one.name), found and one.specifier), (one, found, file))
+    for one, found, file in others.values():
+        what, code, level = f"{one.name} {found} is installed", "version-of-recipe", "warning"
+        if found is None:
+            what, code, level = f"{one.name} is not installed", "not-installed", "note"
+        what += f", but the recipe asks for {one.name}{one.specifier}"
+        yield Finding(level, code, what, str(file), f"pip install -r {file}")
 
 
 def _others(lines):

@@ -153,7 +153,10 @@ def loss(seen):
     classes = _classes(calls[0], values[0]) if len(calls) == 1 else 0
     if classes:
         found |= {"loss": calls[0].name, "classes": classes, "chance": math.log(classes)}
-        text += f"; guessing among {classes} classes gives {math.log(classes):.4g} ({calls[0].name})"
+        text += f"; guessing among {classes} classes gives {math.log(classes):.4g} ({calls[0].name}"
+        columns = [column for (_, key), column in seen.labels.columns.items() if key in seen.labels.targets]
+        labels = max((len(encoder.lab2ind) for column in columns for encoder in column.encoders), default=classes)
+        text += f"; {classes} outputs, {labels} labels)" if labels < classes else ")"
     return text, found
 
 
