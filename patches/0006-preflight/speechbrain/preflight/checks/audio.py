@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 
 import numpy as np
-import soundfile
+from speechbrain.preflight.observe.clips import is_scaled
 from speechbrain.preflight.observe.given import parts
 from speechbrain.preflight.report import Finding, some
 
@@ -195,13 +195,15 @@ def leaks(seen):
         for split in {use.items.split for use in clips.uses[path]}:
             named[os.path.abspath(path)][split] = path
             if look is not None and look.low < look.high:
-                sounding[clips.headers[path][:3], look].setdefault(split, path)
+                sounding[clips.headers[path][:3], look.frames, look.fingerprint].setdefault(split, path)
     both = [found["valid"] for found in named.values() if len(found) == 2 and _same_part(clips, **found)]
     pairs = {found["valid"]: found["train"] for found in sounding.values() if len(found) == 2 and _same_part(clips, **found)}
     copies = [valid for valid, train in pairs.items() if os.path.abspath(valid) != os.path.abspath(train)]
     what, copied = "are in both the training and the validation set", "of the validation set are copies of training files"
     yield from _report(clips, "warning", "audio-leak", what, both, SPLIT)
-    yield from _report(clips, "warning", "audio-leak", copied, copies, SPLIT, lambda path: _equal(path, pairs[path]))
+    for gain in ("", ", up to a gain"):
+        found = [path for path in copies if clips.gain([clips.looks[path].fingerprint]) == gain]
+        yield from _report(clips, "warning", "audio-leak", copied + gain, found, SPLIT, lambda one: is_scaled(one, pairs[one]))
 
 
 def _same_part(clips, train, valid):
@@ -225,14 +227,6 @@ def _numbers(value, keys=()):
         return
     with contextlib.suppress(TypeError, ValueError, OverflowError):
         yield keys, float(value)
-
-
-def _equal(one, other):
-    """Whether two files contain the same samples."""
-    try:
-        return (soundfile.read(one)[0] == soundfile.read(other)[0]).all()
-    except soundfile.SoundFileError:
-        return False
 
 
 def unusual(values, times):

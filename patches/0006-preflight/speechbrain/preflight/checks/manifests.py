@@ -106,44 +106,42 @@ def same_content(seen):
     """Yield sets in which all items have the same audio, and items with the same audio and different labels."""
     for split in ("train", "valid"):
         contents = _contents(seen, split)
-        number = sum(map(len, contents.values()))
+        number, again = sum(map(len, contents.values())), [read for read, group in contents.items() if len(group) > 1]
+        gain = seen.clips.gain(mark for read in again for mark, *_ in read)
         if len(contents) == 1 and number >= FEWEST:
-            what, remedy = f"all {number} items have the same audio", "check how the manifest and the pipeline name the files"
-            yield Finding("warning", "audio-constant", what, split, remedy)
+            what = f"all {number} items have the same audio{gain}"
+            yield Finding("warning", "audio-constant", what, split, "check how the manifest and the pipeline name the files")
             continue
         for column in [seen.labels.columns[split, key] for key in seen.labels.targets if (split, key) in seen.labels.columns]:
             groups = [[i for i in group if column.values[i] is not None] for group in contents.values()]
             wrong = [group for group in groups if len({column.values[i] for i in group}) > 1]
             if wrong:
                 names = some((f"{column.items.static(i)['id']} ({column.say(i)})" for i in wrong[0]), 4)
-                what = f"{len(wrong)} of {len(groups)} clips have items with different labels, for example {names}"
+                what = f"{len(wrong)} of {len(groups)} clips have items with different labels{gain}, for example {names}"
                 yield Finding("warning", "label-contradicts", what, column.where, "keep one item of each clip")
                 return
-        reads, again = defaultdict(set), defaultdict(list)  # items may read several files
-        for content, group in contents.items() if len(seen.clips.looks) == len(seen.clips.uses) else ():
-            for i in group:
-                reads[i].add(content)
-        for i, read in reads.items():
-            again[frozenset(read)].append(i)
-        shared = next((group for group in again.values() if len(group) > 1), None)
-        if shared and split == "train":
-            items = seen.given.sets[split]
-            what = f"{len(reads) - len(again)} of {len(reads)} items have the audio of another item"
+        if again and split == "train":
+            items, shared = seen.given.sets[split], contents[again[0]]
+            what = f"{number - len(contents)} of {number} items have the audio of another item{gain}"
             where = f"{split}: {some(items.static(i)['id'] for i in shared)}"
             yield Finding("note", "audio-twice", what, where, "keep one of these items, unless this is meant")
 
 
 def _contents(seen, split):
-    """The numbers of the items of a set by what they read, except silence."""
-    found = defaultdict(list)
-    for path, look in seen.clips.looks.items():
-        for use in seen.clips.uses[path]:
-            if use.items.split == split and use.items.pipeline and look.low != look.high:
+    """The numbers of the items of a set by all that they read, unless a part of it is silent, or was not read."""
+    reads, found = defaultdict(set), defaultdict(list)
+    for path, uses in seen.clips.uses.items():
+        look = seen.clips.looks.get(path)
+        for use in uses:
+            if use.items.split == split and use.items.pipeline:
                 static, key = use.items.static(use.i), use.source.keys[0]
                 takes = [item.takes for item in use.items.pipeline.dynamic_items if key in item.takes]
                 # Its start and stop may be other keys, or in the same value.
                 segment = [str(static.get(other)).replace(path, "") for other in sorted({key}.union(*takes))]
-                found[(look.fingerprint, use.source, *segment)].append(use.i)
+                reads[use.i].add((look.fingerprint, use.source, *segment) if look and look.low != look.high else None)
+    for i, read in reads.items():
+        if None not in read:
+            found[frozenset(read)].append(i)
     return found
 
 

@@ -5,18 +5,19 @@ import os
 import random
 import re
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import NamedTuple
 
 from speechbrain.augment.time_domain import AddNoise, AddReverb
 from speechbrain.dataio.legacy import ExtendedCSVDataset
-from speechbrain.preflight.observe.clips import in_parallel, read_header, read_whole
+from speechbrain.preflight.observe.clips import in_parallel, is_scaled, nearest, read_header, read_whole
 from speechbrain.preflight.observe.given import parts
 from speechbrain.preflight.observe.items import Items, is_audio
 from speechbrain.utils.distributed import if_main_process
 
+SECONDS = 2.0  # to compare files that may be copies at different gains
 PART = re.compile(r"(start|stop|end|begin|offset|seg)", re.IGNORECASE)  # keys of an item that is a part of a file
 
 
@@ -136,6 +137,7 @@ class Clips:
         self.uses = uses
         self.headers, self.looks = {}, {}  # by file, what was read
         self.errors, self.damaged = {}, {}  # by file, why its header, or the rest of it, could not be read
+        self.scaled = set()  # the fingerprints of copies at different gains
 
     def read(self, deadline):
         """Read all headers, then whole files until the deadline."""
@@ -148,6 +150,34 @@ class Clips:
         paths = [path for path in paths if path in self.headers]
         paths.sort(key=lambda path: len(splits[self.headers[path][:3]]) < 2)  # first, files that may be in both sets
         _sort(in_parallel(read_whole, paths, deadline, "audio"), self.looks, self.damaged)
+        self._unite(time.perf_counter() + SECONDS)
+
+    def _unite(self, deadline):
+        """Give copies at different gains one fingerprint, if items read one file each: mixtures use a source again."""
+        uses = Counter((use.items.split, use.i) for of in self.uses.values() for use in of)
+        groups, same = defaultdict(dict), {}
+        for path in self.of_sets(self.looks):
+            look = self.looks[path]
+            if look.envelope is not None and all(uses[use.items.split, use.i] == 1 for use in self.uses[path]):
+                groups[self.headers[path][:2], look.frames][look.fingerprint] = path
+
+        def first(mark):
+            while mark in same:
+                mark = same[mark]
+            return mark
+
+        for group in groups.values():
+            marks, paths = [*group], [*group.values()]
+            for i, j in nearest([self.looks[path].envelope for path in paths]):
+                one, other = first(marks[i]), first(marks[j])
+                if one != other and time.perf_counter() < deadline and is_scaled(paths[i], paths[j]):
+                    same[one] = other
+        self.looks = {path: look._replace(fingerprint=first(look.fingerprint)) for path, look in self.looks.items()}
+        self.scaled = {first(mark) for mark in same}
+
+    def gain(self, marks):
+        """Say whether files with one of these fingerprints are equal only up to a gain."""
+        return "" if self.scaled.isdisjoint(marks) else ", up to a gain"
 
     def seconds(self, items):
         """By number of an item, its duration: of its files, or as the manifest says if it may be a part of one; and which."""

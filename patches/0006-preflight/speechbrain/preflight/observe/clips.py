@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import soundfile
+from scipy.spatial import cKDTree
 from tqdm import tqdm
 
 BITS = {"PCM_U8": 8, "PCM_S8": 8, "PCM_16": 16, "PCM_24": 24, "PCM_32": 32, "FLOAT": 32, "DOUBLE": 64}
@@ -19,6 +20,9 @@ FEW = 4096  # samples that are read at once at least, even if the header promise
 WRONG = (OSError, RuntimeError, ValueError, TypeError)  # what reading a file can raise; soundfile raises RuntimeErrors
 TOGETHER = 3  # samples at full scale in a row that count as clipped
 STRIDE = 61  # a fingerprint uses one sample in so many
+PARTS, PICKED = 16, 1024  # of an envelope, and the samples that it takes from a block
+NEAR = 0.01  # the distance between the envelopes of two copies at different gains
+ROUNDED, REST = 3 / 2**15, 0.01  # how much such copies may differ: at most, and as a share of the standard deviation
 
 
 class Header(NamedTuple):
@@ -39,6 +43,8 @@ class Look(NamedTuple):
     high: float
     clipped: float  # the share of clipped samples
     fingerprint: int
+    # The standard deviations of equal parts, as a vector of length 1; None if it is short, or if half of them are 0.
+    envelope: np.ndarray | None = None
 
 
 def read_header(path):
@@ -63,7 +69,7 @@ def _bytes_missing(start, size):
 
 def read_whole(path):
     """Read a whole file."""
-    frames, clipped, fingerprint, lows, highs = 0, 0, 0, [], []
+    frames, clipped, fingerprint, lows, highs, picked = 0, 0, 0, [], [], []
     with soundfile.SoundFile(path) as file:
         subtype, channels, bits = file.subtype, file.channels, BITS.get(file.subtype, 99)
         exact = "PCM" in subtype
@@ -74,6 +80,7 @@ def read_whole(path):
             highs.append(high)
             frames += len(block)
             fingerprint = hash((fingerprint, block.ravel()[::STRIDE].tobytes()))
+            picked.append(block.ravel()[:: max(1, block.size // PICKED)].astype("float32"))
             if high >= top or low <= -top:
                 clipped += _in_runs((block >= top) | (block <= -top))
     if not frames:
@@ -82,7 +89,31 @@ def read_whole(path):
     low, high = (min(lows), max(highs)) if finite else (math.nan, math.nan)
     # At full scale, samples of a lossy format, or of floats that go beyond 1, were not clipped.
     counts = subtype in BITS and (exact or max(high, -low) <= 1)
-    return Look(frames, low, high, clipped / (frames * channels) if counts else 0.0, fingerprint)
+    envelope = _envelope(np.concatenate(picked)) if finite else None
+    return Look(frames, low, high, clipped / (frames * channels) if counts else 0.0, fingerprint, envelope)
+
+
+def _envelope(samples):
+    levels = samples[: len(samples) // PARTS * PARTS].reshape(PARTS, -1).std(1) if len(samples) > PARTS else np.zeros(1)
+    return levels / np.linalg.norm(levels) if np.count_nonzero(levels) > PARTS / 2 else None
+
+
+def nearest(envelopes):
+    """Yield the numbers of each envelope and of its nearest neighbor, if they may be of copies at different gains."""
+    tree = cKDTree(envelopes)
+    for i, (distances, found) in enumerate(zip(*tree.query(envelopes, 2, distance_upper_bound=NEAR))):
+        if distances[1] < NEAR:  # else inf
+            yield i, found[int(found[0] == i)]
+
+
+def is_scaled(one, other):
+    """Return whether a file has the samples of another one, or these times a number and rounded to 16 bits."""
+    try:
+        quiet, loud = sorted((soundfile.read(path, MOST, dtype="float32")[0].ravel() for path in (one, other)), key=np.std)
+    except soundfile.SoundFileError:
+        return False
+    rest = quiet - loud * (quiet @ loud / max(loud @ loud, 1e-20)) if len(quiet) == len(loud) else np.ones(1)
+    return abs(rest).max() <= ROUNDED and rest.std() <= REST * quiet.std()
 
 
 def _blocks(file, dtype):
