@@ -143,6 +143,25 @@ def torch_ctc_with_relative_lengths(run):
     )
 
 
+@broken("lengths-not-relative", "error", "all target lengths are 6, but without padding, one target has only 3 steps", "ctc")
+def ctc_with_target_lengths_of_one(run):
+    run.ctc = lambda scores, batch: losses.ctc_loss(
+        scores, batch.tokens.data, batch.sig.lengths, torch.ones_like(batch.tokens.lengths), BLANK
+    )
+
+
+@broken("lengths-not-relative", "error", "all target lengths are 6", "transducer_loss, target lengths", also=("first-loss",))
+def transducer_with_target_lengths_of_one(run):
+    transducer(run, lengths=torch.ones_like)
+
+
+@broken("lengths-not-relative", "warning", "all input lengths are 25, but without padding, one input has only 12")
+def ctc_with_input_lengths_of_one(run):
+    run.ctc = lambda scores, batch: losses.ctc_loss(
+        scores, batch.tokens.data, torch.ones_like(batch.sig.lengths), batch.tokens.lengths, BLANK
+    )
+
+
 @broken("lengths-not-relative", "error", "pool", "gets 4800")
 def pooling_with_absolute_lengths(run):
     run.lengths = lambda batch: batch.sig.lengths * batch.sig.data.shape[1]
@@ -335,12 +354,12 @@ def pieces(run):
         run.modules[module] = size
 
 
-def transducer(run, blank=BLANK):
+def transducer(run, blank=BLANK, lengths=lambda lengths: lengths):
     run.ctc = lambda scores, batch: torchaudio.functional.rnnt_loss(
         (scores[:, :, None] + scores[:, :1, None].expand(-1, -1, batch.tokens.data.shape[1] + 1, -1)).contiguous(),
         batch.tokens.data.int(),
         (batch.sig.lengths * scores.shape[1]).round().int(),
-        (batch.tokens.lengths * batch.tokens.data.shape[1]).round().int(),
+        (lengths(batch.tokens.lengths) * batch.tokens.data.shape[1]).round().int(),
         blank,
     )
 
@@ -360,6 +379,12 @@ def perturbed(run):
     run.words["t12"] = "abcdefgh" * 3  # of 0.5 s: 21 frames
 
 
+def as_long(run):
+    """All clips and targets have one length, so all lengths are 1."""
+    run.words = {name: "".join(sorted(word)[:3]) for name, word in run.words.items()}
+    run.seconds = dict.fromkeys(run.words, 0.5)
+
+
 def crops(run):
     run.modules["encoder"] = Conv1d(1, 8, 1200, 1200)
     run.encode = lambda modules, sig: torch.relu(modules.encoder(sig.data[:, None].repeat(1, 1, 9))).transpose(1, 2)
@@ -369,7 +394,7 @@ def nothing(run):
     pass
 
 
-HEALTHY = [nothing, encoded, pieces, transducer, smoothed, ignoring, perturbed, crops]
+HEALTHY = [nothing, encoded, pieces, transducer, smoothed, ignoring, perturbed, crops, as_long]
 
 
 def report_of(folder, change, *_):

@@ -3,6 +3,7 @@
 import os
 import re
 
+from speechbrain.preflight.observe.calls import TRANSDUCER
 from speechbrain.preflight.observe.items import AUDIO
 
 AUDIO_PATH = re.compile(rf"[^'\"<>|]+(?:{'|'.join(map(re.escape, AUDIO))})\b", re.IGNORECASE)
@@ -26,7 +27,7 @@ def _same_error(finding, cause):
 
 
 def _is_of_ctc(finding, cause):
-    return cause.where.startswith("ctc_loss")
+    return cause.level == "error" and cause.where.startswith(("ctc_loss", TRANSDUCER))
 
 
 ALWAYS = _says("")

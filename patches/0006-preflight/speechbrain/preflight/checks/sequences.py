@@ -6,6 +6,7 @@ from itertools import pairwise
 import torch
 from speechbrain.preflight.checks.audio import unusual
 from speechbrain.preflight.observe.calls import TRANSDUCER
+from speechbrain.preflight.observe.sequences import SLACK
 from speechbrain.preflight.report import Finding, some
 
 CODES = {
@@ -72,11 +73,27 @@ def lengths(seen):
                 what = f"{one.call.name} gets {which} lengths up to {most}, but the {which} has {steps} steps"
                 remedy = "pass numbers of steps to torch's losses, and relative lengths, 0 to 1, to SpeechBrain's"
                 yield Finding("error", "lengths-not-relative", what, f"{one.call.name}, {which} lengths", remedy)
+            least = _shortest(seen, one, which, steps) if steps > 1 and 0 < most == given.min() == steps else steps
+            if least < steps - SLACK * (which == "input"):
+                what = f"all {which} lengths are {steps}, but without padding, one {which} has only {least:.0f} steps"
+                level, remedy = "error" if which == "target" else "warning", "pass the lengths that the batch has for it"
+                yield Finding(level, "lengths-not-relative", what, f"{one.call.name}, {which} lengths", remedy)
     for name, most in seen.step.lengths.items():
         if most > 1.01:
             what = f"this module takes relative lengths, 0 to 1, but gets {float(most):g}"
             remedy = "pass the lengths of the batch (batch.sig.lengths), not numbers of samples or frames"
             yield Finding("error", "lengths-not-relative", what, name, remedy)
+
+
+def _shortest(seen, one, which, steps):
+    """The fewest steps without padding: by the durations of the audio, or if shorter targets end with blanks; else all."""
+    if which == "input":
+        seconds = [seen.sequences.seconds.get(("train", name), 0.0) for name in one.names]
+        return steps * min(seconds) / max(seconds) if all(seconds) else steps
+    tokens = one.call.ids != one.call.options["blank"]
+    counts = tokens.sum(1)
+    padded = counts.max() == steps and torch.equal(tokens, torch.arange(steps, device=counts.device) < counts[:, None])
+    return counts.min().item() if padded else steps
 
 
 def outside(seen):
