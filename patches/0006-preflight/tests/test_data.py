@@ -71,25 +71,25 @@ def case(code, level, what, where):
     return register
 
 
-@case("label-constant", "warning", "all 6 items have the label 0 in all frames", "train target")
+@case("label-constant", "warning", "all 6 items have only the label 0", "train target")
 def no_speech(run, broken):
     run.target = lambda start: torch.full((12,), 0.0 if broken or start < 5 else 1.0)
 
 
-@case("label-constant", "warning", "all 6 items have the label 1 in all frames", "train target")
+@case("label-constant", "warning", "all 6 items have only the label 1", "train target")
 def only_speech_in_a_longer_target(run, broken):
     run.target = lambda start: torch.ones(13 + start) * (start < 4 or broken)
     run.loss = lambda scores, target: bce_loss(scores, target.data[:, :12], target.lengths)
 
 
-@case("label-constant", "warning", "all 6 items have the label 2 in all frames", "train target")
+@case("label-constant", "warning", "all 6 items have only the label 2", "train target")
 def one_class_of_frames(run, broken):
     run.target = lambda start: torch.full((12,), 2 if broken or start < 5 else 1)
     run.model = torch.nn.Linear(80, 3)
     run.loss = lambda scores, target: nll_loss(scores.log_softmax(-1), target.data, target.lengths)
 
 
-@case("label-constant", "warning", "all 6 items have the label 0.5 in all frames", "train target")
+@case("label-constant", "warning", "all 6 items have only the label 0.5", "train target")
 def one_pitch(run, broken):
     run.target = lambda start: torch.full((12,), 0.5 if broken else start / 9)
     run.loss = lambda scores, target: mse_loss(scores[..., 0], target.data, target.lengths)

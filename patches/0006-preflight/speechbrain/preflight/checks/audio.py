@@ -201,9 +201,9 @@ def leaks(seen):
     copies = [valid for valid, train in pairs.items() if os.path.abspath(valid) != os.path.abspath(train)]
     what, copied = "are in both the training and the validation set", "of the validation set are copies of training files"
     yield from _report(clips, "warning", "audio-leak", what, both, SPLIT)
-    for gain in ("", ", up to a gain"):
-        found = [path for path in copies if clips.gain([clips.looks[path].fingerprint]) == gain]
-        yield from _report(clips, "warning", "audio-leak", copied + gain, found, SPLIT, lambda one: is_scaled(one, pairs[one]))
+    for scaled, what in ((False, copied), (True, f"{copied}, up to a gain")):
+        found = [path for path in copies if (clips.looks[path].fingerprint in clips.scaled) == scaled]
+        yield from _report(clips, "warning", "audio-leak", what, found, SPLIT, lambda one: is_scaled(one, pairs[one]))
 
 
 def _same_part(clips, train, valid):

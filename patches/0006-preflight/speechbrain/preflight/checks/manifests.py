@@ -107,7 +107,7 @@ def same_content(seen):
     for split in ("train", "valid"):
         contents = _contents(seen, split)
         number, again = sum(map(len, contents.values())), [read for read, group in contents.items() if len(group) > 1]
-        gain = seen.clips.gain(mark for read in again for mark, *_ in read)
+        gain = ", up to a gain" * any(mark in seen.clips.scaled for read in again for mark, *_ in read)
         if len(contents) == 1 and number >= FEWEST:
             what = f"all {number} items have the same audio{gain}"
             yield Finding("warning", "audio-constant", what, split, "check how the manifest and the pipeline name the files")
@@ -154,8 +154,8 @@ def constant(seen):
         first = next(labels, None)
         constant = isinstance(first, (int, float)) and all(label == first for label in labels)
         if constant and len(values) >= FEWEST and (target is None or target.classes > 1):
-            has = f", but the classifier has {target.classes} outputs" if target else " in all frames"
-            what = f"all {len(values)} items have the label {first:g}{has}"
+            what = f"all {len(values)} items have {'only ' * (target is None)}the label {first:g}"
+            what += f", but the classifier has {target.classes} outputs" if target else ""
             yield Finding("warning", "label-constant", what, column.where, "check the key that the pipeline makes it from")
 
 

@@ -10,14 +10,15 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import NamedTuple
 
+from scipy.spatial import cKDTree
 from speechbrain.augment.time_domain import AddNoise, AddReverb
 from speechbrain.dataio.legacy import ExtendedCSVDataset
-from speechbrain.preflight.observe.clips import in_parallel, is_scaled, nearest, read_header, read_whole
+from speechbrain.preflight.observe.clips import in_parallel, is_scaled, read_header, read_whole
 from speechbrain.preflight.observe.given import parts
 from speechbrain.preflight.observe.items import Items, is_audio
 from speechbrain.utils.distributed import if_main_process
 
-SECONDS = 2.0  # to compare files that may be copies at different gains
+NEAR, SECONDS = 0.01, 2.0  # the distance of envelopes of copies at different gains, and for how long files are compared
 PART = re.compile(r"(start|stop|end|begin|offset|seg)", re.IGNORECASE)  # keys of an item that is a part of a file
 
 
@@ -155,29 +156,20 @@ class Clips:
     def _unite(self, deadline):
         """Give copies at different gains one fingerprint, if items read one file each: mixtures use a source again."""
         uses = Counter((use.items.split, use.i) for of in self.uses.values() for use in of)
-        groups, same = defaultdict(dict), {}
+        groups, marks = defaultdict(dict), {look.fingerprint: look.fingerprint for look in self.looks.values()}
         for path in self.of_sets(self.looks):
             look = self.looks[path]
             if look.envelope is not None and all(uses[use.items.split, use.i] == 1 for use in self.uses[path]):
                 groups[self.headers[path][:2], look.frames][look.fingerprint] = path
-
-        def first(mark):
-            while mark in same:
-                mark = same[mark]
-            return mark
-
-        for group in groups.values():
-            marks, paths = [*group], [*group.values()]
-            for i, j in nearest([self.looks[path].envelope for path in paths]):
-                one, other = first(marks[i]), first(marks[j])
-                if one != other and time.perf_counter() < deadline and is_scaled(paths[i], paths[j]):
-                    same[one] = other
-        self.looks = {path: look._replace(fingerprint=first(look.fingerprint)) for path, look in self.looks.items()}
-        self.scaled = {first(mark) for mark in same}
-
-    def gain(self, marks):
-        """Say whether files with one of these fingerprints are equal only up to a gain."""
-        return "" if self.scaled.isdisjoint(marks) else ", up to a gain"
+        for paths in map(list, map(dict.values, groups.values())):
+            envelopes = [self.looks[path].envelope for path in paths]
+            for i, found in enumerate(cKDTree(envelopes).query(envelopes, 2, distance_upper_bound=NEAR)[1]):
+                j = found[int(found[0] == i)]  # the nearest other one, or none
+                if j < len(paths) and time.perf_counter() < deadline and is_scaled(paths[i], paths[j]):
+                    one, other = (marks[self.looks[paths[k]].fingerprint] for k in (i, j))
+                    marks |= {mark: other for mark, now in marks.items() if now == one}
+        self.looks = {path: look._replace(fingerprint=marks[look.fingerprint]) for path, look in self.looks.items()}
+        self.scaled = {new for old, new in marks.items() if old != new}
 
     def seconds(self, items):
         """By number of an item, its duration: of its files, or as the manifest says if it may be a part of one; and which."""

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 import soundfile
-from scipy.spatial import cKDTree
 from tqdm import tqdm
 
 BITS = {"PCM_U8": 8, "PCM_S8": 8, "PCM_16": 16, "PCM_24": 24, "PCM_32": 32, "FLOAT": 32, "DOUBLE": 64}
@@ -21,7 +20,6 @@ WRONG = (OSError, RuntimeError, ValueError, TypeError)  # what reading a file ca
 TOGETHER = 3  # samples at full scale in a row that count as clipped
 STRIDE = 61  # a fingerprint uses one sample in so many
 PARTS, PICKED = 16, 1024  # of an envelope, and the samples that it takes from a block
-NEAR = 0.01  # the distance between the envelopes of two copies at different gains
 ROUNDED, REST = 3 / 2**15, 0.01  # how much such copies may differ: at most, and as a share of the standard deviation
 
 
@@ -43,8 +41,7 @@ class Look(NamedTuple):
     high: float
     clipped: float  # the share of clipped samples
     fingerprint: int
-    # The standard deviations of equal parts, as a vector of length 1; None if it is short, or if half of them are 0.
-    envelope: np.ndarray | None = None
+    envelope: np.ndarray | None = None  # the levels of its parts, as a vector of length 1; None if half are silent
 
 
 def read_header(path):
@@ -96,14 +93,6 @@ def read_whole(path):
 def _envelope(samples):
     levels = samples[: len(samples) // PARTS * PARTS].reshape(PARTS, -1).std(1) if len(samples) > PARTS else np.zeros(1)
     return levels / np.linalg.norm(levels) if np.count_nonzero(levels) > PARTS / 2 else None
-
-
-def nearest(envelopes):
-    """Yield the numbers of each envelope and of its nearest neighbor, if they may be of copies at different gains."""
-    tree = cKDTree(envelopes)
-    for i, (distances, found) in enumerate(zip(*tree.query(envelopes, 2, distance_upper_bound=NEAR))):
-        if distances[1] < NEAR:  # else inf
-            yield i, found[int(found[0] == i)]
 
 
 def is_scaled(one, other):

@@ -21,12 +21,12 @@ class Unknown(NamedTuple):
 
 
 class Column(NamedTuple):
-    """The values of a key: None for anything else than these, or without time."""
+    """The values of a key."""
 
     items: Items
     key: str
     takes: list  # the keys of the manifest that it is made from
-    # By item: int, tuple of int for a sequence, float for a sequence of floats that all have this value, or Unknown.
+    # By item: int, tuple of int, float for a tensor of floats that all have this value, Unknown, or None for others.
     values: list
     encoders: list  # the label encoders that make it
     tokenizers: list

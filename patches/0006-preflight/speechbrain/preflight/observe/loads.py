@@ -89,12 +89,10 @@ def watched_loads():
         @noting(torch, "load")
         def files_of_tensors(load, f, *args, **kwargs):
             content = load(f, *args, **kwargs)
-            todo, path = [content], getattr(f, "name", f)  # of a file that is open
-            while todo and isinstance(path, (str, os.PathLike)):
-                part = todo.pop()
-                todo += part.values() if isinstance(part, dict) else ()
-                if isinstance(part, torch.Tensor):
-                    files[part] = str(path)
+            path, parts = f if isinstance(f, (str, os.PathLike)) else getattr(f, "name", ""), [content]
+            for _ in range(4):  # dicts in dicts
+                parts = [value for part in parts for value in (part.values() if isinstance(part, dict) else [part])]
+            files.update({part: str(path) for part in parts if isinstance(part, torch.Tensor)})
             return content
 
         @noting(torch.nn.Module, "load_state_dict")
