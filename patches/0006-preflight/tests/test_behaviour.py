@@ -537,30 +537,57 @@ sb.utils.distributed.ddp_init_group({'distributed_backend': 'gloo'})
 class Partly(torch.nn.Module):
     def __init__(self):
         super().__init__()
-        self.lower, self.upper, self.late = Linear(4, 3), Linear(3, 3), Linear(3, 3).requires_grad_(False)
+        self.lower, self.upper, self.early = Linear(4, 3), Linear(3, 3), Linear(3, 3)
+        self.late = Linear(3, 3).requires_grad_(False)
 
     def forward(self, x):
-        x = self.late(self.lower(x))
+        x = self.early(self.late(self.lower(x)))
         self.upper(x)
         return x
 
 class Late(Brain):
-    def on_stage_start(self, stage, epoch=None):
+    def init_optimizers(self):
+        super().init_optimizers()
         self.modules.model.module.late.requires_grad_(True)
+        self.optimizer.add_param_group({"params": self.hparams.top.parameters()})
 
-make(Late, Partly(), find_unused_parameters="unused" in sys.argv).fit(range(1, 2), data, **loader)
+    def on_stage_start(self, stage, epoch=None):
+        self.modules.model.module.early.requires_grad_(False)
+        self.modules.whole.requires_grad_(False)
+
+    def compute_forward(self, batch, stage):
+        self.modules.side(batch[0])
+        return self.hparams.top(self.modules.whole(super().compute_forward(batch, stage)))
+
+brain = make(Late, Partly(), find_unused_parameters="unused" in sys.argv)
+brain.modules.update({"whole": Linear(3, 3), "side": Linear(4, 3)})
+brain.hparams.top = Linear(3, 3)
+brain.fit(range(1, 2), data, **loader)
 """
 
 
 @pytest.mark.torchrun
 @pytest.mark.parametrize("arguments", [[], ["unused"]])
 def test_gradients_under_torchrun(tmp_path, arguments):
+    """A module that is frozen or unused as a whole stops nothing."""
     status, out, err = torchrun(tmp_path, UNUSED, "-m", "speechbrain.preflight", "train.py", *arguments)
-    assert status == 1 and re.search(
-        r"error\[ddp-unfrozen-late\]: the script unfreezes these after [^\n]+: model.late.bias, ", out
-    ), out + err
-    assert bool(re.search(r"error\[ddp-without-gradient\]: [^\n]+: model.upper.bias, ", out)) == (not arguments), out
-    assert bool(re.search(r"note\[trainable-without-gradient\]: [^\n]+: model.upper.bias, ", out)) == bool(arguments), out
+    found = re.findall(r"^(?:error|note)\[(\S+)\]: (.*)", out, re.M)
+    none = "but the first step gives them none: the second step fails: model.upper.bias, model.upper.weight"
+    frozen = "which the script freezes after it wraps them: the second step fails: model.early.bias, model.early.weight"
+    waits = "DistributedDataParallel waits for the gradients of these parameters, "
+    unfrozen = "the script unfreezes these after DistributedDataParallel wraps them, so each process trains its own copy: "
+    outside = "these are not in the Brain's modules, which DistributedDataParallel wraps, so each process trains its own copy: "
+    idle = "these parameters are trainable, but get no gradient in the first step: "
+    expected = {
+        ("ddp-unfrozen-late", f"{unfrozen}model.late.bias, model.late.weight"),
+        ("ddp-not-wrapped", f"{outside}top.bias, top.weight"),
+        ("trainable-without-gradient", f"{idle}side.bias, side.weight"),
+    }
+    if arguments:
+        expected |= {("trainable-without-gradient", f"{idle}model.upper.bias, model.upper.weight")}
+    else:
+        expected |= {("ddp-without-gradient", waits + which) for which in (none, frozen)}
+    assert status == 1 and {*found} == expected, out + err
 
 
 # What is only done if it is asked for

@@ -18,8 +18,9 @@ CODES = {
     "gradient-without-optimizer": "parameters get a gradient but are in no optimizer, so they never change",
     "trained-not-saved": "the checkpointer does not save some of the trained parameters",
     "group-not-clipped": "the gradient of a parameter group exceeds max_grad_norm, but is not clipped",
-    "ddp-without-gradient": "under torchrun, a trainable parameter without a gradient makes the second step fail",
+    "ddp-without-gradient": "under torchrun, parameters without a gradient, or frozen late, make the second step fail",
     "ddp-unfrozen-late": "parameters are unfrozen after DistributedDataParallel has wrapped the modules",
+    "ddp-not-wrapped": "under torchrun, parameters outside the Brain's modules are trained, and not averaged",
     "trainable-without-gradient": "parameters are trainable, but get no gradient in the first step",
 }
 
@@ -88,16 +89,23 @@ def without_gradient(seen):
     training, brain = Training(seen), seen.given.brain
     if not (training.fits and seen.step.taken and not seen.step.custom):
         return
-    for name, idle in _by_module(training.names, training.trainable.keys() - training.reached.keys()):
-        level, code, why, remedy = "note", "trainable-without-gradient", "", "freeze it if it should not be trained"
-        wrapper = brain.modules[name] if name in brain.modules else None  # noqa: SIM401, a ModuleDict has no get()
-        if isinstance(wrapper, DistributedDataParallel) and seen.step.ran.get(id(wrapper)) and not brain.find_unused_parameters:
-            level, code, why = "error", "ddp-without-gradient", ", and DistributedDataParallel fails in the second"
+    fatal = set()
+    for module in brain.modules.values():
+        if isinstance(module, DistributedDataParallel) and seen.step.ran.get(id(module)) and not module.find_unused_parameters:
+            waits = seen.start.wrapped.intersection(map(id, module.parameters()))
+            fatal |= waits - training.reached.keys() if waits & training.reached.keys() else set()
+    for late, keys in ((False, fatal & training.trainable.keys()), (True, fatal - training.trainable.keys())):
+        for name, idle in _by_module(training.names, keys):
+            what = "DistributedDataParallel waits for the gradients of these parameters, "
+            what += "which the script freezes after it wraps them" if late else "but the first step gives them none"
             remedy = "freeze it before fit(), or run with --find_unused_parameters"
-        elif _modes(seen, idle) == {False}:
+            yield Finding("error", "ddp-without-gradient", f"{what}: the second step fails: {some(idle)}", name, remedy)
+    for name, idle in _by_module(training.names, training.trainable.keys() - training.reached.keys() - fatal):
+        level, why, remedy = "note", "", "freeze it if it should not be trained"
+        if _modes(seen, idle) == {False}:
             level, why, remedy = "warning", ", because it runs under torch.no_grad()", f"remove no_grad(), or {remedy}"
         what = f"these parameters are trainable, but get no gradient in the first step{why}: {some(idle)}"
-        yield Finding(level, code, what, name, remedy)
+        yield Finding(level, "trainable-without-gradient", what, name, remedy)
 
 
 def _modes(seen, names):
@@ -106,15 +114,20 @@ def _modes(seen, names):
     return {seen.step.ran.get(found.get(name.rpartition(".")[0])) for name in names} - {None}
 
 
-def unfrozen_late(seen):
-    """Yield parameters that were unfrozen after DDP had wrapped the modules, so that it does not average their gradients."""
-    training, start = Training(seen), seen.start
-    if seen.given.brain.distributed_launch and start.began and torch.distributed.get_world_size() > 1:
-        late = [key for key in training.reached if key not in start.trainable and key in training.owned]
-        for name, names in _by_module(training.names, late):
-            what = "the script unfreezes these after DistributedDataParallel wraps them, so each process trains its own copy"
-            remedy = "unfreeze it before fit(), and keep its learning rate at 0 until it should train"
-            yield Finding("error", "ddp-unfrozen-late", f"{what}: {some(names)}", name, remedy)
+def not_averaged(seen):
+    """Yield trained parameters whose gradients DDP does not average."""
+    training, brain, inside = Training(seen), seen.given.brain, {id(p) for p in seen.given.modules.parameters()}
+    own_way = codes_of(brain, "co_names") & {"all_reduce", "ddp_all_reduce"}
+    if own_way or not (brain.distributed_launch and seen.start.began and torch.distributed.get_world_size() > 1):
+        return
+    alone = (training.reached.keys() & training.owned.keys()) - seen.start.wrapped
+    why = "the script unfreezes these after DistributedDataParallel wraps them"
+    remedy = "unfreeze it before fit(), and keep its learning rate at 0 until it should train"
+    outside = "these are not in the Brain's modules, which DistributedDataParallel wraps", "add it to the Brain's modules"
+    cases = ("ddp-unfrozen-late", alone & inside, why, remedy), ("ddp-not-wrapped", alone - inside, *outside)
+    for code, keys, why, remedy in cases:
+        for name, names in _by_module(training.names, keys):
+            yield Finding("error", code, f"{why}, so each process trains its own copy: {some(names)}", name, remedy)
 
 
 def not_clipped(seen):
@@ -191,4 +204,4 @@ def _by_module(names, keys):
     return groups.items()
 
 
-RULES = (nothing_trainable, no_step, other_parameters, without_gradient, unfrozen_late, not_clipped, not_saved)
+RULES = (nothing_trainable, no_step, other_parameters, without_gradient, not_averaged, not_clipped, not_saved)

@@ -11,12 +11,13 @@ import torch
 from speechbrain.core import Brain, Stage
 from speechbrain.dataio.dataloader import LoopedLoader
 from speechbrain.preflight.observe import resume, weights
-from speechbrain.preflight.observe.given import held
+from speechbrain.preflight.observe.given import held, parts
 from speechbrain.preflight.observe.loads import Loaded
 from speechbrain.preflight.observe.not_finite import spoiled_items
 from speechbrain.preflight.observe.resume import Resumed
-from speechbrain.preflight.quiet import replaced
+from speechbrain.preflight.quiet import noted, replaced
 from speechbrain.utils.checkpoints import Checkpointer
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 
@@ -37,7 +38,7 @@ class Start:
     weights: list = field(default_factory=list)  # the weights before the first step
     resumed: Resumed = field(default_factory=Resumed)  # what an earlier run left, and what is recovered of it
     exhausted: bool = False  # whether the epoch counter has no epoch left
-    trainable: frozenset = frozenset()  # the ids of the parameters that are trainable when ``on_fit_start`` wraps the modules
+    wrapped: set = field(default_factory=set)  # the ids of the parameters that were trainable when DDP wrapped their module
 
 
 def start(given, log, loaded=None):
@@ -47,9 +48,16 @@ def start(given, log, loaded=None):
     if given.valid_set is not None:
         options = {**given.valid_options, "ckpt_prefix": None}
         _, made.valid_loader = log.attempt("dataloader-failed", _loader, brain, given.valid_set, Stage.VALID, options)
-    made.began, _ = log.attempt("fit-start-failed", brain.on_fit_start)
+
+    def wrap(wrapper, module, *args, **kwargs):
+        made.wrapped.update(id(p) for p in module.parameters() if p.requires_grad)
+
+    for _, part in parts(brain):
+        if isinstance(part, DistributedDataParallel):
+            wrap(part, part.module)
+    with noted(DistributedDataParallel, "__init__", wrap):
+        made.began, _ = log.attempt("fit-start-failed", brain.on_fit_start)
     made.optimizers = held(brain, Optimizer)
-    made.trainable = frozenset(id(p) for p in brain.modules.parameters() if p.requires_grad)
     if made.began:
         made.resumed = resume.look(given, loaded or Loaded(), made.valid_loader, log)
         made.began, made.epoch = log.attempt("stage-start-failed", _start_stage, given, made)
