@@ -47,14 +47,15 @@ SECTIONS = {
         script-failed first-step-failed first-batch-failed manifest-unreadable audio-missing item-lacks-key item-failed
         first-validation-failed label-outside token-outside dataloader-failed audio-unreadable audio-channels
         tensor-without-dimension labels-not-repeated fit-start-failed stage-start-failed no-batch batch-of-one no-optimizer
-        augmentation-fails real-step-failed ddp-without-gradient out-of-memory preflight-killed not-installed
-        version-of-recipe version-untested
+        augmentation-fails real-step-failed ddp-without-gradient processes-apart out-of-memory preflight-killed
+        not-installed version-of-recipe version-untested
     """,
     "It trains, but not what you think": """
         nothing-trainable gradient-without-optimizer optimizer-misses-loss frozen-statistics-move trainable-without-gradient
         fit-arguments-shifted key-mistyped debug-is-on learning-rate-zero warm-up-too-long no-step batches-without-step
         group-not-clipped gradient-clipped-to-zero nothing-changes update-too-large memory-grows frozen-changes
-        ddp-unfrozen-late trained-twice average-hardly-moves no-backward units-identical weight-scale
+        ddp-unfrozen-late ddp-not-wrapped trained-twice average-hardly-moves no-backward units-identical
+        weight-scale
     """,
     "What is loaded": """
         pretrained-not-loaded loaded-in-part pretrainer-not-loaded loaded-then-changed loaded-elsewhere adapters-missing

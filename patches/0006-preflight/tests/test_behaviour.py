@@ -673,4 +673,4 @@ def test_learning_one_batch(broken):
 def test_every_code_has_a_case():
     codes = {param.values[1] for param in CASES}
     assert set(behaviour.CODES) - {"cannot-overfit", "out-of-memory"} <= codes
-    assert {"ddp-without-gradient", "ddp-unfrozen-late"} <= set(optimised.CODES)
+    assert {"ddp-without-gradient", "ddp-unfrozen-late", "ddp-not-wrapped"} <= set(optimised.CODES)

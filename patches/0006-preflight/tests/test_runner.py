@@ -294,6 +294,46 @@ class Failing(Brain):
 model = torch.nn.Sequential(Linear(4, 4), torch.nn.BatchNorm1d(4), Linear(4, 3))
 make(Failing, model).fit(range(1, 2), data, **loader)
 """
+APART = """
+from speechbrain.utils.distributed import ddp_barrier, ddp_broadcast, if_main_process, main_process_only, run_on_main
+sb.utils.distributed.ddp_init_group({'distributed_backend': 'gloo'})
+main = if_main_process()
+
+class Ending(Brain):
+    def on_stage_end(self, stage, loss, epoch=None):
+        getattr(self, sys.argv[1])(stage)
+
+    def saves(self, stage):
+        if if_main_process() and stage == sb.Stage.VALID:
+            self.checkpointer.save_and_keep_only()
+
+    def waits(self, stage):
+        torch.distributed.barrier() if if_main_process() else self.checkpointer.save_checkpoint()
+
+    def fails(self, stage):
+        assert if_main_process(), "a rank fails"
+        ddp_barrier()
+
+    def works(self, stage):
+        self.checkpointer.save_and_keep_only()
+        run_on_main(self.checkpointer.save_checkpoint, kwargs={"name": "main"})
+        if if_main_process():
+            torch.save(self.modules.state_dict(), "best.pt")
+            open("wer.txt", "w").write("0.5")
+        ddp_barrier()
+        assert open("wer.txt").read() == "0.5"
+        assert main_process_only(lambda: 1)() in (1, None if main else 1)
+        ranks = [None, None]
+        torch.distributed.all_gather_object(ranks, torch.distributed.get_rank())
+        assert ranks == [0, 1]
+        if ddp_broadcast("save" if if_main_process() else None) == "save":
+            self.checkpointer.save_checkpoint()
+        own = torch.distributed.new_group([0])
+        if if_main_process():
+            torch.distributed.barrier(own)
+
+make(Ending).fit(range(1, 2), data, data, **loader, valid_loader_kwargs={"batch_size": 8})
+"""
 SAME = """
 from speechbrain.preflight import preflight
 
@@ -334,6 +374,28 @@ def test_torchrun_makes_one_report(tmp_path, fault, said):
     assert status == 1, err
     assert out.count("Found: ") == 1 and re.search(said, out), out + err
     assert not (tmp_path / "trained").exists()
+
+
+@pytest.mark.parametrize(
+    "how, said",
+    [
+        (
+            "saves",
+            r"^error\[processes-apart\]: training hangs or crashes, because the processes wait for one another in different "
+            r"places: rank 0 in save_and_keep_only \(train.py:\d+ in saves\); rank 1 at the end of on_stage_end\n"
+            r"  where: train.py:\d+ in saves\n"
+            r"  fix:   let all processes call save_and_keep_only, not only some \(the Checkpointer itself writes only on the ",
+        ),
+        ("waits", r"places: rank 0 in barrier \(train.py:\d+ in waits\); rank 1 in save_checkpoint \(train.py:\d+ in "),
+        ("fails", r"^error\[first-validation-failed\]: AssertionError: a rank fails\n  where: .* \(rank 1\)\n"),
+        ("works", None),
+    ],
+)
+@pytest.mark.torchrun
+def test_processes_that_wait_for_one_another(tmp_path, how, said):
+    status, out, err = torchrun(tmp_path, APART, "-m", "speechbrain.preflight", "train.py", how)
+    assert status == bool(said) and out.count("error[") == bool(said) and "Not everything" not in out, out + err
+    assert said is None or re.search(said, out, re.M), out + err
 
 
 @pytest.mark.torchrun

@@ -337,4 +337,5 @@ def test_it_takes_no_longer_than_it_may(monkeypatch, tmp_path, forks):
 
 def test_every_code_has_a_case():
     codes = {param.values[1] for param in CASES}
+    codes.add("processes-apart")  # its test is in test_runner.py
     assert {*validation.CODES, "first-validation-failed"} <= codes and "first-validation-failed" in attempts.CODES

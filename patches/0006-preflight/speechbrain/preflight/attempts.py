@@ -86,6 +86,7 @@ class Log:
                     answer = look()
         except (TimeUp, TimeoutError, ChildProcessError) as error:
             self.said.append(f"Not everything was checked: {name} ended early: {error}.")
+        self.ranks.part()
         self.ranks.agree(True)  # wait for the others, which may take longer
         returned, findings, said = answer or (None, [], [])
         self.findings += findings
@@ -107,7 +108,7 @@ def failure(code, error):
     own = [f"{shown(file)}:{line} in {name}" for file, line, name in own if is_own(file)]
     if isinstance(error, SyntaxError) and error.filename and is_own(error.filename):
         own.append(f"{shown(error.filename)}:{error.lineno}")
-    where = yaml_line(error) or (own[-1] if own else _caller(error))
+    where = yaml_line(error) or (own[-1] if own else caller(error.__traceback__ and error.__traceback__.tb_frame))
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     kind = type(error).__name__
     if said.startswith("Caught "):
@@ -127,9 +128,8 @@ def failure(code, error):
     return Finding("error", code, f"{first}\n{_traceback(error, frames)}", where, remedy)
 
 
-def _caller(error):
-    """The line of the user's code that called what failed."""
-    frame = error.__traceback__ and error.__traceback__.tb_frame
+def caller(frame):
+    """The line of the user's code that called what runs in a frame."""
     while frame and not is_own(frame.f_code.co_filename):
         frame = frame.f_back
     return f"{shown(frame.f_code.co_filename)}:{frame.f_lineno} in {frame.f_code.co_name}" if frame else ""

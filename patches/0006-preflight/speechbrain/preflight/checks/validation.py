@@ -3,6 +3,7 @@
 import math
 
 from speechbrain.preflight.checks.batches import plain_batches
+from speechbrain.preflight.quiet import IDLE
 from speechbrain.preflight.report import Finding, some
 
 FEW = 0.05  # the share of items below which it hardly matters that they are left out
@@ -11,6 +12,7 @@ CODES = {
     "validation-in-training-mode": "modules with dropout or running statistics are in training mode in validation",
     "validation-random": "the same validation batch has another loss under another seed",
     "validation-loss": "the validation loss is 0, NaN or infinite, although the training loss is not",
+    "processes-apart": "under torchrun, some processes wait in on_stage_end where the others do not come",
     "validation-drops-items": "the validation loader drops its last batch, because it is smaller than the others",
 }
 
@@ -67,4 +69,18 @@ def drops_items(seen):
         yield Finding(level, "validation-drops-items", what, "valid", "remove drop_last from valid_loader_kwargs")
 
 
-RULES = (in_training_mode, is_random, loss, drops_items)
+def apart(seen):
+    """Yield a save, or another point, at which some processes wait for the others in vain."""
+    ranks = {}
+    for rank, point in enumerate(seen.valid.apart):
+        ranks.setdefault(point, []).append(str(rank))
+    waits = [(name, line) for name, line in ranks if line]
+    if waits and len(ranks) > 1 and all(name for name, _ in ranks):
+        places = [f"rank {', '.join(ranks[name, line])} {f'in {name} ({line})' if line else name}" for name, line in ranks]
+        what = f"training hangs or crashes, because the processes wait for one another in different places: {'; '.join(places)}"
+        saves = " (the Checkpointer itself writes only on the main one)" * (waits[0][0] in IDLE)
+        remedy = f"let all processes call {waits[0][0]}, not only some{saves}"
+        yield Finding("error", "processes-apart", what, waits[0][1], remedy)
+
+
+RULES = (in_training_mode, is_random, loss, drops_items, apart)

@@ -20,12 +20,14 @@ from speechbrain.preflight.observe.first_step import statistics
 from speechbrain.preflight.observe.given import hooked, is_compiled, parts
 from speechbrain.preflight.observe.resume import begin_validation, changed, equal, same
 from speechbrain.preflight.quiet import alone, noted, writes_nothing
+from speechbrain.preflight.ranks import Apart
 from speechbrain.utils import checkpoints
 from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.epoch_loop import EpochCounterWithStopper
 from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
 
+END = "at the end of on_stage_end"
 SECONDS = 60.0  # how long all of it may take
 AGAIN = 5.0  # a batch that takes longer than this is not evaluated again
 DROPOUTS = {getattr(torch.nn.functional, name) for name in dir(torch.nn.functional) if name.endswith("dropout")}
@@ -60,6 +62,7 @@ class FirstValid:
     judged: tuple = ()
     seconds: float = 0.0  # how long one evaluation took
     rates: tuple = ()  # the learning rates at the end
+    apart: tuple = ()  # by rank, where its process waits for the others, if they wait in different places: a name and a line
 
     @property
     def random(self):
@@ -78,16 +81,19 @@ def first_valid(given, start, step, log):
 
 def _validate(given, start, step, log):
     """Validate; in the order of ``fit``."""
-    brain, epoch, writes, losses, causes, judged, moved = given.brain, start.epoch, [], [], _Causes(), [], set()
+    brain, epoch, losses, causes, judged, moved = given.brain, start.epoch, [], _Causes(), [], set()
+    ranks, apart, writes = log.ranks, [], ["what rank 0 writes"] * (log.ranks.rank > 0)
 
     def tried(function, *args):
         """Whether a function succeeded, and what it returned; a failure that is certain becomes a finding."""
         try:
             return True, function(*args)
+        except Apart as error:
+            apart.extend(*error.args)
         except Exception as error:
             if certain(error, writes):
                 log.findings.append(failure("first-validation-failed", error))
-            return False, None
+        return False, None
 
     def evaluate(seed):
         begin_validation(brain, epoch, seed)
@@ -104,11 +110,12 @@ def _validate(given, start, step, log):
         if type(brain).on_fit_batch_end is not Brain.on_fit_batch_end and not step.custom:
             brain.fit_batch(start.batch)  # the first step was left before it came to on_fit_batch_end
         brain.avg_train_loss = step.backwards[0].value if step.backwards else 0.0
-        brain.on_stage_end(Stage.TRAIN, brain.avg_train_loss, epoch)
+        with ranks.together(END):
+            brain.on_stage_end(Stage.TRAIN, brain.avg_train_loss, epoch)
 
     def end_validation():
         brain.step = 0
-        with torch.no_grad():
+        with torch.no_grad(), ranks.together(END):
             brain.on_stage_end(Stage.VALID, losses[0], epoch)
 
     _, batch = tried(lambda: next(iter(start.valid_loader), None))  # here, because workers make files
@@ -130,7 +137,8 @@ def _validate(given, start, step, log):
     ran = [module for module in causes.ran if _drops(module) or names.get(module) in moved]
     training = {names.get(module, type(module).__name__): module in {*brain.modules.modules()} for module in ran}
     causes = training, causes.trains, tuple(causes.drops), tuple(causes.augments)
-    return FirstValid(tuple(losses), *causes, unfed, after, tuple(judged), seconds, rates_of(step.optimizers))
+    rates, judged, apart = rates_of(step.optimizers), tuple(judged), tuple(apart)
+    return FirstValid(tuple(losses), *causes, unfed, after, judged, seconds, rates, apart)
 
 
 def _drops(module):
@@ -163,6 +171,7 @@ def _judging(judged):
 
     def note(judge, *args, **kwargs):
         frame, saved = sys._getframe(2), {}
+        frame = frame.f_back if frame.f_code.co_name == "joined" else frame  # of Ranks.together
         if isinstance(judge, Checkpointer):
             bound = SAVE.bind(judge, *args, **kwargs)
             bound.apply_defaults()

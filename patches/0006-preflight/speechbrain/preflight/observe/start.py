@@ -15,7 +15,7 @@ from speechbrain.preflight.observe.given import held, parts
 from speechbrain.preflight.observe.loads import Loaded
 from speechbrain.preflight.observe.not_finite import spoiled_items
 from speechbrain.preflight.observe.resume import Resumed
-from speechbrain.preflight.quiet import noted, replaced
+from speechbrain.preflight.quiet import IDLE, noted, replaced
 from speechbrain.utils.checkpoints import Checkpointer
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
@@ -126,7 +126,7 @@ def nothing_changes(said):
 
     with ExitStack() as stack:
         stack.enter_context(replaced(Brain, "fit", skipped))
-        for name in ("save_checkpoint", "save_and_keep_only", "delete_checkpoints"):
+        for name in IDLE:
             stack.enter_context(replaced(Checkpointer, name, lambda *args, **kwargs: None))
         for register, hook in ((register_optimizer_step_pre_hook, empty), (register_optimizer_step_post_hook, fill)):
             stack.callback(register(hook).remove)
