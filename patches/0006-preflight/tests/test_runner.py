@@ -130,6 +130,45 @@ def flight(tmp_path, monkeypatch, capsys):
         ("json.loads('{')", [], 1, r"JSONDecodeError: [^$]+where: train.py:\d+ in <module>[^$]+ 3 lines of libraries"),
         ("json.loads('{')", ["--traceback"], 1, r"where: train.py:\d+ in <module>[^$]+raw_decode"),
         ("raise ValueError('\\x1b[31mred\\x1b[0m:\\n  and more')", [], 1, r"ValueError: red: and more\n"),
+        (
+            "try:\n    open('no.csv')\nexcept OSError as error:\n    raise RuntimeError('no data') from error",
+            [],
+            1,
+            r": RuntimeError: no data\n  where: train.py:30 [^$]+ shows\n"
+            r"    because of: FileNotFoundError: \[Errno 2\] No such file .*: 'no.csv' \(train.py:28\)\n    Traceback",
+        ),
+        (
+            "try:\n    found = open('no.csv')\nfinally:\n    found.close()",
+            [],
+            1,
+            r": NameError: name 'found' is not defined\n  w[^$]+\n"
+            r"    while handling: FileNotFoundError: .* \(train.py:28\)\n    Traceback",
+        ),
+        (
+            "try:\n    {}['a']\nexcept KeyError as error:\n    raise ValueError(f'KeyError: {error}')",
+            [],
+            1,
+            r": ValueError: KeyError: 'a'\n [^$]+ traceback below shows\n    Traceback",
+        ),
+        (
+            "from speechbrain.dataio.batch import PaddedBatch\nPaddedBatch([{'id': 'a'}]).wav",
+            [],
+            1,
+            r": AttributeError: [^$]+ traceback below shows\n    Traceback",
+        ),
+        (
+            "from speechbrain.dataio.dataset import DynamicItemDataset\nDynamicItemDataset.from_csv('no.csv')",
+            [],
+            1,
+            r"^error\[script-failed\]: FileNotFoundError: [^$]+where: train.py:28 in <module>\n",
+        ),
+        ("class Odd(Exception):\n    __str__ = None\nraise Odd", [], 1, r"^error\[script-failed\]: Odd\n"),
+        (
+            "from speechbrain.utils.importutils import LazyModule\nno_such = LazyModule('a', 'no.such', None)\nno_such.name",
+            [],
+            1,
+            r"^error\[script-failed\]: ImportError: Lazy import [^$]+\n    because of: ModuleNotFoundError: No module named 'no'",
+        ),
         ("x = = 1", [], 1, r"^error\[script-failed\]: SyntaxError: [^$]+where: .*train.py:\d+\n"),
         ("load_hyperpyyaml(open('x.yaml'))", [], 1, r"error\[script-failed\]: [^$]+where: x.yaml:2\n"),
         (SHIFTED, [], 1, r"error\[fit-arguments-shifted\]: fit takes {'batch_size': 8} as its fourth argument, progressbar"),

@@ -38,8 +38,10 @@ examples:
 exit status:
   0  no errors; there may be warnings and notes
   1  errors; with --strict, also for warnings
-  2  wrong usage, or no training that the preflight can check: the script ends without
-     calling Brain.fit, or its Brain has its own fit(), which does not call Brain.fit
+  2  wrong usage, a report that could not be written, or no training that the preflight
+     can check: the script ends without calling Brain.fit, or its Brain has its own
+     fit(), which does not call Brain.fit
+  130  interrupted, as with Ctrl-C
      (torchrun turns every status except 0 into 1)
 """
 

@@ -1,11 +1,14 @@
 """What may fail on the way to the first step, and what becomes of a failure: a finding or a remark."""
 
 import difflib
+import io
 import os
 import re
 import sys
 import sysconfig
 import traceback
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 
 import speechbrain as sb
@@ -95,13 +98,21 @@ class Log:
 
 
 def failure(code, error):
-    """Turn an exception into a finding, whose place is a line of the YAML file or the last line of the user's own code."""
-    reason = unreadable(error)
+    """Turn an exception into a finding."""
+    try:
+        return _finding(code, error)
+    except Exception:  # for example of its __str__
+        return Finding("error", code, "\n".join([type(error).__name__, *traceback.format_exception(error)]), "", REMEDY)
+
+
+def _finding(code, error):
+    """The finding, whose place is a line of the YAML file or the last line of the user's own code."""
+    reason = None
+    with suppress(OSError):  # of a manifest that does not exist
+        reason = unreadable(error)
     if reason:
         return Finding("error", "manifest-unreadable", *reason)
-    # The message of an exception from a DataLoader worker is a traceback; its last line is the original message.
-    several = len(error.args) > 1 and all(isinstance(argument, str) for argument in error.args)
-    said = re.sub(COLOUR, "", ": ".join(error.args) if several else str(error)).strip()
+    said = _said(error)
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((HERE, "<frozen runpy>"))]
     inner = re.findall(r'File "(.+?)", line (\d+), in (\S+)', said) if said.startswith("Caught ") else []
     own = [(f.filename, f.lineno, f.name) for f in frames] + inner
@@ -109,14 +120,7 @@ def failure(code, error):
     if isinstance(error, SyntaxError) and error.filename and is_own(error.filename):
         own.append(f"{shown(error.filename)}:{error.lineno}")
     where = yaml_line(error) or (own[-1] if own else caller(error.__traceback__ and error.__traceback__.tb_frame))
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    kind = type(error).__name__
-    if said.startswith("Caught "):
-        first = lines[-1]
-    elif not lines:
-        first = f"{kind} in `{frames[-1].line}`" if frames and frames[-1].line else kind
-    else:  # a first line such as "Error(s) in loading state_dict:" says little without the next one
-        first = f"{kind}: {' '.join(lines[: 2 if lines[0].endswith(':') else 1])}"
+    first = f"{type(error).__name__} in `{frames[-1].line}`" if not said and frames and frames[-1].line else _first(error)
     recovering = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code.co_name == "torch_recovery"]
     path = str(recovering[-1].f_locals["path"]) if recovering else ""
     first += f" ({shown(path)})" if path not in first else ""
@@ -125,7 +129,42 @@ def failure(code, error):
     remedy = f"did you mean --{near[0]}?" if near else REMEDIES.get(code, REMEDY)
     for text in _tuples(error):
         first, remedy = f"HyperPyYAML does not resolve !ref inside a tuple: {text}", f"write a list: [{text[1:-1]}]"
-    return Finding("error", code, f"{first}\n{_traceback(error, frames)}", where, remedy)
+    return Finding("error", code, f"{first}\n{_reasons(error, first)}{_traceback(error, frames)}", where, remedy)
+
+
+def _said(error):
+    several = len(error.args) > 1 and all(isinstance(argument, str) for argument in error.args)
+    return re.sub(COLOUR, "", ": ".join(error.args) if several else str(error)).strip()
+
+
+def _first(error):
+    """The type of an exception and the first line of its message."""
+    lines = [line.strip() for line in _said(error).splitlines() if line.strip()]
+    # The message of an exception from a DataLoader worker is a traceback; its last line is the original message.
+    if lines and lines[0].startswith("Caught "):
+        return lines[-1]
+    # A first line such as "Error(s) in loading state_dict:" says little without the next one
+    return f"{type(error).__name__}: {' '.join(lines[: 2 if lines[0].endswith(':') else 1])}" if lines else type(error).__name__
+
+
+def chain(error):
+    """Yield an exception, and what it was raised from, or while it was handled."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _reasons(error, first):
+    """Lines about the last and the first exception before this one, without those that a library handles, and repetitions."""
+    lines = []
+    for later, one in pairwise(chain(error)):
+        how, said, trace = "because of" if later.__cause__ is one else "while handling", _first(one), one.__traceback__
+        # Its traceback begins in the frame that handles it. A NameError there is never on purpose.
+        known = how == "because of" or isinstance(later, NameError) or (trace and is_own(trace.tb_frame.f_code.co_filename))
+        if known and not any(said.partition(": ")[2] in line for line in (first, *lines)):
+            own = [f" ({shown(f.filename)}:{f.lineno})" for f in traceback.extract_tb(trace) if is_own(f.filename)]
+            lines.append(f"{how}: {said}{(own or [''])[-1]}\n")
+    return "".join(lines[:1] + lines[1:][-1:])
 
 
 def caller(frame):
@@ -163,8 +202,9 @@ def yaml_line(error):
     """Find the line of a YAML file that an exception of HyperPyYAML is about; "" if it is not about one."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     loading = [frame.f_locals for frame in frames if frame.f_globals.get("__name__", "").startswith("hyperpyyaml")]
-    opened = [getattr(value, "name", None) for frame in frames for value in [*frame.f_locals.values()]]
-    names = [name for name in (*opened, *sys.argv[1:]) if isinstance(name, str) and name.endswith((".yaml", ".yml"))]
+    opened = [value for frame in frames for value in [*frame.f_locals.values()] if isinstance(value, io.IOBase)]
+    names = [*(getattr(one, "name", None) for one in opened), *sys.argv[1:]]
+    names = [name for name in names if isinstance(name, str) and name.endswith((".yaml", ".yml"))]
     file = next(filter(os.path.isfile, names), None)
     if not loading or file is None:
         return ""

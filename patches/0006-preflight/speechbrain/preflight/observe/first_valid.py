@@ -14,7 +14,7 @@ from time import perf_counter
 import torch
 from speechbrain.core import Brain, Stage
 from speechbrain.nnet.schedulers import NewBobScheduler, ReduceLROnPlateau
-from speechbrain.preflight.attempts import failure, is_own, shown
+from speechbrain.preflight.attempts import chain, failure, is_own, shown
 from speechbrain.preflight.observe.calls import watched_calls
 from speechbrain.preflight.observe.first_step import statistics
 from speechbrain.preflight.observe.given import hooked, is_compiled, parts
@@ -155,14 +155,17 @@ def rates_of(optimizers):
 
 def certain(error, writes):
     """Whether an exception would also end a real run, which has more items, a trained model and files."""
-    codes = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
-    few = isinstance(error, (ZeroDivisionError, StatisticsError)) or FEW.search(str(error))
-    # Nothing was written, and what a function that writes returns is None.
-    unreal = writes and (isinstance(error, OSError) or "NoneType" in str(error))
-    # A trained model may not output what has no text.
-    decodes = any("decode" in code.co_name.lower() and not is_own(code.co_filename) for code in codes)
-    untrained = decodes and isinstance(error, LookupError)
-    return not few and not unreal and not untrained and checkpoints.__file__ not in [code.co_filename for code in codes]
+    for one in chain(error):
+        codes = [frame.f_code for frame, _ in traceback.walk_tb(one.__traceback__)]
+        few = isinstance(one, (ZeroDivisionError, StatisticsError)) or FEW.search(str(one))
+        # Nothing was written, and what a function that writes returns is None.
+        unreal = writes and (isinstance(one, OSError) or "NoneType" in str(one))
+        # A trained model may not output what has no text.
+        decodes = any("decode" in code.co_name.lower() and not is_own(code.co_filename) for code in codes)
+        untrained = decodes and isinstance(one, LookupError)
+        if few or unreal or untrained or checkpoints.__file__ in [code.co_filename for code in codes]:
+            return False
+    return True
 
 
 @contextmanager
