@@ -167,7 +167,7 @@ def flight(tmp_path, monkeypatch, capsys):
             "from speechbrain.utils.importutils import LazyModule\nno_such = LazyModule('a', 'no.such', None)\nno_such.name",
             [],
             1,
-            r"^error\[script-failed\]: ImportError: Lazy import [^$]+\n    because of: ModuleNotFoundError: No module named 'no'",
+            r"^error\[script-failed\]: ImportError: Lazy import [^$]+ because of: ModuleNotFoundError: No module named 'no'",
         ),
         ("x = = 1", [], 1, r"^error\[script-failed\]: SyntaxError: [^$]+where: .*train.py:\d+\n"),
         ("load_hyperpyyaml(open('x.yaml'))", [], 1, r"error\[script-failed\]: [^$]+where: x.yaml:2\n"),

@@ -36,13 +36,13 @@ examples:
   python -m speechbrain.preflight --codes
 
 exit status:
-  0  no errors; there may be warnings and notes
-  1  errors; with --strict, also for warnings
-  2  wrong usage, a report that could not be written, or no training that the preflight
-     can check: the script ends without calling Brain.fit, or its Brain has its own
-     fit(), which does not call Brain.fit
-  130  interrupted, as with Ctrl-C
-     (torchrun turns every status except 0 into 1)
+    0  no errors; there may be warnings and notes
+    1  errors; with --strict, also for warnings
+    2  wrong usage, a report that could not be written, a failure of the preflight itself,
+       or no training that the preflight can check: the script ends without calling
+       Brain.fit, or its Brain has its own fit(), which does not call Brain.fit
+  130  interrupted, for example with Ctrl-C
+       (torchrun turns every status except 0 into 1)
 """
 
 
