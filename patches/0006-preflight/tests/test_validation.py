@@ -99,7 +99,7 @@ class DropoutOutsideModules(Validated):
 
 
 @case(*MODE, "runs with norm in training mode", lambda folder: {"norm": BatchNorm1d(1, affine=False)})
-@case(*MODE, "runs with norm in training mode", lambda folder: {"norm": InputNormalization()})
+@case(MODE[0], "note", "runs with norm in training mode", lambda folder: {"norm": InputNormalization()})
 class NormOutsideModules(Validated):
     def compute_forward(self, batch, stage):
         if not self.broken:

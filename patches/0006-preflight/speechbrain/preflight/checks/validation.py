@@ -21,12 +21,15 @@ def in_training_mode(seen):
     """Yield modules that are in training mode during validation."""
     valid, where = seen.valid, seen.valid.trains or type(seen.given.brain).__name__
     remedy = "add it to the Brain's modules, which fit() puts into evaluation mode, or do not call it in validation"
-    if valid.trains or any(valid.training.values()):
+    if valid.trains or any(owned for owned, _ in valid.training.values()):
         remedy = "fit() puts the Brain's modules into evaluation mode: call train() only if stage is TRAIN"
     if valid.training:
         what = f"the first validation batch runs with {some(valid.training)} in training mode"
         what += ": its loss is {:.4g} under one seed and {:.4g} under another".format(*valid.losses) if valid.random else ""
-        yield Finding("warning", "validation-in-training-mode", what, where, remedy)
+        level = (
+            "warning" if any(strong for _, strong in valid.training.values()) else "note"
+        )  # which only learns from the batch
+        yield Finding(level, "validation-in-training-mode", what, where, remedy)
 
 
 def is_random(seen):

@@ -24,6 +24,7 @@ from speechbrain.preflight.ranks import Apart
 from speechbrain.utils import checkpoints
 from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.epoch_loop import EpochCounterWithStopper
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
 
@@ -51,7 +52,8 @@ class FirstValid:
 
     # The losses of the same batch under seed 1, seed 2, and seed 1 again; the third only if the others differ.
     losses: tuple = ()
-    training: dict = field(default_factory=dict)  # by name of a module that runs in training mode, whether it is the Brain's
+    # By name of a module that runs in training mode, whether it is the Brain's, and whether that changes what it gives.
+    training: dict = field(default_factory=dict)
     trains: str = ""  # the line that calls ``train()`` during the batch
     dropouts: tuple = ()  # the lines that call a function with active dropout
     augments: tuple = ()  # the lines that call an augmentation
@@ -135,7 +137,8 @@ def _validate(given, start, step, log):
                 evaluate(len(losses) % 2 + 1)
     names, after = {module: name for name, module in parts(brain)}, tuple(changed(start.resumed.states))
     ran = [module for module in causes.ran if _drops(module) or names.get(module) in moved]
-    training = {names.get(module, type(module).__name__): module in {*brain.modules.modules()} for module in ran}
+    owned, strong = {*brain.modules.modules()}, [module for module in ran if _drops(module) or isinstance(module, _NormBase)]
+    training = {names.get(module, type(module).__name__): (module in owned, module in strong) for module in ran}
     causes = training, causes.trains, tuple(causes.drops), tuple(causes.augments)
     rates, judged, apart = rates_of(step.optimizers), tuple(judged), tuple(apart)
     return FirstValid(tuple(losses), *causes, unfed, after, judged, seconds, rates, apart)
