@@ -98,13 +98,14 @@ class DropoutOutsideModules(Validated):
         return self.modules.head(x)
 
 
-@case(*MODE, "runs with norm in training mode", lambda folder: {"norm": BatchNorm1d(1, affine=False)})
+@case(*MODE, "runs with norm in training mode", lambda folder: {"norm": BatchNorm1d(2, affine=False)})
 @case(MODE[0], "note", "runs with norm in training mode", lambda folder: {"norm": InputNormalization()})
 class NormOutsideModules(Validated):
     def compute_forward(self, batch, stage):
         if not self.broken:
             self.hparams.norm.train(stage == Stage.TRAIN)
-        return self.modules.head(self.hparams.norm(batch[0][:, None])[:, 0])
+        lengths = [torch.ones(len(batch[0]))] * isinstance(self.hparams.norm, InputNormalization)
+        return self.modules.head(self.hparams.norm(batch[0].reshape(-1, 2, 2), *lengths).flatten(1))
 
 
 @case(*MODE, "runs with head.1 in training mode: its loss is", head=lambda: Sequential(Linear(4, 3), Dropout(0.1)))

@@ -26,9 +26,7 @@ def in_training_mode(seen):
     if valid.training:
         what = f"the first validation batch runs with {some(valid.training)} in training mode"
         what += ": its loss is {:.4g} under one seed and {:.4g} under another".format(*valid.losses) if valid.random else ""
-        level = (
-            "warning" if any(strong for _, strong in valid.training.values()) else "note"
-        )  # which only learns from the batch
+        level = "warning" if any(strong for _, strong in valid.training.values()) else "note"
         yield Finding(level, "validation-in-training-mode", what, where, remedy)
 
 
