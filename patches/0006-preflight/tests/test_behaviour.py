@@ -153,6 +153,7 @@ def list_of_losses(folder, broken):
 
     brain = Brain({"head": Linear(4, 3)})
     brain.broken = broken
+    setattr(brain, "{name}", [0])
     brain.start()
 
 

@@ -175,12 +175,12 @@ def _holders(brain):
         if id(value) in known or isinstance(value, (torch.optim.Optimizer, torch.utils.data.Dataset)):
             continue
         known.add(id(value))
-        inner, of = {}, f"{name}.{{}}"
+        inner, of = {}, "{0}.{1}"
         if isinstance(value, torch.Tensor):
             if value.grad_fn is not None and any(0 in node.metadata.get(MARK, ()) for node in graph([value])):
                 found[name] = bounded and found.get(name, True)
         elif isinstance(value, (list, tuple, set, dict, deque)):
-            bounded, of = bounded or getattr(value, "maxlen", None) is not None, name
+            bounded, of = bounded or getattr(value, "maxlen", None) is not None, "{0}"
             inner = (value if isinstance(value, dict) else dict(enumerate(value))) if len(value) <= MANY else {}
         elif isinstance(value, torch.nn.Module):
             inner = {**vars(value), **value._buffers, **value._modules, "_modules": None, "_buffers": None}
@@ -189,14 +189,14 @@ def _holders(brain):
                 for key, cell in zip(value.__code__.co_freevars, value.__closure__ or ()):
                     with suppress(ValueError):  # of a variable that has no value
                         todo.append((f"{key} in the closure of {value.__name__}", cell.cell_contents, False))
-                todo.append((f"{{}} in {Path(value.__code__.co_filename).name}", value.__globals__, False))
+                inner, of, name = value.__globals__, "{1} in {0}", Path(value.__code__.co_filename).name
         elif isinstance(value, (type, ModuleType)):
             file = getattr(sys.modules.get(value.__module__) if isinstance(value, type) else value, "__file__", None)
             if is_own(file or "<"):
-                inner, of = {**vars(value), "bases": getattr(value, "__bases__", ())}, f"{value.__name__}.{{}}"
+                inner, name = {**vars(value), "bases": getattr(value, "__bases__", ())}, value.__name__
         elif not type(value).__module__.startswith("torch."):
             inner = {**getattr(value, "__dict__", {}), "": getattr(value, "__self__", None)}  # of a method
-        todo += [(of.format(key), item, bounded) for key, item in inner.items()]
+        todo += [(of.format(name, key), item, bounded) for key, item in inner.items()]
         todo.insert(0, ("", type(value), False))  # after all attributes
     return tuple(name for name, bounded in found.items() if not bounded) or ("",) * (not found)
 
