@@ -1,6 +1,7 @@
 """The command line: what it runs of a script, what it skips, and its exit status."""
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -299,11 +300,12 @@ def test_codes_lists_every_code(capsys):
     assert all(re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", code) for code in codes) and all(listed.values())
 
 
-def test_it_runs_as_a_module(tmp_path):
+@pytest.mark.parametrize("closed", ["", " >&-"])
+def test_it_runs_as_a_module(tmp_path, closed):
     (tmp_path / "train.py").write_text(SCRIPT + FROZEN)
-    command = [sys.executable, "-m", "speechbrain.preflight", "train.py"]
-    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert process.returncode == 1 and "nothing-trainable" in process.stdout, process.stderr
+    command = f"{sys.executable} -m speechbrain.preflight train.py{closed}"
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, shell=True)
+    assert process.returncode == 1 and "nothing-trainable" in (process.stderr if closed else process.stdout), process
 
 
 # The stock release cannot wrap modules for torchrun on a CPU.
@@ -320,6 +322,7 @@ import datetime, speechbrain.preflight.ranks
 speechbrain.preflight.ranks.HASTE = datetime.timedelta(seconds=2)
 sb.utils.distributed.ddp_init_group({'distributed_backend': 'gloo'})
 rank = torch.distributed.get_rank()
+assert (sys.argv[1], rank) != ("script", 1), "a rank fails"
 
 class Failing(Brain):
     def on_fit_start(self):
@@ -403,6 +406,7 @@ def torchrun(folder, script, *command):
 @pytest.mark.parametrize(
     "fault, said",
     [
+        ("script", r"error\[script-failed\][^$]+\(rank 1\)"),
         ("step", r"error\[first-step-failed\][^$]+\(rank 1\)"),
         ("start", r"These are the findings of rank 1 only[^$]+error\[fit-start-failed\]"),
     ],
@@ -441,6 +445,21 @@ def test_processes_that_wait_for_one_another(tmp_path, how, said):
 def test_training_under_torchrun_is_the_same_after_a_preflight(tmp_path):
     status, _, err = torchrun(tmp_path, SAME, "train.py")
     assert status == 0, err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends the children of a process that is killed")
+def test_a_killed_preflight_leaves_no_process(tmp_path):
+    (tmp_path / "train.py").write_text(
+        "import os, time; open('new', 'w').write(str(os.getpid()))\nos.rename('new', 'pid')\ntime.sleep(60)"
+    )
+    parent = subprocess.Popen([sys.executable, "-m", "speechbrain.preflight", "train.py"], cwd=tmp_path)
+    while not (tmp_path / "pid").exists():
+        time.sleep(0.1)
+    parent.kill()
+    parent.wait()
+    time.sleep(1)
+    with contextlib.suppress(FileNotFoundError):  # unless nothing has collected it yet
+        assert open(f"/proc/{(tmp_path / 'pid').read_text()}/stat").read().rpartition(")")[2].split()[0] == "Z"
 
 
 def test_a_line_says_what_takes_long(tmp_path, monkeypatch, capfd):

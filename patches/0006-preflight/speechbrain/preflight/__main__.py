@@ -5,6 +5,7 @@ import os
 import runpy
 import sys
 import tempfile
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from speechbrain.preflight.attempts import Log, failure
 from speechbrain.preflight.checks import CODES
 from speechbrain.preflight.observe import Given
 from speechbrain.preflight.observe.loads import watched_loads
-from speechbrain.preflight.outside import progress, supervised, write
+from speechbrain.preflight.outside import progress, rank, supervised, write
 from speechbrain.preflight.quiet import replaced
 from speechbrain.preflight.ranks import Ranks
 from speechbrain.preflight.report import Report
@@ -84,7 +85,8 @@ class Takeover:
             if self.report is None and skipped:
                 what = f"it raised {type(error).__name__}: {error}"
                 raise Unseen(f"{what}, after the preflight had skipped {skipped} call(s) of fit and evaluate.") from error
-            self.report = self.report or Report([failure("script-failed", error)])
+            found = failure("script-failed", error)
+            self.report = self.report or Report([replace(found, where=f"{found.where}{rank()}")])
         finally:
             hook.remove()
         if self.report is None:
@@ -144,6 +146,8 @@ def _subclasses(cls):
 
 def main(arguments=None):
     """Run the command line, and return the exit status."""
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115, each is None if the shell has closed it
+    sys.stdout = sys.stdout or sys.stderr
     about = {"description": DESCRIPTION, "epilog": EPILOG, "formatter_class": argparse.RawDescriptionHelpFormatter}
     parser = argparse.ArgumentParser("python -m speechbrain.preflight", allow_abbrev=False, **about)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the report to FILE, as JSON")
@@ -193,7 +197,7 @@ def examined(options):
         with progress():
             report = takeover.run(lambda: runpy.run_path(str(options.script), run_name="__main__"))
     except Unseen as reason:
-        print(f"{options.script}: nothing to check: {reason}", file=sys.stderr)
+        print(f"{options.script}: nothing to check{rank()}: {reason}", file=sys.stderr)
         return 2
     if takeover.ranks is None or takeover.ranks.speaks:
         written = write(report, options, out)

@@ -1,6 +1,7 @@
 """Runs a function so that the Brain stays the same: in another process, or by restoring everything afterwards."""
 
 import collections
+import ctypes
 import os
 import pickle
 import random
@@ -31,6 +32,12 @@ def can_fork(brain):
     return alone and torch.device(brain.device).type == "cpu" and not torch.cuda.is_available() and hasattr(os, "fork")
 
 
+def end_with_parent():
+    """Let the system end this process when its parent ends; only on Linux."""
+    with suppress(Exception):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 def in_child(function, seconds=None):
     """Run a function in a forked process; a ChildProcessError if it ends without a result, a TimeoutError after ``seconds``."""
     reader, writer = os.pipe()
@@ -43,6 +50,7 @@ def in_child(function, seconds=None):
     if child == 0:
         status = 1
         try:
+            end_with_parent()
             os.close(reader)
             torch.set_num_threads(1)  # with more, the child waits forever for threads that only its parent has
             with os.fdopen(writer, "wb") as pipe:

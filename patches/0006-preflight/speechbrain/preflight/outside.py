@@ -12,6 +12,7 @@ import traceback
 
 import torch
 from speechbrain.preflight.attempts import is_own, shown
+from speechbrain.preflight.isolate import end_with_parent
 from speechbrain.preflight.report import Finding, Report
 
 PIPE = "SPEECHBRAIN_PREFLIGHT_PIPE"  # in the environment: the number of the pipe to the process that supervises this one
@@ -50,12 +51,13 @@ def supervised(function, options):
     how = f"signal {-status}, {signal.Signals(-status).name}" if status < 0 else f"status {status}, as os._exit does"
     what = f"the script ended the process before the report was ready: {how}"
     remedy = "look at what was printed last, and at how much memory it takes"
-    report = Report([Finding("error", "script-failed", what, str(options.script), remedy)])
+    report = Report([Finding("error", "script-failed", what, f"{options.script}{rank()}", remedy)])
     return 1 if write(report, options, sys.stdout) else 2
 
 
 def _answered(function, writer):
     """Run a function, and write the exit status that it returns to a pipe."""
+    end_with_parent()
     with contextlib.suppress(Exception):
         faulthandler.enable()
     try:
@@ -92,6 +94,11 @@ def write(report, options, out):
     return written
 
 
+def rank():
+    """The rank of this process, in parentheses; "" without torchrun."""
+    return f" (rank {os.environ.get('RANK')})" if os.environ.get("WORLD_SIZE", "1") != "1" else ""
+
+
 @contextlib.contextmanager
 def progress():
     """Say now and then, while this context lasts, what the main thread is doing; on the standard error."""
@@ -104,7 +111,7 @@ def progress():
             own = [frame for frame in stack if is_own(frame.filename)]
             where = f" in {own[-1].name}, {shown(own[-1].filename)}:{own[-1].lineno}" if own else ""
             with contextlib.suppress(OSError, ValueError):
-                print(f"preflight: {time.monotonic() - began:.0f} s,{where}", file=sys.stderr, flush=True)
+                print(f"preflight{rank()}: {time.monotonic() - began:.0f} s,{where}", file=sys.stderr, flush=True)
 
     threading.Thread(target=tell, daemon=True).start()
     try:
