@@ -300,6 +300,13 @@ def test_codes_lists_every_code(capsys):
     assert all(re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", code) for code in codes) and all(listed.values())
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="where there is a GPU, nothing is forked")
+def test_a_device_that_does_not_exist_is_named_and_not_the_fork(tmp_path):
+    (tmp_path / "train.py").write_text("import torch; torch.ones(1, device='cuda')")
+    process = subprocess.run([sys.executable, "-m", "speechbrain.preflight", "train.py"], cwd=tmp_path, capture_output=True)
+    assert process.returncode == 1 and b"finds no GPU" in process.stdout and b"fork" not in process.stdout, process
+
+
 @pytest.mark.parametrize("closed", ["", " >&-"])
 def test_it_runs_as_a_module(tmp_path, closed):
     (tmp_path / "train.py").write_text(SCRIPT + FROZEN)
@@ -466,5 +473,5 @@ def test_a_line_says_what_takes_long(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(outside, "WAITS", (0.1,))
     with outside.progress():
         time.sleep(0.3)
-    said = r"^preflight: 0 s, in test_a_line_says_what_takes_long, .*test_runner.py:\d+$"
+    said = r"^preflight: 0 s, .*test_runner.py:\d+ in test_a_line_says_what_takes_long$"
     assert re.search(said, capfd.readouterr().err, re.MULTILINE)

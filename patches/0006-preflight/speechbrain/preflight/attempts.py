@@ -139,7 +139,7 @@ def _said(error):
 
 def _first(error):
     """The type of an exception and the first line of its message."""
-    lines = [line.strip() for line in _said(error).splitlines() if line.strip()]
+    lines = [re.sub(" {3,}", " ", line.strip()) for line in _said(error).splitlines() if line.strip()]
     # The message of an exception from a DataLoader worker is a traceback; its last line is the original message.
     if lines and lines[0].startswith("Caught "):
         return lines[-1]

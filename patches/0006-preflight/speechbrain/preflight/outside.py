@@ -11,7 +11,7 @@ import time
 import traceback
 
 import torch
-from speechbrain.preflight.attempts import is_own, shown
+from speechbrain.preflight.attempts import caller
 from speechbrain.preflight.isolate import end_with_parent
 from speechbrain.preflight.report import Finding, Report
 
@@ -33,6 +33,7 @@ def supervised(function, options):
         child = os.fork()
     if child == 0:
         os.close(reader)
+        torch.cuda._lazy_init = _no_gpu  # torch's own error would say that this process is forked
         return _answered(function, writer)
     os.close(writer)
     interrupted = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the child gets it as well
@@ -53,6 +54,10 @@ def supervised(function, options):
     remedy = "look at what was printed last, and at how much memory it takes"
     report = Report([Finding("error", "script-failed", what, f"{options.script}{rank()}", remedy)])
     return 1 if write(report, options, sys.stdout) else 2
+
+
+def _no_gpu():
+    raise RuntimeError("PyTorch finds no GPU here: pass --device cpu, or check the driver and CUDA_VISIBLE_DEVICES")
 
 
 def _answered(function, writer):
@@ -107,11 +112,9 @@ def progress():
     def tell():
         waits = iter(WAITS)
         while not over.wait(next(waits, WAITS[-1])):
-            stack = traceback.extract_stack(sys._current_frames().get(main))
-            own = [frame for frame in stack if is_own(frame.filename)]
-            where = f" in {own[-1].name}, {shown(own[-1].filename)}:{own[-1].lineno}" if own else ""
+            where = caller(sys._current_frames().get(main))
             with contextlib.suppress(OSError, ValueError):
-                print(f"preflight{rank()}: {time.monotonic() - began:.0f} s,{where}", file=sys.stderr, flush=True)
+                print(f"preflight{rank()}: {time.monotonic() - began:.0f} s, {where}", file=sys.stderr, flush=True)
 
     threading.Thread(target=tell, daemon=True).start()
     try:
