@@ -1,27 +1,21 @@
 """Takes real steps apart from the Brain, then compares what items give alone and in a batch."""
 
 import copy
-import gc
 import math
-import sys
-import weakref
-from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
-from pathlib import Path
 from time import perf_counter
-from types import FunctionType, ModuleType
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from speechbrain.core import Brain, Stage
 from speechbrain.dataio.batch import PaddedData
-from speechbrain.preflight.attempts import failure, is_own
-from speechbrain.preflight.observe.calls import graph
+from speechbrain.preflight.attempts import failure
 from speechbrain.preflight.observe.first_valid import certain, rates_of
 from speechbrain.preflight.observe.given import hooked, is_compiled, parts, unwrapped
+from speechbrain.preflight.observe.kept import Graphs, holders
 from speechbrain.preflight.observe.not_finite import tensors
 from speechbrain.preflight.observe.start import parameters_of
 from speechbrain.preflight.quiet import replaced, seed_all, writes_nothing
@@ -34,10 +28,8 @@ STEPS = 3  # real steps: a graph of the first that is alive after the third was 
 ITEMS = 4  # items that are compared
 ROUNDING = 1e-3  # a smaller difference, as a share of an output's variation, is rounding
 SEEN = 0.05  # a smaller one is of no interest: the edges of convolutions make up to 0.04
-MANY = 1000  # a list that is longer does not hold graphs
 CROP = 128  # what is kept of each dimension of a module's output
 UNUSUAL = 86028157  # a seed
-MARK = "step"  # of a node, in its metadata
 PASSED_ON = ("to", "cuda", "cpu", "detach", "contiguous", "__get__")  # functions that return the same values
 SIZES = ("size", "dim", "__len__", "type", "is_floating_point")
 
@@ -111,19 +103,11 @@ def _take_steps(made, brain, start, step, stepped, writes, log):
     """Take real steps on the first batch, and record what they change."""
     owned = {id(p): p for p in parameters_of(step.optimizers)}
     before = {key: p.detach().clone() for key, p in owned.items()}
-    marks, began, losses = [], perf_counter(), whole_steps(brain, start.spare)
+    graphs, began, losses = Graphs(), perf_counter(), whole_steps(brain, start.spare)
 
     def backward(tensors, *args, **kwargs):
-        mark = {len(made.losses)}  # a set, because it can be referred to weakly
-        for node in graph([tensors] if isinstance(tensors, torch.Tensor) else tensors):
-            if not hasattr(node, "variable"):  # a parameter, which is not freed
-                node.metadata.setdefault(MARK, mark)
-        marks.append(weakref.ref(mark))
+        graphs.mark([tensors] if isinstance(tensors, torch.Tensor) else tensors, len(made.losses))
         return real_backward(tensors, *args, **kwargs)
-
-    def kept():
-        """Whether the graphs of all steps are alive, except that of the last one."""
-        return len({number for mark in marks for number in mark() or ()} - {len(made.losses) - 1}) == len(made.losses) - 1 > 0
 
     def note(optimizer, args, kwargs):
         if not made.losses:
@@ -145,9 +129,7 @@ def _take_steps(made, brain, start, step, stepped, writes, log):
             made.losses += (loss,)
     handle.remove()
     made.last_rates = rates_of(step.optimizers)
-    if kept():
-        gc.collect()  # of cycles
-        made.kept = _holders(brain) if kept() else ()
+    made.kept = holders(brain) if graphs.are_kept(len(made.losses)) else ()
 
 
 def whole_steps(brain, batch):
@@ -164,41 +146,6 @@ def _change(old, new):
         return Change(0.0, 0.0, True)
     by = (new.float() - old.float()).norm() if not torch.equal(old, new) else 0.0
     return Change(float(old.float().norm()), float(by), bool(new.isfinite().all() or not old.isfinite().all()))
-
-
-def _holders(brain):
-    """The names of what keeps the graph of the first step, among attributes, globals and variables of closures."""
-    found, known, todo = {}, set(), [("self", brain, False), ("self.modules", brain.modules, False)]  # the last one comes first
-    began = perf_counter()
-    while todo and perf_counter() - began < SLOW:  # it may come to all objects of the process
-        name, value, bounded = todo.pop()
-        if id(value) in known or isinstance(value, (torch.optim.Optimizer, torch.utils.data.Dataset)):
-            continue
-        known.add(id(value))
-        inner, of = {}, "{0}.{1}"
-        if isinstance(value, torch.Tensor):
-            if value.grad_fn is not None and any(0 in node.metadata.get(MARK, ()) for node in graph([value])):
-                found[name] = bounded and found.get(name, True)
-        elif isinstance(value, (list, tuple, set, dict, deque)):
-            bounded, of = bounded or getattr(value, "maxlen", None) is not None, "{0}"
-            inner = (value if isinstance(value, dict) else dict(enumerate(value))) if len(value) <= MANY else {}
-        elif isinstance(value, torch.nn.Module):
-            inner = {**vars(value), **value._buffers, **value._modules, "_modules": None, "_buffers": None}
-        elif isinstance(value, FunctionType):
-            if is_own(value.__code__.co_filename):
-                for key, cell in zip(value.__code__.co_freevars, value.__closure__ or ()):
-                    with suppress(ValueError):  # of a variable that has no value
-                        todo.append((f"{key} in the closure of {value.__name__}", cell.cell_contents, False))
-                inner, of, name = value.__globals__, "{1} in {0}", Path(value.__code__.co_filename).name
-        elif isinstance(value, (type, ModuleType)):
-            file = getattr(sys.modules.get(value.__module__) if isinstance(value, type) else value, "__file__", None)
-            if is_own(file or "<"):
-                inner, name = {**vars(value), "bases": getattr(value, "__bases__", ())}, value.__name__
-        elif not type(value).__module__.startswith("torch."):
-            inner = {**getattr(value, "__dict__", {}), "": getattr(value, "__self__", None)}  # of a method
-        todo += [(of.format(name, key), item, bounded) for key, item in inner.items()]
-        todo.insert(0, ("", type(value), False))  # after all attributes
-    return tuple(name for name, bounded in found.items() if not bounded) or ("",) * (not found)
 
 
 # Items alone and in a batch
