@@ -69,7 +69,7 @@ SECTIONS = {
     "The loss": """
         cross-entropy-on-probabilities nll-without-log-softmax bce-on-probabilities first-loss output-not-finite
         batch-not-finite weight-not-finite buffer-not-finite loss-broadcast labels-in-another-order loss-maximized
-        margin-without-cosine loss-of-itself smoothing-strong not-finite-after-step cannot-overfit input-unused constant-output
+        margin-without-cosine loss-of-itself smoothing-strong not-finite-after-step cannot-overfit input-unused
     """,
     "The validation": """
         validation-in-training-mode validation-random audio-leak label-only-in-valid depends-on-batch validation-drops-items

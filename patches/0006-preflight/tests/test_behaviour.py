@@ -311,7 +311,7 @@ def pooling(cls=Pooling, cnn=None, hparams=None):
     return cls(modules, sgd, hparams or {}, OPTIONS)
 
 
-@case("constant-output", "warning", "all items of a batch have the same output")
+@case("input-unused", "warning", "batch[0] has no effect")
 def ignores_its_input(folder, broken):
     class Brain(Classifier):
         def compute_forward(self, batch, stage):

@@ -23,6 +23,7 @@ TABLE = [
     (("frozen-statistics-move", "of 1 BatchNorm", "body.1"), ("nothing-trainable", "all are frozen", "body"), True),
     (("depends-on-batch", "80%", "norm"), ("validation-in-training-mode", "runs with norm in training mode", "a"), True),
     (("depends-on-batch", "80%", "pool"), ("validation-in-training-mode", "runs with norm in training mode", "a"), False),
+    (("input-unused", "batch.sig has no effect", "ASR"), ("update-too-large", "9 times", "opt"), True),
     (("nothing-changes", "without a gradient", "opt"), ("gradient-clipped-to-zero", "by 0", "max_grad_norm: 0"), True),
     (("not-finite-after-step", "the loss of the same batch is inf", "opt"), ("update-too-large", "9 times", "opt"), True),
     (("not-finite-after-step", "the gradients are NaN", "opt"), ("update-too-large", "9 times", "opt"), False),

@@ -52,6 +52,7 @@ EXPLAINED = (
     ("real-step-failed", ("augmentation-fails",), _same_error),
     ("frozen-statistics-move", ("nothing-trainable",), ALWAYS),
     ("depends-on-batch", ("validation-in-training-mode",), lambda finding, cause: finding.where in cause.what),
+    ("input-unused", ("update-too-large",), ALWAYS),
     ("nothing-changes", ("gradient-clipped-to-zero",), ALWAYS),
     ("not-finite-after-step", ("update-too-large",), _says("the same batch")),
     ("validation-loss", ("buffer-not-finite", "weight-not-finite"), ALWAYS),

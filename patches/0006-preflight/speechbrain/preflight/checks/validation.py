@@ -3,8 +3,10 @@
 import math
 
 from speechbrain.preflight.checks.batches import plain_batches
+from speechbrain.preflight.observe.given import parts
 from speechbrain.preflight.quiet import IDLE
 from speechbrain.preflight.report import Finding, some
+from speechbrain.processing.features import InputNormalization
 
 FEW = 0.05  # the share of items below which it hardly matters that they are left out
 
@@ -19,15 +21,16 @@ CODES = {
 
 def in_training_mode(seen):
     """Yield modules that are in training mode during validation."""
-    valid, where = seen.valid, seen.valid.trains or type(seen.given.brain).__name__
+    valid, brain = seen.valid, seen.given.brain
+    modules = [module for name, module in parts(brain) if name in valid.training]
     remedy = "add it to the Brain's modules, which fit() puts into evaluation mode, or do not call it in validation"
-    if valid.trains or any(owned for owned, _ in valid.training.values()):
+    if valid.trains or {*modules} & {*brain.modules.modules()}:
         remedy = "fit() puts the Brain's modules into evaluation mode: call train() only if stage is TRAIN"
-    if valid.training:
+    if modules:
         what = f"the first validation batch runs with {some(valid.training)} in training mode"
         what += ": its loss is {:.4g} under one seed and {:.4g} under another".format(*valid.losses) if valid.random else ""
-        level = "warning" if any(strong for _, strong in valid.training.values()) else "note"
-        yield Finding(level, "validation-in-training-mode", what, where, remedy)
+        level = "note" if all(isinstance(module, InputNormalization) for module in modules) else "warning"  # which only learns
+        yield Finding(level, "validation-in-training-mode", what, valid.trains or type(brain).__name__, remedy)
 
 
 def is_random(seen):

@@ -57,17 +57,12 @@ def _overfit(brain, batch, steps, log):
     return tuple(losses)
 
 
-def quarters(losses):
-    """The medians of the quarters of the steps; the losses themselves if there are less than 4."""
-    part = len(losses) // 4
-    return [median(losses[i * part :][:part]) for i in range(3)] + [median(losses[-part:])] if part else losses
-
-
 def still_falls(losses):
-    """Whether losses are not at a tenth of the first one, but fall in the last quarter by more than a seventh of the whole."""
-    medians = quarters(losses)
+    """Whether the medians of the quarters of the steps fall, in the last one by more than a seventh of the whole."""
+    part = len(losses) // 4
+    medians = [median(losses[i * part :][:part]) for i in range(4)] if part else [0.0]
     falls = all(one > other for one, other in pairwise(medians)) and min(losses) > losses[0] / 10
-    return len(medians) > 3 and falls and medians[-2] - medians[-1] > (medians[0] - medians[-1]) / 7
+    return falls and medians[-2:][0] - medians[-1] > (medians[0] - medians[-1]) / 7
 
 
 def _curve(losses):
@@ -101,18 +96,13 @@ def _step_on(brain, make, size, before, log):
     if make is None:
         log.said.append("--longest: the durations of the training items are not known: give the manifest a duration.")
         return "", ""
-    remarks = len(log.said)
-    most = log.apart("--longest", brain, DAY, _peak, brain, make, before, _resident())
+    remarks, statm = len(log.said), Path("/proc/self/statm")
+    resident = int(statm.read_text().split()[1]) * os.sysconf("SC_PAGESIZE") if statm.exists() else 0
+    most = log.apart("--longest", brain, DAY, _peak, brain, make, before, resident)
     failed = "".join(said for said in log.said[remarks:] if any(sign in said for sign in NO_MEMORY))
     if most:
         log.said.append(f"--longest: a step on the longest batch ({size}) takes {most[0] / 1e9:.2g} GB {most[1]}.")
     return size, failed
-
-
-def _resident():
-    """The memory of this process, in bytes; 0 where that is unknown."""
-    statm = Path("/proc/self/statm")
-    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGESIZE") if statm.exists() else 0
 
 
 def _peak(brain, make, before, resident, log):

@@ -63,9 +63,8 @@ class Behaviour:
     changes: dict = field(default_factory=dict)  # Changes of the optimizers' parameters, by id
     last_rates: tuple = ()  # all learning rates after the last of them
     kept: tuple = ()  # the names of what keeps the graph of each step alive; "" if that is not found
-    constant: bool = False  # whether all items have the same output, after a step that changed weights
     differs: Differs | None = None  # the largest difference of an item's outputs
-    unused: tuple = ()  # keys of the batch without an effect, the number of items, and the loss
+    unused: tuple = ()  # inputs without an effect: the keys in the batch, the number of items, and their loss
 
 
 def behaviour(given, start, step, valid, stepped, log):
@@ -90,7 +89,7 @@ def _behave(brain, start, step, valid, stepped, log):
             brain.modules.eval()
             with suppress(Exception):  # of a Brain that does not take single items, or whose loader does not
                 _compare(made, brain, loader)
-            if not made.constant and any(change.by for change in made.changes.values()):
+            if any(change.by for change in made.changes.values()):
                 with suppress(Exception), torch.no_grad():
                     made.unused = _without_effect(brain, loader)
     return made
@@ -113,7 +112,7 @@ def _take_steps(made, brain, start, step, stepped, writes, log):
         if not made.losses:
             own = [p for p in parameters_of({"": optimizer}) if p.grad is not None]
             made.gradient = made.gradient or any(bool(p.grad.any()) for p in own)
-            made.rates += tuple(float(group.get("lr", 1.0)) for group in optimizer.param_groups)
+            made.rates += rates_of({"": optimizer})
             made.frozen.update(id(p) for p in own if not p.requires_grad)
 
     handle = register_optimizer_step_pre_hook(note)
@@ -176,9 +175,6 @@ def _compare(made, brain, loader):
     (alone, alone_calls), (two, calls), (again, _) = run(one, one), run(one, _twin(one), seed=1), run(one, _twin(one), seed=2)
     if not two or any(_difference(two[key], again[key]) > ROUNDING for key in two):
         return
-    if any(change.by for change in made.changes.values()):
-        rows = [*two.values(), *run(*items)[0].values()]
-        made.constant = all(bool(torch.isclose(tensor, tensor[:1], 1e-6, 0.0).all()) for tensor in rows)
     found = _largest(alone, alone, two)
     if found.share > SEEN:
         made.differs = found._replace(neighbours=True, module=_first_that_differs(brain, alone_calls, calls))
@@ -195,7 +191,7 @@ def _compare(made, brain, loader):
 
 
 def _without_effect(brain, loader):
-    """The keys of the inputs that ``compute_forward`` uses, but that can be noise, the number of items, and their loss."""
+    """The inputs that ``compute_forward`` uses, but that can be noise: Behaviour.unused."""
     picks, began, used = next(iter(loader.batch_sampler))[:ITEMS], perf_counter(), set()
     batch = loader.collate_fn([loader.dataset[i] for i in picks])
 
@@ -221,7 +217,7 @@ def _without_effect(brain, loader):
         unused = [keys for keys in (unused or sorted(used)) if usual[0].isfinite() and same(usual, evaluate(stage, keys))]
         if not unused or not usual[0]:
             return ()
-    return unused, len(picks), float(usual[0])
+    return tuple((keys, len(picks), float(usual[0])) for keys in unused)
 
 
 class _Uses(TorchFunctionMode):

@@ -6,7 +6,7 @@ import re
 import sys
 import traceback
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import StatisticsError
 from time import perf_counter
@@ -24,7 +24,6 @@ from speechbrain.preflight.ranks import Apart
 from speechbrain.utils import checkpoints
 from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.epoch_loop import EpochCounterWithStopper
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
 
@@ -52,8 +51,7 @@ class FirstValid:
 
     # The losses of the same batch under seed 1, seed 2, and seed 1 again; the third only if the others differ.
     losses: tuple = ()
-    # By name of a module that runs in training mode, whether it is the Brain's, and whether that changes what it gives.
-    training: dict = field(default_factory=dict)
+    training: tuple = ()  # the modules that run in training mode, and have dropout or change their running statistics
     trains: str = ""  # the line that calls ``train()`` during the batch
     dropouts: tuple = ()  # the lines that call a function with active dropout
     augments: tuple = ()  # the lines that call an augmentation
@@ -135,20 +133,12 @@ def _validate(given, start, step, log):
         with suppress(Exception):  # which a run would not meet
             while again and (len(losses) == 1 or (len(losses) == 2 and not same(*losses))):
                 evaluate(len(losses) % 2 + 1)
-    names, after = {module: name for name, module in parts(brain)}, tuple(changed(start.resumed.states))
-    ran = [module for module in causes.ran if _drops(module) or names.get(module) in moved]
-    owned, strong = {*brain.modules.modules()}, [module for module in ran if _drops(module) or isinstance(module, _NormBase)]
-    training = {names.get(module, type(module).__name__): (module in owned, module in strong) for module in ran}
-    causes = training, causes.trains, tuple(causes.drops), tuple(causes.augments)
+    training = tuple(
+        name for name, module in parts(brain) if module in causes.ran and (name in moved or module in causes.active)
+    )
+    causes, after = (causes.trains, tuple(causes.drops), tuple(causes.augments)), tuple(changed(start.resumed.states))
     rates, judged, apart = rates_of(step.optimizers), tuple(judged), tuple(apart)
-    return FirstValid(tuple(losses), *causes, unfed, after, judged, seconds, rates, apart)
-
-
-def _drops(module):
-    """Whether a module has dropout: one of torch's, as others are found by the functions that they call."""
-    able = isinstance(module, (_DropoutNd, torch.nn.MultiheadAttention)) or getattr(module, "num_layers", 1) > 1
-    share = getattr(module, "p" if isinstance(module, _DropoutNd) else "dropout", 0)
-    return able and isinstance(share, float) and share > 0
+    return FirstValid(tuple(losses), training, *causes, unfed, after, judged, seconds, rates, apart)
 
 
 def rates_of(optimizers):
@@ -203,12 +193,15 @@ class _Causes(TorchFunctionMode):
 
     def __init__(self):
         super().__init__()
-        self.ran, self.drops, self.augments, self.trains = {}, {}, {}, ""
+        self.ran, self.active, self.drops, self.augments, self.trains = set(), set(), {}, {}, ""
 
     def note(self, module, arguments):
-        """Note a module that runs in training mode."""
+        """Note a module that runs in training mode, and whether it has dropout: one of torch's, as others call functions."""
         if module.training:
-            self.ran[module] = True
+            self.ran.add(module)
+            share = getattr(module, "p" if isinstance(module, _DropoutNd) else "dropout", 0)
+            able = isinstance(module, (_DropoutNd, torch.nn.MultiheadAttention)) or getattr(module, "num_layers", 1) > 1
+            self.active.update([module] * (able and isinstance(share, float) and share > 0))
 
     def note_train(self, module, mode=True):
         """Note the line that puts a module into training mode."""

@@ -45,11 +45,14 @@ class Graphs:
 
 def holders(brain):
     """Find the names of what keeps the graph of the first step, among attributes, globals and variables of closures."""
-    found, known, todo = {}, set(), [("self", brain, False), ("self.modules", brain.modules, False)]  # the last one comes first
-    began = perf_counter()
+    own = {name: getattr(module, "__dict__", {}) for name, module in [*sys.modules.items()]}
+    own = {name: each for name, each in own.items() if is_own(each.get("__file__") or "<")}
+    found, known, began = {}, set(), perf_counter()
+    todo = [(f"{key} in {Path(each['__file__']).name}", value, False) for each in own.values() for key, value in each.items()]
+    todo += [("", type(brain), False), ("self", brain, False), ("self.modules", brain.modules, False)]  # the last comes first
     while todo and perf_counter() - began < SECONDS:  # it may come to all objects of the process
         name, value, bounded = todo.pop()
-        if id(value) in known or isinstance(value, (torch.optim.Optimizer, torch.utils.data.Dataset)):
+        if id(value) in known or isinstance(value, (torch.optim.Optimizer, torch.utils.data.Dataset, ModuleType)):
             continue
         known.add(id(value))
         inner, of = {}, "{0}.{1}"
@@ -61,18 +64,15 @@ def holders(brain):
             inner = (value if isinstance(value, dict) else dict(enumerate(value))) if len(value) <= MANY else {}
         elif isinstance(value, torch.nn.Module):
             inner = {**vars(value), **value._buffers, **value._modules, "_modules": None, "_buffers": None}
+        elif isinstance(value, (FunctionType, type)) and value.__module__ not in own:
+            pass
         elif isinstance(value, FunctionType):
-            if is_own(value.__code__.co_filename):
-                for key, cell in zip(value.__code__.co_freevars, value.__closure__ or ()):
-                    with suppress(ValueError):  # of a variable that has no value
-                        todo.append((f"{key} in the closure of {value.__name__}", cell.cell_contents, False))
-                inner, of, name = value.__globals__, "{1} in {0}", Path(value.__code__.co_filename).name
-        elif isinstance(value, (type, ModuleType)):
-            file = getattr(sys.modules.get(value.__module__) if isinstance(value, type) else value, "__file__", None)
-            if is_own(file or "<"):
-                inner, name = {**vars(value), "bases": getattr(value, "__bases__", ())}, value.__name__
+            for key, cell in zip(value.__code__.co_freevars, value.__closure__ or ()):
+                with suppress(ValueError):  # of a variable that has no value
+                    todo.append((f"{key} in the closure of {value.__name__}", cell.cell_contents, bounded))
+        elif isinstance(value, type):
+            inner, name = {**vars(value), "bases": value.__bases__}, value.__name__
         elif not type(value).__module__.startswith("torch."):
             inner = {**getattr(value, "__dict__", {}), "": getattr(value, "__self__", None)}  # of a method
         todo += [(of.format(name, key), item, bounded) for key, item in inner.items()]
-        todo.insert(0, ("", type(value), False))  # after all attributes
     return tuple(name for name, bounded in found.items() if not bounded) or ("",) * (not found)
