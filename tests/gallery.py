@@ -54,7 +54,7 @@ SECTIONS = {
         nothing-trainable gradient-without-optimizer optimizer-misses-loss frozen-statistics-move trainable-without-gradient
         fit-arguments-shifted key-mistyped debug-is-on learning-rate-zero warm-up-too-long no-step batches-without-step
         group-not-clipped gradient-clipped-to-zero nothing-changes update-too-large memory-grows frozen-changes
-        ddp-unfrozen-late ddp-not-wrapped trained-twice average-hardly-moves no-backward units-identical
+        ddp-unfrozen-late ddp-not-wrapped ddp-bypassed trained-twice average-hardly-moves no-backward units-identical
         weight-scale
     """,
     "What is loaded": """

@@ -558,11 +558,11 @@ class Late(Brain):
 
     def compute_forward(self, batch, stage):
         self.modules.side(batch[0])
-        return self.hparams.top(self.modules.whole(super().compute_forward(batch, stage)))
+        return self.hparams.top(self.hparams.bare(self.modules.whole(super().compute_forward(batch, stage))))
 
 brain = make(Late, Partly(), find_unused_parameters="unused" in sys.argv)
-brain.modules.update({"whole": Linear(3, 3), "side": Linear(4, 3)})
-brain.hparams.top = Linear(3, 3)
+brain.hparams.top, brain.hparams.bare = Linear(3, 3), Linear(3, 3)
+brain.modules.update({"whole": Linear(3, 3), "side": Linear(4, 3), "bare": brain.hparams.bare})
 brain.fit(range(1, 2), data, **loader)
 """
 
@@ -576,12 +576,12 @@ def test_gradients_under_torchrun(tmp_path, arguments):
     none = "but the first step gives them none: the second step fails: model.upper.bias, model.upper.weight"
     frozen = "which the script freezes after it wraps them: the second step fails: model.early.bias, model.early.weight"
     waits = "DistributedDataParallel waits for the gradients of these parameters, "
-    unfrozen = "the script unfreezes these after DistributedDataParallel wraps them, so each process trains its own copy: "
-    outside = "these are not in the Brain's modules, which DistributedDataParallel wraps, so each process trains its own copy: "
+    own = "DistributedDataParallel, so each process trains its own copy:"
     idle = "these parameters are trainable, but get no gradient in the first step: "
     expected = {
-        ("ddp-unfrozen-late", f"{unfrozen}model.late.bias, model.late.weight"),
-        ("ddp-not-wrapped", f"{outside}top.bias, top.weight"),
+        ("ddp-unfrozen-late", f"the script unfreezes these after they are wrapped in {own} model.late.bias, model.late.weight"),
+        ("ddp-not-wrapped", f"these are not in the Brain's modules, and not in {own} top.bias, top.weight"),
+        ("ddp-bypassed", f"the script calls these directly, as self.hparams does, not through {own} bare.bias, bare.weight"),
         ("trainable-without-gradient", f"{idle}side.bias, side.weight"),
     }
     if arguments:
@@ -674,4 +674,4 @@ def test_learning_one_batch(broken):
 def test_every_code_has_a_case():
     codes = {param.values[1] for param in CASES}
     assert set(behaviour.CODES) - {"cannot-overfit", "out-of-memory"} <= codes
-    assert {"ddp-without-gradient", "ddp-unfrozen-late", "ddp-not-wrapped"} <= set(optimised.CODES)
+    assert {"ddp-without-gradient", "ddp-unfrozen-late", "ddp-not-wrapped", "ddp-bypassed"} <= set(optimised.CODES)

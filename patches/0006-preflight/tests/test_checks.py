@@ -24,7 +24,7 @@ from brains import LOADER, Classifier, body, data, head, normed, registering, sg
 
 CASES = []
 case = registering(CASES)  # functions that start a training, broken or healthy, in a given folder
-DDP = "ddp-without-gradient", "ddp-unfrozen-late", "ddp-not-wrapped"  # their test is in test_behaviour.py
+DDP = "ddp-without-gradient", "ddp-unfrozen-late", "ddp-not-wrapped", "ddp-bypassed"  # their test is in test_behaviour.py
 
 
 # The optimizers

@@ -21,6 +21,7 @@ CODES = {
     "ddp-without-gradient": "under torchrun, parameters without a gradient, or frozen late, make the second step fail",
     "ddp-unfrozen-late": "parameters are unfrozen after DistributedDataParallel has wrapped the modules",
     "ddp-not-wrapped": "under torchrun, parameters outside the Brain's modules are trained, and not averaged",
+    "ddp-bypassed": "under torchrun, a module is called without its wrapper, which would average its gradients",
     "trainable-without-gradient": "parameters are trainable, but get no gradient in the first step",
 }
 
@@ -120,14 +121,19 @@ def not_averaged(seen):
     own_way = codes_of(brain, "co_names") & {"all_reduce", "ddp_all_reduce"}
     if own_way or not (brain.distributed_launch and seen.start.began and torch.distributed.get_world_size() > 1):
         return
-    alone = (training.reached.keys() & training.owned.keys()) - seen.start.wrapped
-    why = "the script unfreezes these after DistributedDataParallel wraps them"
+    trained, wrapped, ran = training.reached.keys() & training.owned.keys(), seen.start.wrapped, seen.step.ran
+    wrappers = [module for module in brain.modules.values() if isinstance(module, DistributedDataParallel)]
+    bypassed = {id(p) for module in wrappers if ran and not ran.get(id(module)) for p in module.parameters()}
+    late = "the script unfreezes these after they are wrapped in"
     remedy = "unfreeze it before fit(), and keep its learning rate at 0 until it should train"
-    outside = "these are not in the Brain's modules, which DistributedDataParallel wraps", "add it to the Brain's modules"
-    cases = ("ddp-unfrozen-late", alone & inside, why, remedy), ("ddp-not-wrapped", alone - inside, *outside)
+    outside = "these are not in the Brain's modules, and not in", "add it to the Brain's modules"
+    inner = "the script calls these directly, as self.hparams does, not through", "call the one in self.modules"
+    cases = [("ddp-unfrozen-late", (trained & inside) - wrapped, late, remedy)]
+    cases += [("ddp-not-wrapped", trained - inside - wrapped, *outside), ("ddp-bypassed", trained & wrapped & bypassed, *inner)]
     for code, keys, why, remedy in cases:
         for name, names in _by_module(training.names, keys):
-            yield Finding("error", code, f"{why}, so each process trains its own copy: {some(names)}", name, remedy)
+            what = f"{why} DistributedDataParallel, so each process trains its own copy: {some(names)}"
+            yield Finding("error", code, what, name, remedy)
 
 
 def not_clipped(seen):
