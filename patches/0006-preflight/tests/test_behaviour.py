@@ -104,7 +104,7 @@ def frozen_with_a_gradient(folder, broken):
     Brain({"body": body(), "head": head()}).start()
 
 
-@case("update-too-large", "warning", "changes 2 of 2 weights by more than their own size")
+@case("update-too-large", "warning", "changes 2 of 2 weights by at least their own size")
 def learning_rate(folder, broken):
     Classifier({"body": body(), "head": head()}, lambda p: torch.optim.Adam(p, 3.0 if broken else 1e-2)).start()
 

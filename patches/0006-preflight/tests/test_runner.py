@@ -234,13 +234,20 @@ def test_a_folder_for_json_has_to_exist(flight):
     assert status == 2 and "there is no folder" in err and not out
 
 
+def interrupt():
+    """Do what Ctrl-C does, also where these tests run in the background, which ignores it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.kill(os.getpid(), signal.SIGINT)
+    signal.pause()
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="where there is a GPU, nothing is forked")
 @pytest.mark.parametrize(
     "end, status, said",
     [
         (lambda: os._exit(3), 1, r"^error\[script-failed\]: the script ended the process .+: status 3, as os._exit does"),
         (lambda: os.kill(os.getpid(), signal.SIGSEGV), 1, r"signal 11, SIGSEGV"),
-        (lambda: os.kill(os.getpid(), signal.SIGINT) or signal.pause(), 130, "^$"),
+        (interrupt, 130, "^$"),
         (lambda: 1 / 0, 2, "^$"),
     ],
     ids=["os._exit", "segfault", "Ctrl-C", "own mistake"],

@@ -71,9 +71,9 @@ def too_large(seen):
     large = sorted((key for key, c in changes.items() if c.by > c.size), key=lambda key: -changes[key].by / changes[key].size)
     if len(large) > len(changes) / 2:
         times = changes[large[0]].by / changes[large[0]].size
-        what = f"one step changes {len(large)} of {len(changes)} weights by more than their own size, up to {times:.3g} times"
+        what = f"one step changes {len(large)} of {len(changes)} weights by at least their own size, up to {times:.3g} times"
         rates = "/".join(f"{rate:.3g}" for rate in sorted(set(seen.behaviour.rates)))
-        remedy = f"lower the learning rate (now {rates}), or the scale of the loss"
+        remedy = f"lower the learning rate (now {rates}), the weight decay, or the scale of the loss"
         yield Finding("warning", "update-too-large", f"{what}: {_names(seen, large)}", _where(seen), remedy)
 
 
@@ -103,18 +103,20 @@ def memory(seen):
     """Yield what keeps the graph of each step."""
     kept = sorted(seen.behaviour.kept, key=lambda name: (name.startswith("self._"), name))
     if kept:
-        what = f"{some(kept) if kept[0] else 'something outside of the Brain'} keeps the graph of each step, so memory grows"
+        what = f"{some(kept) if kept[0] else 'something outside of the Brain'} keeps the graph of each step"
+        what += ", so memory grows until it is emptied"
         remedy = "keep loss.item(), or the detach() of a tensor, instead of the tensor"
         yield Finding("warning", "memory-grows", what, kept[0] or type(seen.given.brain).__name__, remedy)
 
 
 def unused(seen):
     """Yield inputs that have no effect."""
-    for (name, *_), items, loss in seen.behaviour.unused:
+    for (name, *_), items, loss, taken in seen.behaviour.unused:
         key = f"batch[{name}]" if name.isdigit() else f"batch.{name}"
         what = f"{key} has no effect: with noise instead, the outputs and the loss ({loss:.4g}) of {items} items are the same"
         remedy = "look for where it gets lost: overwritten, multiplied by 0, not passed on, or in a layer that only gives zeros"
-        yield Finding("warning", "input-unused", what, f"{type(seen.given.brain).__name__}.compute_forward", remedy)
+        level, remedy = ("warning", remedy) if taken else ("note", f"unless it is only for metrics, {remedy}")
+        yield Finding(level, "input-unused", what, f"{type(seen.given.brain).__name__}.compute_forward", remedy)
 
 
 def depends(seen):

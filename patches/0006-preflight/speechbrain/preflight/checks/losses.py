@@ -38,7 +38,7 @@ def origin(seen):
     if seen.step.origin and not seen.start.spoiled:
         name, within, augments = seen.step.origin
         makes = "this module makes the first NaN from finite values" if within else "this is the first module that gets NaN"
-        remedy = "look there for the logarithm, root or division of 0, values that overflow, and masks that leave nothing"
+        remedy = "look there and before it for logarithms, roots and divisions of 0, overflow, and masks that leave nothing"
         if augments:
             remedy = "check the options of this augmentation, and the files that it reads"
         yield Finding("error", "output-not-finite", f"the first loss is NaN: {makes}", name, remedy)

@@ -33,8 +33,8 @@ class Training:
 
     def __init__(self, seen):
         brain, step, modules = seen.given.brain, seen.step, seen.given.modules
-        self.names = _Names(brain, modules)
         self.owned = {id(p): p for p in parameters_of(step.optimizers)}
+        self.names = _names(brain, modules, {**step.reached, **self.owned})
         self.trainable = {id(p): p for p in chain(modules.parameters(), self.owned.values()) if p.requires_grad}
         self.reached = step.reached
         self.plain = all(getattr(type(brain), hook) is getattr(Brain, hook) for hook in HOOKS)
@@ -77,6 +77,7 @@ def other_parameters(seen):
         what = f"the optimizers have {len(training.owned)} parameters, but the loss depends "
         what += f"on {named}" if named else "on no parameter: it is detached"
         remedy = "give the optimizer the parameters that the loss depends on"
+        remedy = remedy if named else "remove item(), detach(), argmax() or numpy() from what the loss is computed of"
         yield Finding("error", "optimizer-misses-loss", what, ", ".join(seen.step.optimizers), remedy)
     missed = training.reached.keys() - training.owned.keys() if training.fits else ()
     for module, names in _by_module(training.names, missed):
@@ -121,7 +122,9 @@ def not_averaged(seen):
     own_way = codes_of(brain, "co_names") & {"all_reduce", "ddp_all_reduce"}
     if own_way or not (brain.distributed_launch and seen.start.began and torch.distributed.get_world_size() > 1):
         return
-    trained, wrapped, ran = training.reached.keys() & training.owned.keys(), seen.start.wrapped, seen.step.ran
+    by_hook = {key for key, p in training.owned.items() if p._backward_hooks or p._post_accumulate_grad_hooks}
+    trained = (training.reached.keys() & training.owned.keys()) - by_hook
+    wrapped, ran = seen.start.wrapped, seen.step.ran
     wrappers = [module for module in brain.modules.values() if isinstance(module, DistributedDataParallel)]
     bypassed = {id(p) for module in wrappers if ran and not ran.get(id(module)) for p in module.parameters()}
     late = "the script unfreezes these after they are wrapped in"
@@ -189,17 +192,13 @@ def codes_of(brain, *kinds):
     return {word for code in codes for kind in kinds for word in getattr(code, kind) if isinstance(word, str)}
 
 
-class _Names(dict):
-    """The names of a Brain's parameters by id, with a default for those that are in no module."""
-
-    def __init__(self, brain, modules):
-        super().__init__()
-        for holder, module in held(brain, torch.nn.Module).items():
-            self.update((id(p), f"{holder}.{name}") for name, p in module.named_parameters())
-        self.update((id(p), name) for name, p in modules.named_parameters())
-
-    def __missing__(self, key):
-        return "a parameter outside all modules"
+def _names(brain, modules, others):
+    """The names of a Brain's parameters by id; of others, which are in no module, the shape."""
+    names = {key: f"a parameter of shape {' x '.join(map(str, p.shape)) or 1} outside all modules" for key, p in others.items()}
+    for holder, module in held(brain, torch.nn.Module).items():
+        names.update((id(p), f"{holder}.{name}") for name, p in module.named_parameters())
+    names.update((id(p), name) for name, p in modules.named_parameters())
+    return names
 
 
 def _by_module(names, keys):

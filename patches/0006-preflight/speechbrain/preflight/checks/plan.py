@@ -30,7 +30,7 @@ CODES = {
 }
 
 FEW = 0.05  # the share of batches below which it hardly matters that they are dropped
-WARM_UPS = ("n_warmup_steps", "num_warmup_steps", "warmup_steps", "warmup")
+WARM_UPS = ("n_warmup_steps", "num_warmup_steps", "warmup_steps", "warmup", "step_size")  # the last one of CyclicLRScheduler
 LOWER = frozenset("loss wer cer per ser der eer error errors mindcf dcf perplexity ppl mse mae".split())
 HIGHER = frozenset("acc accuracy pesq stoi f1 bleu uar auc precision recall".split())
 # The last argument of a call at the end of a line, by name.
@@ -72,10 +72,17 @@ def rates(seen):
         level = "error" if len(plain) == len(groups) else "warning"
         what = "the learning rate is 0, and no scheduler changes it"
         yield Finding(level, "learning-rate-zero", what, some(plain), "set a learning rate, or freeze these parameters")
-    elif zero and len(zero) == len(groups) and all(later) and not any(map(any, later)):
-        what = f"all learning rates are 0, and still are after {len(seen.behaviour.losses)} steps and after the end of an epoch"
-        remedy = "check the rate that the scheduler begins with: a multiple of 0 stays 0"
+    elif zero and len(zero) == len(groups) and all(later) and not any(map(any, later)) and not _begins_late(brain):
+        what = (
+            f"all learning rates are 0, and still are after {len(seen.behaviour.losses)} steps and when the next epoch starts"
+        )
+        remedy = "check the rate that the scheduler or the script begins with: a multiple of 0 stays 0"
         yield Finding("warning", "learning-rate-zero", what, some(zero), remedy)
+
+
+def _begins_late(brain):
+    """Whether a scheduler of torch multiplies other rates than 0, so that its rate of 0 may be a delay."""
+    return any(any(one.base_lrs) for one in held(brain, LRScheduler).values() if hasattr(one, "base_lrs"))
 
 
 def clipping(seen):

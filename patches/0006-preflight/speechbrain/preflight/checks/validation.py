@@ -29,7 +29,8 @@ def in_training_mode(seen):
     if modules:
         what = f"the first validation batch runs with {some(valid.training)} in training mode"
         what += ": its loss is {:.4g} under one seed and {:.4g} under another".format(*valid.losses) if valid.random else ""
-        level = "note" if all(isinstance(module, InputNormalization) for module in modules) else "warning"  # which only learns
+        meant = valid.sampled or all(isinstance(module, InputNormalization) for module in modules)  # which only learns
+        level, remedy = ("note", f"if this is not meant, {remedy}") if meant else ("warning", remedy)
         yield Finding(level, "validation-in-training-mode", what, valid.trains or type(brain).__name__, remedy)
 
 
@@ -40,9 +41,8 @@ def is_random(seen):
     if not causes:  # noise may be part of the task
         level, does, causes = "note", "validation calls an augmentation in", seen.valid.augments
         remedy = "call it only if stage is TRAIN, unless the task needs it"
-    if (
-        seen.valid.random and causes and not seen.valid.training
-    ):  # without these, the model may sample on purpose, as a VAE does
+    # Without a cause, the model may sample on purpose, as a VAE does.
+    if seen.valid.random and causes and not seen.valid.training:
         losses = "{:.4g} under one seed and {:.4g} under another".format(*seen.valid.losses)
         what = f"{does} {some(causes)}: the same batch has a loss of {losses}"
         yield Finding(level, "validation-random", what, type(seen.given.brain).__name__, remedy)

@@ -27,7 +27,7 @@ SLOW = 2.0  # steps and evaluations that take longer than this are not repeated
 STEPS = 3  # real steps: a graph of the first that is alive after the third was kept on purpose
 ITEMS = 4  # items that are compared
 ROUNDING = 1e-3  # a smaller difference, as a share of an output's variation, is rounding
-SEEN = 0.05  # a smaller one is of no interest: the edges of convolutions make up to 0.04
+SEEN = 0.1  # a smaller one is of no interest: the edges of convolutions and rounded lengths make up to 0.09
 CROP = 128  # what is kept of each dimension of a module's output
 UNUSUAL = 86028157  # a seed
 PASSED_ON = ("to", "cuda", "cpu", "detach", "contiguous", "__get__")  # functions that return the same values
@@ -64,7 +64,8 @@ class Behaviour:
     last_rates: tuple = ()  # all learning rates after the last of them
     kept: tuple = ()  # the names of what keeps the graph of each step alive; "" if that is not found
     differs: Differs | None = None  # the largest difference of an item's outputs
-    unused: tuple = ()  # inputs without an effect: the keys in the batch, the number of items, and their loss
+    # Inputs without an effect: the keys, the number of items, their loss, and whether a module gets it, or there is no other.
+    unused: tuple = ()
 
 
 def behaviour(given, start, step, valid, stepped, log):
@@ -184,7 +185,7 @@ def _compare(made, brain, loader):
         if found.share > SEEN:
             made.differs = found._replace(module=_first_that_differs(brain, calls, others))
             for key, value in one.items() if isinstance(one, dict) else ():
-                if isinstance(value, torch.Tensor) and value.is_floating_point():
+                if isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel() > 1:
                     halved, _ = run(one, _longer(one, 2), halved=key)
                     if all(_difference(twice[name], halved[name]) < ROUNDING for name in twice):
                         made.differs = made.differs._replace(lengths=key)
@@ -192,7 +193,7 @@ def _compare(made, brain, loader):
 
 def _without_effect(brain, loader):
     """The inputs that ``compute_forward`` uses, but that can be noise: Behaviour.unused."""
-    picks, began, used = next(iter(loader.batch_sampler))[:ITEMS], perf_counter(), set()
+    picks, began, taken = next(iter(loader.batch_sampler))[:ITEMS], perf_counter(), set()
     batch = loader.collate_fn([loader.dataset[i] for i in picks])
 
     def evaluate(stage, noisy=None):
@@ -204,32 +205,42 @@ def _without_effect(brain, loader):
             seed_all(UNUSUAL)  # a script may have made its data with the seed 0
             inputs[noisy].normal_()
         seed_all(0)
-        with _Uses(inputs, used):
-            outputs = brain.compute_forward(own, stage)
-        return [brain.compute_objectives(outputs, own, stage), *(tensor for _, tensor in tensors([outputs]))]
+        uses = _Uses(inputs)
 
-    def same(one, other):
-        return len(one) == len(other) and all(map(torch.equal, one, other))
+        def note(module, arguments):
+            taken.update(uses.keys_of(arguments))
+
+        with uses, hooked(brain, note):
+            outputs = brain.compute_forward(own, stage)
+        return [brain.compute_objectives(outputs, own, stage), *(tensor for _, tensor in tensors([outputs]))], uses.used
+
+    def without_effect(stage, keys):
+        values, used = evaluate(stage, keys)  # what it does not use now may be in a cache
+        return keys in used and len(values) == len(usual) and all(map(torch.equal, values, usual))
 
     unused = ()
     for stage in (Stage.TRAIN, Stage.VALID):  # an input may be used in one of them
-        usual = evaluate(stage)
-        unused = [keys for keys in (unused or sorted(used)) if usual[0].isfinite() and same(usual, evaluate(stage, keys))]
+        usual, used = evaluate(stage)
+        unused = [keys for keys in (unused or sorted(used)) if usual[0].isfinite() and without_effect(stage, keys)]
         if not unused or not usual[0]:
             return ()
-    return tuple((keys, len(picks), float(usual[0])) for keys in unused)
+    return tuple((keys, len(picks), float(usual[0]), keys in taken or len(unused) == len(used)) for keys in unused)
 
 
 class _Uses(TorchFunctionMode):
     """Notes the keys of the tensors that are used in a computation."""
 
-    def __init__(self, inputs, used):
+    def __init__(self, inputs):
         super().__init__()
-        self.used, self.known = used, {id(tensor): (keys, tensor) for keys, tensor in inputs.items()}
+        self.used, self.known = set(), {id(tensor): (keys, tensor) for keys, tensor in inputs.items()}
+
+    def keys_of(self, value):
+        """Return the keys of the inputs inside a value."""
+        return [self.known[id(tensor)][0] for _, tensor in tensors([value]) if id(tensor) in self.known]
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         value, name = func(*args, **(kwargs or {})), getattr(func, "__name__", "")
-        given = [self.known[id(tensor)][0] for _, tensor in tensors([args, kwargs]) if id(tensor) in self.known]
+        given = self.keys_of([args, kwargs])
         if given and name in PASSED_ON and isinstance(value, torch.Tensor):
             self.known[id(value)] = given[0], value
         elif name not in PASSED_ON + SIZES:

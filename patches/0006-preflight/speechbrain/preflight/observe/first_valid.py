@@ -53,6 +53,7 @@ class FirstValid:
     losses: tuple = ()
     training: tuple = ()  # the modules that run in training mode, and have dropout or change their running statistics
     trains: str = ""  # the line that calls ``train()`` during the batch
+    sampled: bool = False  # whether this is for dropout only, as to sample outputs
     dropouts: tuple = ()  # the lines that call a function with active dropout
     augments: tuple = ()  # the lines that call an augmentation
     unfed: bool = False  # whether ``on_stage_end`` succeeded, but gave no metric to the epoch counter, which may stop
@@ -61,7 +62,7 @@ class FirstValid:
     # and, of ``save_and_keep_only``, its arguments, in how many ways it ranks checkpoints, and which values are negative.
     judged: tuple = ()
     seconds: float = 0.0  # how long one evaluation took
-    rates: tuple = ()  # the learning rates at the end
+    rates: tuple = ()  # the learning rates at the end, and if all are 0, at the start of the next epoch
     apart: tuple = ()  # by rank, where its process waits for the others, if they wait in different places: a name and a line
 
     @property
@@ -133,10 +134,13 @@ def _validate(given, start, step, log):
         with suppress(Exception):  # which a run would not meet
             while again and (len(losses) == 1 or (len(losses) == 2 and not same(*losses))):
                 evaluate(len(losses) % 2 + 1)
-    training = tuple(
-        name for name, module in parts(brain) if module in causes.ran and (name in moved or module in causes.active)
-    )
-    causes, after = (causes.trains, tuple(causes.drops), tuple(causes.augments)), tuple(changed(start.resumed.states))
+    ran = [(name, module) for name, module in parts(brain) if module in causes.ran]
+    training = tuple(name for name, module in ran if name in moved or module in causes.active)
+    sampled = bool(causes.trains) and all(isinstance(module, _DropoutNd) for module in causes.ran)
+    causes, after = (causes.trains, sampled, tuple(causes.drops), tuple(causes.augments)), tuple(changed(start.resumed.states))
+    if not any(rates_of(step.optimizers)):
+        with alone(brain), writes_nothing([]), suppress(Exception):
+            brain.on_stage_start(Stage.TRAIN, epoch + 1)  # it may set a rate for each epoch
     rates, judged, apart = rates_of(step.optimizers), tuple(judged), tuple(apart)
     return FirstValid(tuple(losses), training, *causes, unfed, after, judged, seconds, rates, apart)
 

@@ -1,6 +1,7 @@
 """Does what ``fit`` does before the first step: loaders, hooks, first batch."""
 
 import copy
+import gc
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import chain
@@ -11,7 +12,7 @@ import torch
 from speechbrain.core import Brain, Stage
 from speechbrain.dataio.dataloader import LoopedLoader
 from speechbrain.preflight.observe import resume, weights
-from speechbrain.preflight.observe.given import held, parts
+from speechbrain.preflight.observe.given import held
 from speechbrain.preflight.observe.loads import Loaded
 from speechbrain.preflight.observe.not_finite import spoiled_items
 from speechbrain.preflight.observe.resume import Resumed
@@ -52,9 +53,9 @@ def start(given, log, loaded=None):
     def wrap(wrapper, module, *args, **kwargs):
         made.wrapped.update(id(p) for p in module.parameters() if p.requires_grad)
 
-    for _, part in parts(brain):
-        if isinstance(part, DistributedDataParallel):
-            wrap(part, part.module)
+    for wrapper in gc.get_objects() if brain.distributed_launch else ():  # the script may have wrapped modules, too
+        if issubclass(type(wrapper), DistributedDataParallel):
+            wrap(wrapper, wrapper.module)
     with noted(DistributedDataParallel, "__init__", wrap):
         made.began, _ = log.attempt("fit-start-failed", brain.on_fit_start)
     made.optimizers = held(brain, Optimizer)
