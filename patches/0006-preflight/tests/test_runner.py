@@ -325,8 +325,9 @@ def test_it_runs_as_a_module(tmp_path, closed):
 # The stock release cannot wrap modules for torchrun on a CPU.
 WRAP = """
 def wrap(brain):
+    options = {"find_unused_parameters": brain.find_unused_parameters}
     for name, module in brain.modules.items():
-        brain.modules[name] = torch.nn.parallel.DistributedDataParallel(module)
+        brain.modules[name] = torch.nn.parallel.DistributedDataParallel(module, **options)
 
 if not hasattr(Brain, "_upstream__wrap_distributed"):
     Brain._wrap_distributed = wrap

@@ -128,15 +128,16 @@ def not_averaged(seen):
     wrappers = [module for module in brain.modules.values() if isinstance(module, DistributedDataParallel)]
     bypassed = {id(p) for module in wrappers if ran and not ran.get(id(module)) for p in module.parameters()}
     late = "the script unfreezes these after they are wrapped in"
-    remedy = "unfreeze it before fit(), and keep its learning rate at 0 until it should train"
-    outside = "these are not in the Brain's modules, and not in", "add it to the Brain's modules"
-    inner = "the script calls these directly, as self.hparams does, not through", "call the one in self.modules"
+    remedy = "unfreeze them before fit(), and keep their learning rate at 0 until they should train"
+    outside = "these are not in the Brain's modules, and not in", "add them to the Brain's modules"
+    inner = "the script calls these directly, as self.hparams does, not through", "call those in self.modules"
     cases = [("ddp-unfrozen-late", (trained & inside) - wrapped, late, remedy)]
     cases += [("ddp-not-wrapped", trained - inside - wrapped, *outside), ("ddp-bypassed", trained & wrapped & bypassed, *inner)]
     for code, keys, why, remedy in cases:
-        for name, names in _by_module(training.names, keys):
+        names = sorted(training.names[key] for key in keys)
+        if names:
             what = f"{why} DistributedDataParallel, so each process trains its own copy: {some(names)}"
-            yield Finding("error", code, what, name, remedy)
+            yield Finding("error", code, what, some((name.partition(".")[0] for name in names), 8), remedy)
 
 
 def not_clipped(seen):
