@@ -128,7 +128,7 @@ def flight(tmp_path, monkeypatch, capsys):
             r"^error\[script-failed\]: OSError: no such corpus\n  where: train.py:\d+ in <module>\n  fix: .+\n    Traceback",
         ),
         ("import pytest\npytest.importorskip('no_such_package')", [], 1, r"^error\[script-failed\]: Skipped: could not import"),
-        ("json.loads('{')", [], 1, r"JSONDecodeError: [^$]+where: train.py:\d+ in <module>[^$]+ 3 lines of libraries"),
+        ("json.loads('{')", [], 1, r"JSONDecodeError: [^$]+where: train.py:\d+ in <module>[^$]+ \d lines of libraries"),
         ("json.loads('{')", ["--traceback"], 1, r"where: train.py:\d+ in <module>[^$]+raw_decode"),
         ("raise ValueError('\\x1b[31mred\\x1b[0m:\\n  and more')", [], 1, r"ValueError: red: and more\n"),
         (

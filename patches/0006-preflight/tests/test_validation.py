@@ -108,6 +108,13 @@ class NormOutsideModules(Validated):
         return self.modules.head(self.hparams.norm(batch[0].reshape(-1, 2, 2), *lengths).flatten(1))
 
 
+@case(MODE[0], "note", "runs with head.1 in training mode", head=lambda: Sequential(Linear(4, 3), Dropout(0.1)))
+class SamplesWithDropout(Validated):
+    def compute_forward(self, batch, stage):
+        self.modules.head[1].train(self.broken or stage == Stage.TRAIN)
+        return self.modules.head(batch[0])
+
+
 @case(*MODE, "runs with head.1 in training mode: its loss is", head=lambda: Sequential(Linear(4, 3), Dropout(0.1)))
 class CallsTrain(Validated):
     def compute_forward(self, batch, stage):

@@ -2,6 +2,7 @@
 
 import collections
 import ctypes
+import gc
 import os
 import pickle
 import random
@@ -51,6 +52,7 @@ def in_child(function, seconds=None):
         status = 1
         try:
             end_with_parent()
+            gc.freeze()  # what the parent no longer uses, such as an iterator with workers, must not be collected here
             os.close(reader)
             torch.set_num_threads(1)  # with more, the child waits forever for threads that only its parent has
             with os.fdopen(writer, "wb") as pipe:

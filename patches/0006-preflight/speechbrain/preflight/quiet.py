@@ -99,11 +99,14 @@ def writes_nothing(writes):
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         torchaudio = [sys.modules["torchaudio"]] if "torchaudio" in sys.modules else []
         changes = {**CHANGES, **dict.fromkeys(_loggers(TrainLogger), ("log_stats",)), **dict.fromkeys(torchaudio, ("save",))}
+        own = getattr(pathlib, "_normal_accessor", None)  # Python 3.10's pathlib calls its own references to these functions
+        changes |= {own: CHANGES[os][1:]} if own else {}
         for owner, name in ((owner, name) for owner, names in changes.items() for name in names):
             stack.enter_context(replaced(owner, name, lambda *args, _name=name, **kwargs: writes.append(_name)))
-        for owner in filter(None, (builtins, io, getattr(pathlib, "_normal_accessor", None))):  # that of Python 3.10
+        for owner in filter(None, (builtins, io, own)):
             stack.enter_context(replaced(owner, "open", opening))
-        stack.enter_context(replaced(os, "mkdir", making))
+        for owner in filter(None, (os, own)):
+            stack.enter_context(replaced(owner, "mkdir", making))
         stack.enter_context(redirect_stdout(io.StringIO()))
         logging.disable()
         try:

@@ -136,7 +136,8 @@ def _validate(given, start, step, log):
                 evaluate(len(losses) % 2 + 1)
     ran = [(name, module) for name, module in parts(brain) if module in causes.ran]
     training = tuple(name for name, module in ran if name in moved or module in causes.active)
-    sampled = bool(causes.trains) and all(isinstance(module, _DropoutNd) for module in causes.ran)
+    own = causes.ran.intersection(brain.modules.modules())
+    sampled = bool(causes.trains) and all(isinstance(module, _DropoutNd) for module in own)
     causes, after = (causes.trains, sampled, tuple(causes.drops), tuple(causes.augments)), tuple(changed(start.resumed.states))
     if not any(rates_of(step.optimizers)):
         with alone(brain), writes_nothing([]), suppress(Exception):
