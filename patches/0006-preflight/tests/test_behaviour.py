@@ -336,6 +336,21 @@ def input_that_is_overwritten(folder, broken):
     pooling(Brain).start()
 
 
+@case("input-unused", "note", "batch[1] has no effect")
+def input_for_a_metric(folder, broken):
+    class Brain(Classifier):
+        def compute_forward(self, batch, stage):
+            self.loud = batch[1].std(1) > 1 if broken else None
+            return self.modules.head(batch[0])
+
+        def compute_objectives(self, predictions, batch, stage):
+            return F.cross_entropy(predictions, batch[-1])
+
+    items = [(x, torch.randn(4), y) for x, y in data()]
+    brain = Brain({"head": Linear(4, 3)})
+    brain.fit(range(1, 2), items, items, train_loader_kwargs=LOADER, valid_loader_kwargs=LOADER)
+
+
 @case("input-unused", "warning", "batch[0] has no effect")
 def decoder_without_its_encoder(folder, broken):
     class Brain(Classifier):
@@ -414,6 +429,21 @@ def inputs_for_training_only_or_for_their_lengths():
 
     items = [(x, torch.randn(4), torch.randn(4), torch.ones(()), y) for x, y in data()]
     Brain({"head": Linear(4, 3)}).fit(range(1, 2), items, items, train_loader_kwargs=LOADER, valid_loader_kwargs=LOADER)
+
+
+@healthy
+def keeps_what_the_encoder_gives():
+    class Brain(Classifier):
+        def compute_forward(self, batch, stage):
+            x, self.known = batch[0], getattr(self, "known", {})
+            for key in map(int, batch[2]):
+                if key not in self.known:
+                    self.known[key] = self.modules.encoder(x[int(key) % len(x)]).detach()
+            return self.modules.head(torch.stack([self.known[int(key)] for key in batch[2]]))
+
+    items = [(x, y, i) for i, (x, y) in enumerate(data())]
+    brain = Brain({"encoder": Linear(4, 4).requires_grad_(False), "head": Linear(4, 3)})
+    brain.fit(range(1, 2), items, items, train_loader_kwargs=LOADER, valid_loader_kwargs=LOADER)
 
 
 @healthy
@@ -550,7 +580,7 @@ class Late(Brain):
     def init_optimizers(self):
         super().init_optimizers()
         self.modules.model.module.late.requires_grad_(True)
-        self.optimizer.add_param_group({"params": self.hparams.top.parameters()})
+        self.optimizer.add_param_group({"params": [*self.hparams.top.parameters(), *self.hparams.own.parameters(), self.free]})
 
     def on_stage_start(self, stage, epoch=None):
         self.modules.model.module.early.requires_grad_(False)
@@ -558,10 +588,14 @@ class Late(Brain):
 
     def compute_forward(self, batch, stage):
         self.modules.side(batch[0])
-        return self.hparams.top(self.hparams.bare(self.modules.whole(super().compute_forward(batch, stage))))
+        x = self.hparams.top(self.hparams.bare(self.modules.whole(super().compute_forward(batch, stage))))
+        return self.hparams.own(x) * self.free
 
 brain = make(Late, Partly(), find_unused_parameters="unused" in sys.argv)
 brain.hparams.top, brain.hparams.bare = Linear(3, 3), Linear(3, 3)
+brain.hparams.own = torch.nn.parallel.DistributedDataParallel(Linear(3, 3))  # both are averaged
+brain.free = torch.nn.Parameter(torch.ones(3))
+brain.free.register_hook(lambda gradient: torch.distributed.all_reduce(gradient) or gradient / 2)
 brain.modules.update({"whole": Linear(3, 3), "side": Linear(4, 3), "bare": brain.hparams.bare})
 brain.fit(range(1, 2), data, **loader)
 """

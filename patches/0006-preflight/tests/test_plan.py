@@ -286,24 +286,28 @@ def test_a_negative_norm_on_the_stock_release(tmp_path):
     assert [finding.code for finding in report.findings] == ["gradient-clipped-to-zero"]
 
 
-def scheduled(brain):
-    brain.schedule = LinearLR(brain.optimizer, 0.0001, total_iters=4)
+def for_each_epoch(brain):
+    brain.schedule = lambda epoch: 0.1 * (epoch - 1)
+    brain.on_stage_start = lambda stage, epoch: brain.optimizer.param_groups[0].update(lr=brain.schedule(epoch))
 
 
-def by_hand(brain):
+def delayed(brain):
     brain.optimizer.param_groups[0]["lr"] = 0.1
+    brain.schedule = LambdaLR(brain.optimizer, lambda step: step > 20)
+    brain.on_fit_batch_end = lambda *args: brain.schedule.step()
 
 
-@pytest.mark.parametrize("change", [scheduled, by_hand])
+@pytest.mark.parametrize("change", [None, for_each_epoch, delayed])
 def test_a_learning_rate_of_0_that_changes_is_fine(change):
     class Brain(Classifier):
         def init_optimizers(self):
             super().init_optimizers()
-            if change is scheduled:
-                scheduled(self)
+            if change:
+                change(self)
 
         def on_fit_batch_end(self, *args):
-            self.optimizer.param_groups[0]["lr"] = 0.1
+            if not change:
+                self.optimizer.param_groups[0]["lr"] = 0.1
 
     assert not fit(Brain({"head": Linear(4, 3)}, rate(0.0))).findings
 
