@@ -77,7 +77,7 @@ def gradients_are_zeroed(folder, broken):
     Brain({"head": Linear(4, 3)}).start()
 
 
-@case("nothing-changes", "warning", "no optimizer steps in 3 batches")
+@case("nothing-changes", "warning", "no optimizer steps in 2 batches")
 def never_steps(folder, broken):
     class Brain(Classifier):
         def optimizers_step(self):

@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 SECONDS = 40.0  # how long all of it may take
 SLOW = 2.0  # steps and evaluations that take longer than this are not repeated
-STEPS = 3  # real steps: a graph of the first that is alive after the third was kept on purpose
+STEPS = 3  # real steps; the third one only if a graph of the first is alive after the second: it may still be dropped
 ITEMS = 4  # items that are compared
 ROUNDING = 1e-3  # a smaller difference, as a share of an output's variation, is rounding
 SEEN = 0.1  # a smaller one is of no interest: the edges of convolutions and rounded lengths make up to 0.09
@@ -118,7 +118,7 @@ def _take_steps(made, brain, start, step, stepped, writes, log):
 
     handle = register_optimizer_step_pre_hook(note)
     with replaced(stepped, "real", True), replaced(torch.autograd, "backward", backward) as real_backward:
-        while len(made.losses) < STEPS and (not made.losses or perf_counter() - began < SLOW):
+        while len(made.losses) < (STEPS if graphs.are_kept(len(made.losses)) else STEPS - 1) and perf_counter() - began < SLOW:
             try:
                 loss = next(losses)
             except Exception as error:
