@@ -141,6 +141,13 @@ class Keeping(Classifier):
     def keep(self, value):
         return value if self.broken else value.detach()
 
+    @classmethod
+    def begin(cls, broken, **options):
+        brain = cls({"head": Linear(4, 3)}, **options)
+        brain.broken = broken
+        setattr(brain, "{name}", [0])  # a name with braces
+        brain.start()
+
 
 @case("memory-grows", "warning", "self.losses keeps the graph of each step")
 def list_of_losses(folder, broken):
@@ -151,10 +158,7 @@ def list_of_losses(folder, broken):
             self.last = loss
             return loss
 
-    brain = Brain({"head": Linear(4, 3)})
-    brain.broken = broken
-    setattr(brain, "{name}", [0])
-    brain.start()
+    Brain.begin(broken)
 
 
 @case("memory-grows", "warning", "self.hparams.meter.total keeps the graph")
@@ -171,9 +175,7 @@ def sum_of_losses(folder, broken):
             self.hparams.meter.add(self.keep(loss))
             return loss
 
-    brain = Brain({"head": Linear(4, 3)}, hparams={"meter": Meter()})
-    brain.broken = broken
-    brain.start()
+    Brain.begin(broken, hparams={"meter": Meter()})
 
 
 @case("memory-grows", "warning", "losses in the closure of compute_objectives keeps the graph of each step")
@@ -185,9 +187,7 @@ def list_in_a_closure(folder, broken):
             losses.append(self.keep(super().compute_objectives(predictions, batch, stage)))
             return losses[-1] * 1 if broken else super().compute_objectives(predictions, batch, stage)
 
-    brain = Brain({"head": Linear(4, 3)})
-    brain.broken = broken
-    brain.start()
+    Brain.begin(broken)
 
 
 LOSSES = []
@@ -202,9 +202,7 @@ def list_in_the_script(folder, broken):
             return loss
 
     LOSSES.clear()
-    brain = Brain({"head": Linear(4, 3)})
-    brain.broken = broken
-    brain.start()
+    Brain.begin(broken)
     LOSSES.clear()
 
 
@@ -221,9 +219,7 @@ def list_of_the_class(folder, broken):
             self.losses.append(self.keep(loss))
             return loss
 
-    brain = Brain({"head": Linear(4, 3)})
-    brain.broken = broken
-    brain.start()
+    Brain.begin(broken)
 
 
 @case("memory-grows", "warning", "something outside of the Brain keeps the graph of each step")
@@ -240,9 +236,7 @@ def list_that_is_not_found(folder, broken):
 
     keep = generator([])
     next(keep)
-    brain = Brain({"head": Linear(4, 3)})
-    brain.broken = broken
-    brain.start()
+    Brain.begin(broken)
 
 
 @case("memory-grows", "warning", "self.modules.head.mean keeps the graph")

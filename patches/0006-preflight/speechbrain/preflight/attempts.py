@@ -7,7 +7,6 @@ import re
 import sys
 import sysconfig
 import traceback
-from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -107,9 +106,7 @@ def failure(code, error):
 
 def _finding(code, error):
     """The finding, whose place is a line of the YAML file or the last line of the user's own code."""
-    reason = None
-    with suppress(OSError):  # of a manifest that does not exist
-        reason = unreadable(error)
+    reason = unreadable(error)
     if reason:
         return Finding("error", "manifest-unreadable", *reason)
     said = _said(error)

@@ -19,8 +19,8 @@ import torch
 from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.train_logger import FileTrainLogger, TrainLogger
 
-# Functions that change files without Python's open().
 IDLE = ("save_checkpoint", "save_and_keep_only", "delete_checkpoints")  # methods of a Checkpointer
+# Functions that change files without Python's open().
 CHANGES = {
     os: ("remove", "unlink", "rmdir", "rename", "replace", "symlink", "link"),
     shutil: ("rmtree", "move", "copy", "copy2", "copyfile", "copytree"),
@@ -99,7 +99,7 @@ def writes_nothing(writes):
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         torchaudio = [sys.modules["torchaudio"]] if "torchaudio" in sys.modules else []
         changes = {**CHANGES, **dict.fromkeys(_loggers(TrainLogger), ("log_stats",)), **dict.fromkeys(torchaudio, ("save",))}
-        own = getattr(pathlib, "_normal_accessor", None)  # Python 3.10's pathlib calls its own references to these functions
+        own = getattr(pathlib, "_normal_accessor", None)  # Python 3.10's pathlib calls its own references, and no remove()
         changes |= {own: CHANGES[os][1:]} if own else {}
         for owner, name in ((owner, name) for owner, names in changes.items() for name in names):
             stack.enter_context(replaced(owner, name, lambda *args, _name=name, **kwargs: writes.append(_name)))

@@ -68,8 +68,9 @@ class Ranks:
 
     def part(self):
         """End what processes do together: after this, they meet no more."""
-        with suppress(Apart):
-            _ = self.apart or self.meet("")
+        if not self.apart:
+            with suppress(Apart):
+                self.meet("")
         self.apart = False
 
     @contextmanager

@@ -13,6 +13,8 @@ UTF8 = "save the file as UTF-8, for example with: iconv -f {} -t UTF-8"
 
 def unreadable(error):
     """Find out why a manifest cannot be read: what is wrong, where, and the remedy; None if the exception has another cause."""
+    if isinstance(error, OSError):  # the manifest cannot be opened
+        return None
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     found = None
     for frame in reversed(frames):

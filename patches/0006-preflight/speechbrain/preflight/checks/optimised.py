@@ -195,11 +195,12 @@ def codes_of(brain, *kinds):
 
 def _names(brain, modules, others):
     """The names of a Brain's parameters by id; of others, which are in no module, the shape."""
-    names = {key: f"a parameter of shape {' x '.join(map(str, p.shape)) or 1} outside all modules" for key, p in others.items()}
+    names = {}
     for holder, module in held(brain, torch.nn.Module).items():
         names.update((id(p), f"{holder}.{name}") for name, p in module.named_parameters())
     names.update((id(p), name) for name, p in modules.named_parameters())
-    return names
+    others = {key: " x ".join(map(str, p.shape)) or 1 for key, p in others.items() if key not in names}
+    return names | {key: f"a parameter of shape {shape} outside all modules" for key, shape in others.items()}
 
 
 def _by_module(names, keys):

@@ -73,9 +73,8 @@ def rates(seen):
         what = "the learning rate is 0, and no scheduler changes it"
         yield Finding(level, "learning-rate-zero", what, some(plain), "set a learning rate, or freeze these parameters")
     elif zero and len(zero) == len(groups) and all(later) and not any(map(any, later)) and not _begins_late(brain):
-        what = (
-            f"all learning rates are 0, and still are after {len(seen.behaviour.losses)} steps and when the next epoch starts"
-        )
+        steps = len(seen.behaviour.losses)
+        what = f"all learning rates are 0, and still are after {steps} steps and when the next epoch starts"
         remedy = "check the rate that the scheduler or the script begins with: a multiple of 0 stays 0"
         yield Finding("warning", "learning-rate-zero", what, some(zero), remedy)
 

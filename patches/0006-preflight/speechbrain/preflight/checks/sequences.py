@@ -136,13 +136,8 @@ def log_softmax(seen):
         if sums.numel() and not sums.isnan().any() and (sums.abs() > 0.1).float().mean() > 0.5:
             what = f"the probabilities of all classes sum to {sums.median().exp():.3g}, not to 1"
             where = f"ctc_loss, input {' x '.join(map(str, scores.shape))}"
-            yield Finding(
-                "error",
-                "ctc-without-log-softmax",
-                what,
-                where,
-                "apply a log_softmax over the classes, its last dimension, before it",
-            )
+            remedy = "apply a log_softmax over the classes, its last dimension, before it"
+            yield Finding("error", "ctc-without-log-softmax", what, where, remedy)
 
 
 def _needed(row):

@@ -13,11 +13,11 @@ import torch
 from speechbrain.core import Brain, Stage
 from speechbrain.dataio.batch import PaddedData
 from speechbrain.preflight.attempts import failure
-from speechbrain.preflight.observe.first_valid import certain, rates_of
+from speechbrain.preflight.observe.first_valid import certain
 from speechbrain.preflight.observe.given import hooked, is_compiled, parts, unwrapped
 from speechbrain.preflight.observe.kept import Graphs, holders
 from speechbrain.preflight.observe.not_finite import tensors
-from speechbrain.preflight.observe.start import parameters_of
+from speechbrain.preflight.observe.start import parameters_of, rates_of
 from speechbrain.preflight.quiet import replaced, seed_all, writes_nothing
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.overrides import TorchFunctionMode
@@ -88,11 +88,15 @@ def _behave(brain, start, step, valid, stepped, log):
             with suppress(Exception), torch.no_grad():
                 brain.on_stage_start(Stage.VALID, start.epoch)
             brain.modules.eval()
+            items = []
+            with suppress(Exception):  # of a loader without batch_sampler, or of an item
+                picks = next(iter(loader.batch_sampler))
+                items = [loader.dataset[i] for i in picks[:: max(1, len(picks) // ITEMS)][:ITEMS]]
             with suppress(Exception):  # of a Brain that does not take single items, or whose loader does not
-                _compare(made, brain, loader)
-            if any(change.by for change in made.changes.values()):
+                _compare(made, brain, loader.collate_fn, items)
+            if items and any(change.by for change in made.changes.values()):
                 with suppress(Exception), torch.no_grad():
-                    made.unused = _without_effect(brain, loader)
+                    made.unused = _without_effect(brain, loader.collate_fn, items)
     return made
 
 
@@ -151,10 +155,9 @@ def _change(old, new):
 # Items alone and in a batch
 
 
-def _compare(made, brain, loader):
-    """Compare what a few items of a batch give in evaluation mode, alone, beside others, and padded."""
-    picks, began = next(iter(loader.batch_sampler)), perf_counter()
-    items = [loader.dataset[i] for i in picks[:: max(1, len(picks) // ITEMS)][:ITEMS]]
+def _compare(made, brain, collate, items):
+    """Compare what items give in evaluation mode, alone, beside others, and padded."""
+    began = perf_counter()
     if len(items) < 2:
         return
 
@@ -162,7 +165,7 @@ def _compare(made, brain, loader):
         """The outputs with a row for each item, by their keys, and the calls of modules, with what they take and give."""
         if perf_counter() - began > SLOW:
             raise TimeoutError
-        calls, batch = [], loader.collate_fn(copy.deepcopy([*items]))
+        calls, batch = [], collate(copy.deepcopy([*items]))
         if halved:
             setattr(batch, halved, PaddedData(batch[halved].data, batch[halved].lengths / 2))
         seed_all(seed)
@@ -191,10 +194,9 @@ def _compare(made, brain, loader):
                         made.differs = made.differs._replace(lengths=key)
 
 
-def _without_effect(brain, loader):
+def _without_effect(brain, collate, items):
     """The inputs that ``compute_forward`` uses, but that can be noise: Behaviour.unused."""
-    picks, began, taken = next(iter(loader.batch_sampler))[:ITEMS], perf_counter(), set()
-    batch = loader.collate_fn([loader.dataset[i] for i in picks])
+    batch, began, taken = collate(items), perf_counter(), set()
 
     def evaluate(stage, noisy=None):
         if perf_counter() - began > SLOW:
@@ -224,7 +226,7 @@ def _without_effect(brain, loader):
         unused = [keys for keys in (unused or sorted(used)) if usual[0].isfinite() and without_effect(stage, keys)]
         if not unused or not usual[0]:
             return ()
-    return tuple((keys, len(picks), float(usual[0]), keys in taken or len(unused) == len(used)) for keys in unused)
+    return tuple((keys, len(items), float(usual[0]), keys in taken or len(unused) == len(used)) for keys in unused)
 
 
 class _Uses(TorchFunctionMode):

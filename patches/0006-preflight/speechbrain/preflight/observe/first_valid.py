@@ -14,11 +14,12 @@ from time import perf_counter
 import torch
 from speechbrain.core import Brain, Stage
 from speechbrain.nnet.schedulers import NewBobScheduler, ReduceLROnPlateau
-from speechbrain.preflight.attempts import chain, failure, is_own, shown
+from speechbrain.preflight.attempts import caller, chain, failure, is_own, shown
 from speechbrain.preflight.observe.calls import watched_calls
 from speechbrain.preflight.observe.first_step import statistics
 from speechbrain.preflight.observe.given import hooked, is_compiled, parts
 from speechbrain.preflight.observe.resume import begin_validation, changed, equal, same
+from speechbrain.preflight.observe.start import rates_of
 from speechbrain.preflight.quiet import alone, noted, writes_nothing
 from speechbrain.preflight.ranks import Apart
 from speechbrain.utils import checkpoints
@@ -146,11 +147,6 @@ def _validate(given, start, step, log):
     return FirstValid(tuple(losses), training, *causes, unfed, after, judged, seconds, rates, apart)
 
 
-def rates_of(optimizers):
-    """Return the learning rates of optimizers."""
-    return tuple(float(group.get("lr", 1.0)) for optimizer in optimizers.values() for group in optimizer.param_groups)
-
-
 def certain(error, writes):
     """Whether an exception would also end a real run, which has more items, a trained model and files."""
     for one in chain(error):
@@ -211,8 +207,7 @@ class _Causes(TorchFunctionMode):
     def note_train(self, module, mode=True):
         """Note the line that puts a module into training mode."""
         if mode and not self.trains:
-            own = [frame for frame in traceback.extract_stack() if is_own(frame.filename)]
-            self.trains = f"{shown(own[-1].filename)}:{own[-1].lineno} in {own[-1].name}" if own else ""
+            self.trains = caller(sys._getframe())
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func in DRAWS:

@@ -99,6 +99,11 @@ def parameters_of(optimizers):
     return (p for optimizer in optimizers.values() for group in optimizer.param_groups for p in group["params"])
 
 
+def rates_of(optimizers):
+    """Return the learning rates of optimizers."""
+    return tuple(float(group.get("lr", 1.0)) for optimizer in optimizers.values() for group in optimizer.param_groups)
+
+
 class Stepped(list):
     """The optimizers that were asked to step, and whether they really do."""
 
