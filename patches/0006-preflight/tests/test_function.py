@@ -1,15 +1,18 @@
 """preflight() as a function: training after it gives the same result as training without it."""
 
+import gc
 import os
 import random
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy
 import pytest
 import torch
 from speechbrain.nnet.schedulers import NoamScheduler
 from speechbrain.preflight import preflight
+from speechbrain.preflight.observe.calls import Call, tokens_inside
 from speechbrain.preflight.report import Finding, Report
 from speechbrain.processing.features import InputNormalization
 from speechbrain.utils.checkpoints import Checkpointer
@@ -113,6 +116,31 @@ def test_training_is_the_same_after_a_preflight(tmp_path, monkeypatch, cls, agai
     if not fork:
         monkeypatch.delattr(os, "fork")  # as on a GPU
     assert trained(cls, tmp_path / "two", True, again) == without
+
+
+def test_no_graph_of_the_preflight_stays_alive(monkeypatch):
+    """A hook of a graph can hold it in a cycle that Python does not see, and its memory on a GPU with it."""
+    monkeypatch.setattr("speechbrain.preflight.run.can_fork", lambda brain: False)
+    monkeypatch.setattr("speechbrain.preflight.attempts.can_fork", lambda brain: False)
+    preflight(Classifier({"body": body(), "head": head()}), data(), data(), LOADER, LOADER)
+    gc.collect()
+    assert not [item for item in gc.get_objects() if type(item) is Call]
+
+
+SCORES = torch.zeros(4, 3).log_softmax(1)
+TOKENS = {
+    "a class": (lambda ids: F.cross_entropy(SCORES, ids), [0, 1, 2, -100], [0, 1, 2, 3]),
+    "an embedding": (lambda ids: F.embedding(ids, SCORES), [0, 3], [0, 4]),
+    "ctc": (lambda ids: F.ctc_loss(SCORES, ids, torch.tensor(4), torch.tensor(2)), [1, 2], [1, 3]),
+}
+
+
+@pytest.mark.parametrize("call, inside, outside", TOKENS.values(), ids=TOKENS)
+def test_a_gpu_gets_no_token_that_ends_all_use_of_it(call, inside, outside):
+    with tokens_inside(SimpleNamespace(device="cuda", modules=torch.nn.ModuleDict())):
+        call(torch.tensor(inside))
+        with pytest.raises(IndexError, match=f"token {outside[-1]} is out of bounds"):
+            call(torch.tensor(outside))
 
 
 def test_a_step_may_wait_for_a_thread():

@@ -14,6 +14,7 @@ from speechbrain.preflight.observe.asked import asked
 from speechbrain.preflight.observe.audio import audio
 from speechbrain.preflight.observe.augmentation import tries
 from speechbrain.preflight.observe.behaviour import behaviour
+from speechbrain.preflight.observe.calls import tokens_inside
 from speechbrain.preflight.observe.columns import evaluated
 from speechbrain.preflight.observe.first_step import first_step
 from speechbrain.preflight.observe.first_valid import first_valid
@@ -33,15 +34,16 @@ from torch.utils.data import DataLoader
 def examine(given, loaded, ranks):
     """Take a Brain to its first step, look at its data, and run all checks. This changes the Brain."""
     log = Log(ranks)
-    with nothing_changes(log.said) as stepped:
+    with tokens_inside(given.brain), nothing_changes(log.said) as stepped:
         before = start(given, log, loaded)
         with hearing(given) as heard:
             step = first_step(given, before, stepped, log)
+        behaves = behaviour(given, before, step, stepped, log)  # first: what is not put back may lose graphs in validation
         valid = first_valid(given, before, step, log)
         tries(given, before, step, log)
-        behaves = behaviour(given, before, step, valid, stepped, log)
     clips = log.guarded("audio", audio, given, log) or Clips({})
-    wanted = asked(given, before, step, clips, log)
+    with tokens_inside(given.brain):
+        wanted = asked(given, before, step, clips, log)
     columns, failed = log.guarded("items", evaluated, given, log) or ({}, [])
     words = log.guarded("labels", labels, given, loaded, before, step, columns) or Labels()
     seen = Observed(given, loaded, before, step, clips, words, valid, failed, behaviour=behaves, asked=wanted)

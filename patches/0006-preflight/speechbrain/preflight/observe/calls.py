@@ -3,7 +3,7 @@
 import inspect
 import re
 import sys
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -117,8 +117,7 @@ class _Calls(TorchFunctionMode):
                 if frame.f_code.co_name == TRANSDUCER:
                     names = ("logits", "targets", "input_lens", "target_lens", "blank_index")
                     self.note_transducer(*map(frame.f_locals.get, names))
-        if len(outside):  # on a GPU, the call would stop all others, and CTC may read foreign memory
-            raise IndexError(f"token {int(outside[0])} is out of bounds: there are {call.size}")
+        _refuse(outside, call)
         value = func(*args, **kwargs)
         if call is None:
             return value
@@ -136,35 +135,66 @@ class _Calls(TorchFunctionMode):
         return value
 
     def note(self, func, given):
-        """Note a call, which may fail for a label that is not a class; returns it, and its arguments."""
-        (one, first), (_, second), *others = given.items()
-        if func is F.embedding:
-            self.calls.append(Call("embedding", first, ids=first.detach(), size=len(second), weight=second))
-            return self.calls[-1], given
-        options = {name: _detached(value) for name, value in others}
-        call = Call(LOSSES[func], _detached(first), _detached(second), options, made_by=_made_by(first))
+        """Note a call; returns it, and its arguments."""
+        call, (name, scores), *_ = _call(func, given, not self.compiled), *given.items()
         self.calls.append(call)
-        if func in OVER_TOKENS and not self.compiled:
+        if call.scores is None or not scores.requires_grad:
+            return call, given
+        alias = scores.view_as(scores)  # its gradient is that of this loss only
+        alias.register_hook(lambda gradient: setattr(call, "trained", _classes_last(func, gradient).ne(0).any(-1)))
+        if func is not F.ctc_loss:
+            last = _classes_last(func, scores)
             with suppress(Exception):
-                given = {**given, one: self.note_tokens(call, func, first)}
-        return call, given
-
-    def note_tokens(self, call, func, scores):
-        """Note the tokens of a loss; returns an alias of the scores, whose gradient is that of this loss only."""
-        last = (lambda tensor: tensor) if func is F.ctc_loss or scores.dim() < 3 else (lambda tensor: tensor.movedim(1, -1))
-        ids, alias = _ids(call.target), scores.view_as(scores)
-        call.scores, call.size, call.ids = last(call.input), last(scores).shape[-1], ids
-        if scores.requires_grad:
-            alias.register_hook(lambda gradient: setattr(call, "trained", last(gradient).ne(0).any(-1)))
-            if func is not F.ctc_loss:
-                call.leaks = [leak for ids, value in self.embedded for leak in _leaks(call, last(scores), ids, value)]
-        return alias
+                call.leaks = [leak for ids, value in self.embedded for leak in _leaks(call, last, ids, value)]
+        return call, {**given, name: alias}
 
     def note_transducer(self, logits, targets, logit_lengths, target_lengths, blank=-1, **_):
         """Note a call of a transducer's loss."""
         options = {"input_lengths": logit_lengths, "target_lengths": target_lengths, "blank": blank % logits.shape[-1]}
         logits, ids = logits.detach(), targets.detach()
         self.calls.append(Call(TRANSDUCER, logits, None, options, ids=ids, size=logits.shape[-1], scores=logits))
+
+
+class _Inside(TorchFunctionMode):
+    """Refuses tokens that a loss or an embedding does not have."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        call, outside = None, ()
+        if func in OVER_TOKENS or func is F.embedding:
+            with suppress(Exception):
+                call = _call(func, _bound(func, args, kwargs or {}))
+                outside = call.outside()
+        _refuse(outside, call)
+        return func(*args, **(kwargs or {}))
+
+
+def tokens_inside(brain):
+    """On a GPU, refuse tokens that a loss or an embedding does not have, because they would end all use of it."""
+    on_gpu = torch.device(brain.device).type == "cuda"
+    return _Inside() if on_gpu and not is_compiled(brain) else nullcontext()
+
+
+def _refuse(outside, call):
+    if len(outside):  # CTC may read foreign memory
+        raise IndexError(f"token {int(outside[0])} is out of bounds: there are {call.size}")
+
+
+def _call(func, given, over_tokens=True):
+    """A call that was not made yet."""
+    first, second, *_ = given.values()
+    if func is F.embedding:
+        return Call("embedding", first, ids=first.detach(), size=len(second), weight=second)
+    options = {name: _detached(value) for name, value in [*given.items()][2:]}
+    call = Call(LOSSES[func], _detached(first), _detached(second), options, made_by=_made_by(first))
+    if func in OVER_TOKENS and over_tokens:
+        with suppress(Exception):
+            call.ids, call.scores = _ids(call.target), _classes_last(func, call.input)
+            call.size = call.scores.shape[-1]
+    return call
+
+
+def _classes_last(func, scores):
+    return scores if func is F.ctc_loss or scores.dim() < 3 else scores.movedim(1, -1)
 
 
 def _detached(value):

@@ -17,6 +17,7 @@ from speechbrain.preflight.observe.calls import Call, graph, watched_calls
 from speechbrain.preflight.observe.given import hooked
 from speechbrain.preflight.observe.items import LOSSES as SPEECHBRAIN
 from speechbrain.preflight.observe.items import Watch
+from speechbrain.preflight.observe.kept import Graphs
 from speechbrain.preflight.observe.not_finite import Origin, first_nan, watched_modules
 from speechbrain.preflight.observe.resume import equal, state
 from speechbrain.preflight.observe.start import parameters_of
@@ -64,6 +65,7 @@ class FirstStep:
     error: str = ""  # what it raised
     ran: dict = field(default_factory=dict)  # by id of a module that ran, whether it did so with gradients
     origin: Origin | None = None  # if the loss is NaN, where NaN appears first; None if no module gets or returns NaN
+    graphs: Graphs = field(default_factory=Graphs)  # those of this step and of the later ones
     lengths: dict = field(default_factory=dict)  # by name of a module, the largest of its relative lengths
     returned: list = field(default_factory=list)  # what the Brain's own ``fit_batch`` returned
     seconds: float = 0.0  # how long it took
@@ -101,11 +103,14 @@ def _take(brain, modules, start, step, known, log):
     def backward(tensors, *args, **kwargs):
         outputs = [tensors] if isinstance(tensors, torch.Tensor) else list(tensors)
         nodes = graph(outputs)
+        step.graphs.mark(outputs, 0)
         leaves = [*_leaves(outputs, nodes)]
         parameters = [leaf for leaf in leaves if isinstance(leaf, torch.nn.Parameter)]
         if step.custom or any(output.requires_grad for output in outputs):
             real_backward(tensors, *args, **kwargs)
         step.reached.update((id(p), p) for p in chain(known, parameters) if p.grad is not None)
+        # A hook may have taken a step with the gradient, and cleared it.
+        step.reached.update((id(p), p) for p in parameters if getattr(p, "_post_accumulate_grad_hooks", None))
         value = float(sum(output.detach().float().sum() for output in outputs)) / brain.scaler.get_scale()
         flat = value == 0 and not any(p.grad.any() for p in step.reached.values() if p.grad is not None)
         step.backwards.append(Backward(value, flat, bool(leaves) and not parameters, nodes))
@@ -162,7 +167,10 @@ def _counted(step):
     """The calls of losses that count: others are metrics."""
     nodes = set().union(*(backward.nodes for backward in step.backwards))
     failed = [call for call in step.calls[-1:] if call.value is None and call.target is not None and not step.backwards]
-    return [call for call in step.calls if call.nodes & nodes] or failed
+    counted = [call for call in step.calls if call.nodes & nodes] or failed
+    for noted in (*step.calls, *step.backwards):
+        noted.nodes.clear()  # a hook of the graph holds the call, so that neither would ever be freed
+    return counted
 
 
 def _leaves(tensors, nodes):
