@@ -2,6 +2,7 @@
 
 import copy
 import gc
+from collections import defaultdict
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import chain
@@ -20,6 +21,8 @@ from speechbrain.preflight.quiet import IDLE, noted, replaced
 from speechbrain.utils.checkpoints import Checkpointer
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+BASES = (Optimizer, *Optimizer.__mro__)
 
 
 @dataclass
@@ -82,7 +85,7 @@ def _loader(brain, dataset, stage, options):
 
 def _start_stage(given, made):
     brain, epoch = given.brain, next(iter(given.epochs), None)
-    made.exhausted, epoch = epoch is None, 1 if epoch is None else epoch
+    made.exhausted, epoch = epoch is None, 1 if epoch is None else int(epoch)  # NumPy's numbers are no numbers for JSON
     brain.on_stage_start(Stage.TRAIN, epoch)
     brain.modules.train()
     for parameter in chain(brain.modules.parameters(), parameters_of(made.optimizers)):
@@ -113,19 +116,26 @@ class Stepped(list):
 @contextmanager
 def nothing_changes(said):
     """Keep ``fit``, checkpointers and optimizers from doing anything; yield the optimizers that were asked to step."""
-    emptied, stepped = {}, Stepped()
+    emptied, stepped = defaultdict(list), Stepped()
 
     def empty(optimizer, args, kwargs):
         if stepped.real:
             return
         stepped.append(optimizer)
-        emptied[id(optimizer)] = [(group, group["params"]) for group in optimizer.param_groups]
-        for group in optimizer.param_groups:
-            group["params"] = []
+        lists = [(group, "params", group["params"]) for group in optimizer.param_groups]
+        lists += [(vars(optimizer), "_params", optimizer._params)] if hasattr(optimizer, "_params") else []  # of LBFGS
+        emptied[id(optimizer)].append(lists)  # a step() may call that of its parent class, for which this counts, too
+        given = [item for item in (*args[1:], *kwargs.values()) if callable(item)]
+        known = any(cls.__module__.startswith("torch.") for cls in type(optimizer).__mro__ if cls not in BASES)
+        for owner, name, parameters in lists:
+            # A step with a closure, as that of SAM, may not take an empty list.
+            owner[name] = [_idle(parameters[0])] if parameters and (name == "_params" or (given and not known)) else []
 
     def fill(optimizer, args, kwargs):
-        for group, parameters in emptied.pop(id(optimizer), ()):
-            group["params"] = parameters
+        for owner, name, parameters in emptied[id(optimizer)].pop() if emptied[id(optimizer)] else ():
+            for idle in owner[name]:
+                optimizer.state.pop(idle, None)
+            owner[name] = parameters
 
     def skipped(*args, **kwargs):
         said.append("A call of fit() inside fit() was skipped.")
@@ -139,6 +149,13 @@ def nothing_changes(said):
         try:
             yield stepped
         finally:
-            for groups in emptied.values():  # of a step that raised an exception
-                for group, parameters in groups:
-                    group["params"] = parameters
+            for lists in emptied.values():  # of steps that raised an exception; the first list is the real one
+                for owner, name, parameters in lists[0] if lists else ():
+                    owner[name] = parameters
+
+
+def _idle(parameter):
+    """A parameter that stays 0."""
+    idle = torch.nn.Parameter(parameter.new_zeros(1))
+    idle.grad = torch.zeros_like(idle)
+    return idle
