@@ -1,12 +1,8 @@
 """Checks that the optimizers have the parameters that the loss depends on, and that these are clipped and saved."""
 
-from itertools import chain
-
 import torch
 from speechbrain.core import Brain
-from speechbrain.preflight.observe.given import held
 from speechbrain.preflight.observe.resume import saver
-from speechbrain.preflight.observe.start import parameters_of
 from speechbrain.preflight.report import Finding, some
 from torch.nn.parallel import DistributedDataParallel
 
@@ -25,31 +21,10 @@ CODES = {
     "trainable-without-gradient": "parameters are trainable, but get no gradient in the first step",
 }
 
-HOOKS = ("fit_batch", "optimizers_step", "on_fit_batch_end")  # with which a Brain takes its own steps
-
-
-class Training:
-    """What the optimizers train, and how; the parameters that are owned by one, trainable, or reached by a gradient, by id."""
-
-    def __init__(self, seen):
-        brain, step, modules = seen.given.brain, seen.step, seen.given.modules
-        self.owned = {id(p): p for p in parameters_of(step.optimizers)}
-        self.names = _names(brain, modules, {**step.reached, **self.owned})
-        self.trainable = {id(p): p for p in chain(modules.parameters(), self.owned.values()) if p.requires_grad}
-        self.reached = step.reached
-        self.plain = all(getattr(type(brain), hook) is getattr(Brain, hook) for hook in HOOKS)
-        self.stepping = (brain.optimizers_dict or brain.opt_class) if self.plain else step.optimizers
-        by_hand = any(backward.by_hand for backward in step.backwards)
-        # The Brain trains in a way that the preflight cannot see, for example by counting.
-        self.own_way = (step.custom and not step.backwards) or (by_hand and not self.stepping)
-        self.trains = seen.start.began and bool(self.trainable or self.reached)
-        self.known = self.trains and self.stepping and bool(step.backwards)
-        self.fits = self.known and bool(self.owned.keys() & self.reached.keys())
-
 
 def nothing_trainable(seen):
     """Yield a training in which nothing is trainable."""
-    training, modules = Training(seen), seen.given.modules
+    training, modules = seen.training, seen.given.modules
     if seen.start.began and not training.trains and not training.own_way:
         count = sum(1 for _ in modules.parameters())
         what = f"all {count} parameters are frozen in the first step" if count else "the modules have no parameters"
@@ -59,7 +34,7 @@ def nothing_trainable(seen):
 
 def no_step(seen):
     """Yield a training without an optimizer, and a step that trains in a way that the preflight cannot see."""
-    training, step, name = Training(seen), seen.step, type(seen.given.brain).__name__
+    training, step, name = seen.training, seen.step, type(seen.given.brain).__name__
     if step.custom and step.taken and not step.backwards:
         what = "its own fit_batch does not call backward() in the first step, so the preflight cannot check what it trains"
         yield Finding("note", "no-backward", what, name, "check that it calls loss.backward(), if it should")
@@ -71,7 +46,7 @@ def no_step(seen):
 
 def other_parameters(seen):
     """Yield parameters that get a gradient and are in no optimizer."""
-    training = Training(seen)
+    training = seen.training
     if training.known and not training.fits:
         named = some(training.names[key] for key in training.reached)
         what = f"the optimizers have {len(training.owned)} parameters, but the loss depends "
@@ -88,7 +63,7 @@ def other_parameters(seen):
 
 def without_gradient(seen):
     """Yield parameters that are trainable, but get no gradient; under DDP, this ends the training."""
-    training, brain = Training(seen), seen.given.brain
+    training, brain = seen.training, seen.given.brain
     if not (training.fits and seen.step.taken and not seen.step.custom):
         return
     fatal = set()
@@ -118,7 +93,7 @@ def _modes(seen, names):
 
 def not_averaged(seen):
     """Yield trained parameters whose gradients DDP does not average."""
-    training, brain, inside = Training(seen), seen.given.brain, {id(p) for p in seen.given.modules.parameters()}
+    training, brain, inside = seen.training, seen.given.brain, {id(p) for p in seen.given.modules.parameters()}
     own_way = codes_of(brain, "co_names") & {"all_reduce", "ddp_all_reduce"}
     if own_way or not (brain.distributed_launch and seen.start.began and torch.distributed.get_world_size() > 1):
         return
@@ -143,7 +118,7 @@ def not_averaged(seen):
 def not_clipped(seen):
     """Yield parameter groups that the stock release does not clip."""
     brain = seen.given.brain
-    if not (Training(seen).fits and seen.step.taken and not seen.step.custom and clips_first_group_only(brain)):
+    if not (seen.training.fits and seen.step.taken and not seen.step.custom and clips_first_group_only(brain)):
         return
     for name, optimizer in seen.step.optimizers.items():
         for number, group in enumerate(optimizer.param_groups[1:], 1):
@@ -166,7 +141,7 @@ def clips_first_group_only(brain):
 
 def not_saved(seen):
     """Yield parameters that are trained, but not saved."""
-    training, checkpointer = Training(seen), seen.given.brain.checkpointer
+    training, checkpointer = seen.training, seen.given.brain.checkpointer
     if not training.trains or checkpointer is None or saves_its_own_way(seen.given.brain):
         return
     saved = [item for item in checkpointer.recoverables.values() if isinstance(item, torch.nn.Module)]
@@ -191,16 +166,6 @@ def codes_of(brain, *kinds):
     methods = [method for cls in type(brain).__mro__ if cls.__module__ != Brain.__module__ for method in vars(cls).values()]
     codes = [method.__code__ for method in methods if hasattr(method, "__code__")]
     return {word for code in codes for kind in kinds for word in getattr(code, kind) if isinstance(word, str)}
-
-
-def _names(brain, modules, others):
-    """The names of a Brain's parameters by id; of others, which are in no module, the shape."""
-    names = {}
-    for holder, module in held(brain, torch.nn.Module).items():
-        names.update((id(p), f"{holder}.{name}") for name, p in module.named_parameters())
-    names.update((id(p), name) for name, p in modules.named_parameters())
-    others = {key: " x ".join(map(str, p.shape)) or 1 for key, p in others.items() if key not in names}
-    return names | {key: f"a parameter of shape {shape} outside all modules" for key, shape in others.items()}
 
 
 def _by_module(names, keys):

@@ -7,7 +7,7 @@ from itertools import combinations
 
 from speechbrain.core import Brain
 from speechbrain.nnet import schedulers
-from speechbrain.preflight.checks.optimised import Training, clips_first_group_only, codes_of
+from speechbrain.preflight.checks.optimised import clips_first_group_only, codes_of
 from speechbrain.preflight.observe.given import held
 from speechbrain.preflight.observe.start import parameters_of
 from speechbrain.preflight.report import Finding, some
@@ -73,8 +73,7 @@ def rates(seen):
         what = "the learning rate is 0, and no scheduler changes it"
         yield Finding(level, "learning-rate-zero", what, some(plain), "set a learning rate, or freeze these parameters")
     elif zero and len(zero) == len(groups) and all(later) and not any(map(any, later)) and not _begins_late(brain):
-        steps = len(seen.behaviour.losses)
-        what = f"all learning rates are 0, and still are after {steps} steps and when the next epoch starts"
+        what = "all learning rates are 0, and still are after a step and when the next epoch starts"
         remedy = "check the rate that the scheduler or the script begins with: a multiple of 0 stays 0"
         yield Finding("warning", "learning-rate-zero", what, some(zero), remedy)
 
@@ -127,7 +126,7 @@ def average(seen):
 
 def twice(seen):
     """Yield parameters that two optimizers train."""
-    brain, names = seen.given.brain, Training(seen).names
+    brain, names = seen.given.brain, seen.training.names
     usual = all(getattr(type(brain), name) is getattr(Brain, name) for name in ("freeze_optimizers", "optimizers_step"))
     optimizers = brain.optimizers_dict if usual and not seen.step.custom else None
     for (one, a), (other, b) in combinations((optimizers or {}).items(), 2):

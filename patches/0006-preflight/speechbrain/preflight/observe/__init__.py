@@ -1,6 +1,7 @@
 """The observations: one module for each moment of a run, which returns one record that is then only read."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from speechbrain.preflight.observe.asked import Asked
 from speechbrain.preflight.observe.audio import Clips
@@ -12,6 +13,7 @@ from speechbrain.preflight.observe.labels import Labels
 from speechbrain.preflight.observe.loads import Loaded
 from speechbrain.preflight.observe.sequences import Sequences
 from speechbrain.preflight.observe.start import Start
+from speechbrain.preflight.observe.training import Training
 
 
 @dataclass(frozen=True)
@@ -30,3 +32,8 @@ class Observed:
     plan: dict = field(default_factory=dict)  # what the run is going to do, by name of a line
     behaviour: Behaviour = field(default_factory=Behaviour)  # what real steps do, and what items give alone
     asked: Asked = field(default_factory=Asked)  # what options ask for
+
+    @cached_property
+    def training(self):
+        """Training: What the optimizers train, and how."""
+        return Training(self)
