@@ -360,6 +360,14 @@ class Ending(Brain):
     def on_stage_end(self, stage, loss, epoch=None):
         getattr(self, sys.argv[1])(stage)
 
+    def on_fit_batch_end(self, batch, outputs, loss, should_step):
+        ddp_barrier()
+        if sys.argv[1] == "each" and if_main_process():
+            ddp_barrier()
+
+    def each(self, stage):
+        ddp_barrier()
+
     def saves(self, stage):
         if if_main_process() and stage == sb.Stage.VALID:
             self.checkpointer.save_and_keep_only()
@@ -444,6 +452,7 @@ def test_torchrun_makes_one_report(tmp_path, fault, said):
             r"  where: train.py:\d+ in saves\n"
             r"  fix:   let all processes call save_and_keep_only, not only some \(the Checkpointer itself writes only on the ",
         ),
+        ("each", r"places: rank 0 in barrier \(train.py:\d+ in on_fit_batch_end\); rank 1 at the end of on_fit_batch_end\n"),
         ("waits", r"places: rank 0 in barrier \(train.py:\d+ in waits\); rank 1 in save_checkpoint \(train.py:\d+ in "),
         ("fails", r"^error\[first-validation-failed\]: AssertionError: a rank fails\n  where: .* \(rank 1\)\n"),
         ("works", None),

@@ -37,6 +37,7 @@ REMEDY = "fix the error that the traceback below shows"
 LIBRARIES = tuple({sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), str(Path(sb.__file__).parent)})
 PACKAGES = {"site-packages", "dist-packages"}
 HERE = os.path.join(os.path.dirname(__file__), "")
+LONG = 300  # characters of an exception in a remark
 COLOUR = r"\x1b\[[0-9;]*[A-Za-z]"
 
 
@@ -44,6 +45,7 @@ class Log:
     """The findings and remarks so far."""
 
     whole_tracebacks = False  # whether tracebacks show the lines of libraries
+    forked = False  # whether it is that of a forked process
 
     def __init__(self, ranks):
         self.ranks = ranks
@@ -66,7 +68,8 @@ class Log:
         try:
             return function(*args)
         except Exception as error:
-            self.said.append(f"Not everything was checked: {name} failed with {type(error).__name__}: {error}")
+            said = f"{name} failed with {type(error).__name__}: {error}".strip().splitlines()[0]
+            self.said.append(f"Not everything was checked: {said[:LONG]}")
 
     def apart(self, name, brain, seconds, function, *args):
         """Call a function that changes the Brain, or only wait for other processes; afterwards, the Brain is as before.
@@ -74,16 +77,15 @@ class Log:
         It runs in a forked process if possible; else everything is restored. Its last argument is a log of its own.
         """
         inner, answer = Log(self.ranks), None
+        inner.forked = function is not None and can_fork(brain)
 
         def look():
             return inner.guarded(name, function, *args, inner), inner.findings, inner.said
 
         try:
-            if function is None:
-                pass
-            elif can_fork(brain):
+            if inner.forked:
                 answer = in_child(look, seconds)
-            else:
+            elif function is not None:
                 with put_back(brain), limited(seconds):
                     answer = look()
         except (TimeUp, TimeoutError, ChildProcessError) as error:
@@ -181,7 +183,13 @@ def _traceback(error, frames):
 
 def is_own(file):
     """Return whether a file is the user's: it is not of Python, of a package, or of the preflight."""
-    return not file.startswith(("<", *LIBRARIES)) and PACKAGES.isdisjoint(Path(file).parts)
+    return not file.startswith(("<", *LIBRARIES)) and PACKAGES.isdisjoint(re.split(r"[/\\]", file))
+
+
+def own_modules():
+    """The user's modules that are loaded."""
+    modules = {file: one for one in [*sys.modules.values()] if (file := getattr(one, "__dict__", {}).get("__file__"))}
+    return [one for file, one in modules.items() if is_own(str(file))]
 
 
 def shown(file):

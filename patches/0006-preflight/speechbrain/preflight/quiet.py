@@ -64,6 +64,13 @@ def seed_all(seed):
     torch.manual_seed(seed)
 
 
+def random_state():
+    """Return a value that is another one after a random number was drawn."""
+    _, keys, *others = np.random.get_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return random.getstate(), keys.tobytes(), others, [state.tolist() for state in (torch.get_rng_state(), *cuda)]
+
+
 def _loggers(cls):
     """The train loggers that write in another way than with ``open``."""
     return [one for each in cls.__subclasses__() if each is not FileTrainLogger for one in (each, *_loggers(each))]

@@ -8,7 +8,7 @@ from datetime import timedelta
 from itertools import count
 
 import torch
-from speechbrain.preflight.attempts import caller
+from speechbrain.preflight.attempts import caller, own_modules
 from speechbrain.preflight.quiet import IDLE, replaced, uninterrupted
 from speechbrain.preflight.report import Report
 from speechbrain.utils import distributed
@@ -74,8 +74,8 @@ class Ranks:
         self.apart = False
 
     @contextmanager
-    def together(self, end):
-        """Let processes wait for one another, as in training, but only where all do; the last such point is the end."""
+    def together(self, hook):
+        """Let processes wait for one another in a hook, as in training, but only where all do; at last, at its end."""
 
         def join(owner, name):
             real = getattr(owner, name)
@@ -96,11 +96,14 @@ class Ranks:
                 initialized = torch.distributed.distributed_c10d.is_initialized
                 stack.enter_context(replaced(torch.distributed, "is_initialized", initialized))
                 points = [(Checkpointer, name) for name in IDLE]
-                points += [(torch.distributed, name) for name in COLLECTIVES.split() if hasattr(torch.distributed, name)]
+                collectives = {getattr(torch.distributed, name, None) for name in COLLECTIVES.split()} - {None}
+                for module in (torch.distributed, *own_modules()):  # a script may import a name
+                    known = {name: value for name, value in vars(module).items() if callable(value)}
+                    points += [(module, name) for name, value in known.items() if any(value is one for one in collectives)]
                 for owner, name in points:
                     stack.enter_context(join(owner, name))
             yield
-            self.meet(end)
+            self.meet(f"at the end of {hook}")
 
     def merge(self, report):
         """Merge the reports of all processes into one, in which findings of only some processes name their ranks."""

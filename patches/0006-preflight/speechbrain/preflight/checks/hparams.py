@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import speechbrain.core
-from speechbrain.preflight.attempts import is_own, shown
+from speechbrain.preflight.attempts import own_modules, shown
 from speechbrain.preflight.report import Finding
 
 CODES = {
@@ -18,10 +18,9 @@ CODES = {
 
 def own_code(script):
     """The text of the script, of the user's modules, and of ``Brain``."""
-    own = [vars(module).get("__file__") for module in [*sys.modules.values()]]  # getattr would import lazy ones
-    own = {file for file in (*own, speechbrain.core.__file__, script) if file and str(file).endswith(".py")}
-    own = [file for file in own if (is_own(str(file)) or file == speechbrain.core.__file__) and os.path.isfile(file)]
-    return "\n".join(Path(file).read_text(encoding="utf-8", errors="replace") for file in own)
+    files = {*(module.__file__ for module in own_modules()), speechbrain.core.__file__, script}
+    files = [file for file in files if str(file).endswith(".py") and os.path.isfile(file)]
+    return "\n".join(Path(file).read_text(encoding="utf-8", errors="replace") for file in files)
 
 
 def mistyped(seen):

@@ -14,7 +14,7 @@ CODES = {
     "validation-in-training-mode": "modules with dropout or running statistics are in training mode in validation",
     "validation-random": "the same validation batch has another loss under another seed",
     "validation-loss": "the validation loss is 0, NaN or infinite, although the training loss is not",
-    "processes-apart": "under torchrun, some processes wait in on_stage_end where the others do not come",
+    "processes-apart": "under torchrun, some processes wait in on_fit_batch_end or on_stage_end where the others do not come",
     "validation-drops-items": "the validation loader drops its last batch, because it is smaller than the others",
 }
 

@@ -20,7 +20,7 @@ from speechbrain.preflight.observe.first_step import statistics
 from speechbrain.preflight.observe.given import hooked, is_compiled, parts
 from speechbrain.preflight.observe.resume import begin_validation, changed, equal, same
 from speechbrain.preflight.observe.start import rates_of
-from speechbrain.preflight.quiet import alone, noted, writes_nothing
+from speechbrain.preflight.quiet import alone, noted, random_state, replaced, writes_nothing
 from speechbrain.preflight.ranks import Apart
 from speechbrain.utils import checkpoints
 from speechbrain.utils.checkpoints import Checkpointer
@@ -28,7 +28,6 @@ from speechbrain.utils.epoch_loop import EpochCounterWithStopper
 from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
 
-END = "at the end of on_stage_end"
 SECONDS = 60.0  # how long all of it may take
 AGAIN = 5.0  # a batch that takes longer than this is not evaluated again
 DROPOUTS = {getattr(torch.nn.functional, name) for name in dir(torch.nn.functional) if name.endswith("dropout")}
@@ -50,7 +49,7 @@ FEW = re.compile(r"empty|at least|zero|one class|too few|not enough|no utterance
 class FirstValid:
     """The first validation batch."""
 
-    # The losses of the same batch under seed 1, seed 2, and seed 1 again; the third only if the others differ.
+    # The losses of the same batch under seed 1, seed 2 if it draws random numbers, and seed 1 again if these two differ.
     losses: tuple = ()
     training: tuple = ()  # the modules that run in training mode, and have dropout or change their running statistics
     trains: str = ""  # the line that calls ``train()`` during the batch
@@ -62,7 +61,6 @@ class FirstValid:
     # The calls that find out which value is best: the type, its ``direction`` (None without one), the place, the line of code,
     # and, of ``save_and_keep_only``, its arguments, in how many ways it ranks checkpoints, and which values are negative.
     judged: tuple = ()
-    seconds: float = 0.0  # how long one evaluation took
     rates: tuple = ()  # the learning rates at the end, and if all are 0, at the start of the next epoch
     apart: tuple = ()  # by rank, where its process waits for the others, if they wait in different places: a name and a line
 
@@ -84,7 +82,7 @@ def first_valid(given, start, step, log):
 def _validate(given, start, step, log):
     """Validate; in the order of ``fit``."""
     brain, epoch, losses, causes, judged, moved = given.brain, start.epoch, [], _Causes(), [], set()
-    ranks, apart, writes = log.ranks, [], ["what rank 0 writes"] * (log.ranks.rank > 0)
+    ranks, drawn, apart, writes = log.ranks, [], [], ["what rank 0 writes"] * (log.ranks.rank > 0)
 
     def tried(function, *args):
         """Whether a function succeeded, and what it returned; a failure that is certain becomes a finding."""
@@ -99,25 +97,33 @@ def _validate(given, start, step, log):
 
     def evaluate(seed):
         begin_validation(brain, epoch, seed)
-        before, train = statistics(parts(brain)), noted(torch.nn.Module, "train", causes.note_train)
+        state, before, train = random_state(), statistics(parts(brain)), noted(torch.nn.Module, "train", causes.note_train)
         with torch.no_grad(), hooked(brain, causes.note), watched_calls(brain, [], {}), train, causes:
             loss = brain.evaluate_batch(batch, stage=Stage.VALID)
             average = brain.update_average(loss, 0.0)
             # Stock's average of NaN is 0
             losses.append(float(loss if torch.is_tensor(loss) and loss.numel() == 1 else average))
+        drawn.append(random_state() != state)
         after = statistics(parts(brain))
         moved.update(name for name in after if not equal(before.get(name), after[name]))
 
     def end_training():
         if type(brain).on_fit_batch_end is not Brain.on_fit_batch_end and not step.custom:
-            brain.fit_batch(start.batch)  # the first step was left before it came to on_fit_batch_end
+            hook = brain.on_fit_batch_end  # the first step was left before it came to this
+
+            def ending(*args, **kwargs):
+                with ranks.together("on_fit_batch_end"):
+                    return hook(*args, **kwargs)
+
+            with replaced(brain, "on_fit_batch_end", ending):
+                brain.fit_batch(start.batch)
         brain.avg_train_loss = step.backwards[0].value if step.backwards else 0.0
-        with ranks.together(END):
+        with ranks.together("on_stage_end"):
             brain.on_stage_end(Stage.TRAIN, brain.avg_train_loss, epoch)
 
     def end_validation():
         brain.step = 0
-        with torch.no_grad(), ranks.together(END):
+        with torch.no_grad(), ranks.together("on_stage_end"):
             brain.on_stage_end(Stage.VALID, losses[0], epoch)
 
     _, batch = tried(lambda: next(iter(start.valid_loader), None))  # here, because workers make files
@@ -130,8 +136,7 @@ def _validate(given, start, step, log):
         if not log.findings and tried(evaluate, 1)[0] and ended:
             unfed = tried(end_validation)[0] and type(given.epochs) is EpochCounterWithStopper
             unfed = unfed and not any(kind == EpochCounterWithStopper.__name__ for kind, *_ in judged)
-        seconds = perf_counter() - began
-        again = bool(losses) and seconds < AGAIN
+        again = any(drawn) and perf_counter() - began < AGAIN
         with suppress(Exception):  # which a run would not meet
             while again and (len(losses) == 1 or (len(losses) == 2 and not same(*losses))):
                 evaluate(len(losses) % 2 + 1)
@@ -144,7 +149,7 @@ def _validate(given, start, step, log):
         with alone(brain), writes_nothing([]), suppress(Exception):
             brain.on_stage_start(Stage.TRAIN, epoch + 1)  # it may set a rate for each epoch
     rates, judged, apart = rates_of(step.optimizers), tuple(judged), tuple(apart)
-    return FirstValid(tuple(losses), training, *causes, unfed, after, judged, seconds, rates, apart)
+    return FirstValid(tuple(losses), training, *causes, unfed, after, judged, rates, apart)
 
 
 def certain(error, writes):

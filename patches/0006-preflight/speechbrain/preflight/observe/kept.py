@@ -1,7 +1,6 @@
 """Finds what keeps the graph of each step alive, so that memory grows."""
 
 import gc
-import sys
 import weakref
 from collections import deque
 from contextlib import suppress
@@ -10,7 +9,7 @@ from time import perf_counter
 from types import FunctionType, ModuleType
 
 import torch
-from speechbrain.preflight.attempts import is_own
+from speechbrain.preflight.attempts import own_modules
 from speechbrain.preflight.observe.calls import graph
 
 SECONDS = 2.0  # how long to search
@@ -22,7 +21,7 @@ class Graphs:
     """The graphs of a few steps."""
 
     def __init__(self):
-        self.marks = []
+        self.marks, self.first, self.steps = [], 0, 0  # the first step that counts, and their number
 
     def mark(self, tensors, step):
         """Mark the graph of a step."""
@@ -31,22 +30,23 @@ class Graphs:
             if not hasattr(node, "variable"):  # a parameter, which is not freed
                 node.metadata.setdefault(MARK, mark)
         self.marks.append(weakref.ref(mark))
+        self.steps = step + 1
 
-    def are_kept(self, steps):
-        """Return whether the graphs of all steps are alive, except that of the last one."""
+    def are_kept(self):
+        """Return whether the graphs of all steps before the last one are alive."""
+        earlier = {*range(self.first, self.steps - 1)}
 
         def kept():
-            return steps > 1 and len({step for mark in self.marks for step in mark() or ()} - {steps - 1}) == steps - 1
+            return earlier <= {step for mark in self.marks for step in mark() or ()}
 
         if kept():
             gc.collect()  # some are only in cycles
         return kept()
 
 
-def holders(brain):
-    """Find the names of what keeps the graph of the first step, among attributes, globals and variables of closures."""
-    own = {name: getattr(module, "__dict__", {}) for name, module in [*sys.modules.items()]}
-    own = {name: each for name, each in own.items() if is_own(each.get("__file__") or "<")}
+def holders(brain, first):
+    """Find the names of what keeps the graph of one step, among attributes, globals and variables of closures."""
+    own = {module.__name__: vars(module) for module in own_modules()}
     found, known, began = {}, set(), perf_counter()
     todo = [(f"{key} in {Path(each['__file__']).name}", value, False) for each in own.values() for key, value in each.items()]
     todo += [("", type(brain), False), ("self", brain, False), ("self.modules", brain.modules, False)]  # the last comes first
@@ -57,7 +57,7 @@ def holders(brain):
         known.add(id(value))
         inner, of = {}, "{0}.{1}"
         if isinstance(value, torch.Tensor):
-            if value.grad_fn is not None and any(0 in node.metadata.get(MARK, ()) for node in graph([value])):
+            if value.grad_fn is not None and any(first in node.metadata.get(MARK, ()) for node in graph([value])):
                 found[name] = bounded and found.get(name, True)
         elif isinstance(value, (list, tuple, set, dict, deque)):
             bounded, of = bounded or getattr(value, "maxlen", None) is not None, "{0}"

@@ -17,10 +17,10 @@ class Origin(NamedTuple):
     augments: bool
 
 
-def tensors(value):
-    """Yield the tensors of floating-point values inside a value, with the keys that lead to them."""
+def tensors(value, every=False):
+    """Yield the tensors of floating-point values, or ``every`` one, inside a value, with the keys that lead to them."""
     if isinstance(value, torch.Tensor):
-        if value.is_floating_point() and not value.is_sparse:
+        if (every or value.is_floating_point()) and not value.is_sparse:
             yield (), value
         return
     if not isinstance(value, (Mapping, list, tuple)) or hasattr(value, "_fields"):
@@ -28,7 +28,7 @@ def tensors(value):
     pairs = value.items() if isinstance(value, Mapping) else enumerate(value)
     for key, inner in pairs:
         if isinstance(inner, (torch.Tensor, Mapping, list, tuple)):
-            yield from (((str(key), *keys), tensor) for keys, tensor in tensors(inner))
+            yield from (((str(key), *keys), tensor) for keys, tensor in tensors(inner, every))
 
 
 def spoiled_items(batch):
