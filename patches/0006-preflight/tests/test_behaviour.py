@@ -14,14 +14,20 @@ from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.preflight import attempts
 from speechbrain.preflight.__main__ import Takeover
 from speechbrain.preflight.checks import behaviour, optimised
+from speechbrain.preflight.observe import steps
 from test_runner import torchrun
 from torch.nn import BatchNorm1d, Conv1d, Dropout, Linear, Sequential
 from torch.nn import functional as F
 
 from brains import LOADER, OPTIONS, Classifier, body, data, head, registering, sgd
 
-CASES = []
+CASES, HEALTHY = [], []
 NAN_LEVEL = "warning" if hasattr(sb.Brain, "only_finite_steps") else "error"  # the fork skips these steps
+
+
+def healthy(start):
+    HEALTHY.append(start)
+    return start
 
 
 case = registering(CASES)  # functions that start a training, broken or healthy, in a given folder
@@ -77,7 +83,7 @@ def gradients_are_zeroed(folder, broken):
     Brain({"head": Linear(4, 3)}).start()
 
 
-@case("nothing-changes", "warning", "no optimizer steps in 2 batches")
+@case("nothing-changes", "warning", "ends without a step of an optimizer")
 def never_steps(folder, broken):
     class Brain(Classifier):
         def optimizers_step(self):
@@ -102,6 +108,54 @@ def frozen_with_a_gradient(folder, broken):
             self.modules.body.requires_grad_(True)
 
     Brain({"body": body(), "head": head()}).start()
+
+
+class TwoLosses(Classifier):
+    """Trains body and head as a GAN does: the head's loss gives gradients to the body, too."""
+
+    def init_optimizers(self):
+        self.of_body = sgd(self.modules.body.parameters())
+        self.of_head = sgd(self.modules.head.parameters())
+        self.optimizers_dict = {"body": self.of_body, "head": self.of_head}
+
+    def fit_batch(self, batch):
+        for optimizer in (self.of_body, self.of_head):
+            self.clear(optimizer)
+            loss = self.compute_objectives(self.compute_forward(batch, Stage.TRAIN), batch, Stage.TRAIN)
+            loss.backward()
+            optimizer.step()
+        return loss.detach()
+
+    def clear(self, optimizer):
+        optimizer.zero_grad()
+
+
+@case("gradients-not-cleared", "error", "because nothing clears them: head.bias, head.weight")
+def gradients_pile_up(folder, broken):
+    class Brain(TwoLosses):
+        def clear(self, optimizer):
+            if optimizer is self.of_body or not broken:
+                optimizer.zero_grad(set_to_none=False)
+
+    Brain({"body": body(), "head": head()}).start()
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_gradients_may_be_cleared_after_a_step_or_be_accumulated(every):
+    class Brain(Classifier):
+        batches = 0
+
+        def fit_batch(self, batch):
+            loss = self.compute_objectives(self.compute_forward(batch, Stage.TRAIN), batch, Stage.TRAIN)
+            loss.backward()
+            self.batches += 1
+            if self.batches % every == 0:
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            return loss.detach()
+
+    report = Takeover().run(Brain({"body": body(), "head": head()}).start)
+    assert not report.findings, report.text()
 
 
 @case("update-too-large", "warning", "changes 2 of 2 weights by at least their own size")
@@ -222,8 +276,17 @@ def list_of_the_class(folder, broken):
     Brain.begin(broken)
 
 
-@case("memory-grows", "warning", "something outside of the Brain keeps the graph of each step")
-def list_that_is_not_found(folder, broken):
+@case("memory-grows", "warning", "self.losses keeps the graph of each step")
+def list_in_on_fit_batch_end(folder, broken):
+    class Brain(Keeping):
+        def on_fit_batch_end(self, batch, outputs, loss, should_step):
+            self.losses.append(self.keep(loss))
+
+    Brain.begin(broken)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="where nothing is forked, what restores the Brain may keep them")
+def test_what_keeps_graphs_may_not_be_found():
     class Brain(Keeping):
         def compute_objectives(self, predictions, batch, stage):
             loss = super().compute_objectives(predictions, batch, stage)
@@ -236,7 +299,23 @@ def list_that_is_not_found(folder, broken):
 
     keep = generator([])
     next(keep)
-    Brain.begin(broken)
+    (finding,) = Takeover().run(lambda: Brain.begin(True)).findings
+    assert finding.what.startswith("something outside of the Brain keeps the graph of each step")
+
+
+@healthy
+def empties_its_list_now_and_then():
+    class Brain(Classifier):
+        def on_fit_start(self):
+            super().on_fit_start()
+            self.losses = []
+
+        def compute_objectives(self, predictions, batch, stage):
+            loss = super().compute_objectives(predictions, batch, stage)
+            self.losses = [*self.losses, loss] if len(self.losses) < 9 else []
+            return loss
+
+    Brain({"head": Linear(4, 3)}).start()
 
 
 @case("memory-grows", "warning", "self.modules.head.mean keeps the graph")
@@ -317,7 +396,26 @@ def ignores_its_input(folder, broken):
     brain.start()
 
 
-@case("input-unused", "warning", "batch.x has no effect: with noise instead, the outputs and the loss (")
+@case("input-unused", "warning", "batch.words has no effect: with other values")
+def ids_that_are_overwritten(folder, broken):
+    class Brain(sb.Brain):
+        def compute_forward(self, batch, stage):
+            words = self.modules.embedding(batch.words.data) * (batch.mask.data[..., None] > 0)
+            return self.modules.head((words * (0 if broken else 1) + 1).mean(1))
+
+        def compute_objectives(self, predictions, batch, stage):
+            return F.cross_entropy(predictions, batch.label)
+
+    items = {str(i): {"text": [i % 5, i % 3, 1], "label": i % 3} for i in range(12)}
+    dataset = DynamicItemDataset(items)
+    dataset.add_dynamic_item(lambda text: torch.tensor(text), ["text"], "words")
+    dataset.add_dynamic_item(lambda text: torch.ones(len(text), dtype=torch.long), ["text"], "mask")  # no other values
+    dataset.set_output_keys(["id", "words", "mask", "label"])
+    brain = Brain({"embedding": torch.nn.Embedding(5, 8), "head": head()}, sgd, {}, OPTIONS)
+    brain.fit(range(1, 2), dataset, dataset, train_loader_kwargs=LOADER, valid_loader_kwargs=LOADER)
+
+
+@case("input-unused", "warning", "batch.x has no effect: with other values, the outputs and the loss (")
 def input_that_is_overwritten(folder, broken):
     class Brain(Pooling):
         def compute_forward(self, batch, stage):
@@ -391,14 +489,6 @@ def under_no_grad(folder, broken):
     Brain({"body": body(), "head": head()}).start()
 
 
-HEALTHY = []
-
-
-def healthy(start):
-    HEALTHY.append(start)
-    return start
-
-
 @healthy
 def padding_that_never_is():
     class Brain(Pooling):
@@ -438,6 +528,173 @@ def keeps_what_the_encoder_gives():
     items = [(x, y, i) for i, (x, y) in enumerate(data())]
     brain = Brain({"encoder": Linear(4, 4).requires_grad_(False), "head": Linear(4, 3)})
     brain.fit(range(1, 2), items, items, train_loader_kwargs=LOADER, valid_loader_kwargs=LOADER)
+
+
+def zeros(module):
+    torch.nn.init.zeros_(module.weight)
+    torch.nn.init.zeros_(module.bias)
+    return module
+
+
+@healthy
+def layers_that_begin_with_zeros():
+    class Brain(Classifier):
+        def compute_forward(self, batch, stage):
+            x, _, condition = batch
+            return self.modules.head(x + self.modules.gate(condition))
+
+    items = [(x, y, torch.randn(4)) for x, y in data()]
+    brain = Brain({"gate": zeros(Linear(4, 4)), "head": zeros(Linear(4, 3))})
+    brain.fit(range(1, 2), items, items, train_loader_kwargs=LOADER, valid_loader_kwargs=LOADER)
+
+
+@healthy
+def ids_whose_order_does_not_matter():
+    class Brain(Classifier):
+        def compute_forward(self, batch, stage):
+            return self.modules.head(self.modules.words(batch[0]).mean(1))
+
+    items = [(torch.randint(9, (6,)), torch.tensor(i % 3)) for i in range(16)]
+    brain = Brain({"words": torch.nn.Embedding(9, 8), "head": head()})
+    brain.fit(range(1, 2), items, items, train_loader_kwargs=LOADER, valid_loader_kwargs={"batch_size": 1})
+
+
+@healthy
+def draws_from_its_own_generator():
+    class Brain(Pooling):
+        draw = torch.Generator().manual_seed(0)
+
+        def pool(self, x, lens):
+            x = super().pool(x, lens)
+            return x + torch.randn(x.shape, generator=self.draw)
+
+    pooling(Brain).start()
+
+
+@healthy
+def ends_the_process_for_single_items():
+    class Brain(Pooling):
+        def compute_forward(self, batch, stage):
+            if len(batch.label) < 3:
+                raise SystemExit(1)
+            return super().compute_forward(batch, stage)
+
+    pooling(Brain).start()
+
+
+@healthy
+def keeps_the_last_losses():
+    class Brain(Classifier):
+        losses: ClassVar = []
+
+        def compute_objectives(self, predictions, batch, stage):
+            loss = super().compute_objectives(predictions, batch, stage)
+            self.losses[:] = [*self.losses[-4:], loss]
+            return loss
+
+    Brain({"head": Linear(4, 3)}).start()
+
+
+class ZeroingSGD(torch.optim.SGD):
+    def step(self, closure=None):
+        super().step(closure)
+        self.zero_grad()
+
+
+class SAM(torch.optim.Optimizer):
+    """Takes its step at the weights that are worst nearby."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, {})
+        self.base = sgd(self.param_groups)
+        self.param_groups = self.base.param_groups
+
+    @torch.no_grad()
+    def step(self, closure):
+        parameters = self.param_groups[0]["params"]
+        norm = torch.stack([p.grad.norm() for p in parameters if p.grad is not None]).norm()
+        moves = [0.05 * p.grad / (norm + 1e-12) for p in parameters]
+        for p, move in zip(parameters, moves):
+            p.add_(move)
+        self.zero_grad()
+        torch.enable_grad()(closure)()
+        for p, move in zip(parameters, moves):
+            p.sub_(move)
+        self.base.step()
+
+
+class WithClosure(Classifier):
+    def fit_batch(self, batch):
+        def closure():
+            self.optimizer.zero_grad()
+            loss = self.compute_objectives(self.compute_forward(batch, Stage.TRAIN), batch, Stage.TRAIN)
+            loss.backward()
+            return loss
+
+        before = [p.detach().clone() for p in self.modules.parameters()]
+        loss = closure().detach()
+        self.optimizer.step(closure)
+        moved = not all(map(torch.equal, before, self.modules.parameters()))
+        self.hparams.moved.append(moved)
+        return loss
+
+
+@pytest.mark.parametrize("optimizer", [SAM, lambda p: torch.optim.LBFGS(p, 0.1, 2), ZeroingSGD], ids=["SAM", "LBFGS", "own"])
+def test_the_first_step_of_an_optimizer_that_takes_a_closure_changes_nothing(optimizer):
+    brain = WithClosure({"body": body(), "head": head()}, optimizer, {"moved": []})
+    report = Takeover().run(brain.start)
+    assert not report.findings and brain.hparams.moved == [False], report.text()
+
+
+@healthy
+def an_optimizer_beside_one_of_its_parent_class():
+    class Brain(Classifier):
+        def init_optimizers(self):
+            self.of_body = ZeroingSGD(self.modules.body.parameters(), 0.1)
+            self.of_head = sgd(self.modules.head.parameters())
+            self.optimizers_dict = {"body": self.of_body, "head": self.of_head}
+
+        def on_fit_start(self):
+            super().on_fit_start()
+            self.of_body.step()  # before the first batch
+
+    Brain({"body": body(), "head": head()}).start()
+
+
+@healthy
+def optimizers_that_step_in_backward():
+    class Brain(Classifier):
+        def init_optimizers(self):
+            found = {p: sgd([p]) for p in self.modules.parameters()}
+
+            def step(p):
+                found[p].step()
+                found[p].zero_grad()
+
+            for p in found:
+                p.register_post_accumulate_grad_hook(step)
+            self.optimizers_dict = {str(i): optimizer for i, optimizer in enumerate(found.values())}
+
+        def fit_batch(self, batch):
+            loss = self.compute_objectives(self.compute_forward(batch, Stage.TRAIN), batch, Stage.TRAIN)
+            loss.backward()
+            return loss.detach()
+
+    Brain({"body": body(), "head": head()}).start()
+
+
+@healthy
+def writes_a_gradient_before_backward():
+    class Brain(Classifier):
+        def fit_batch(self, batch):
+            for p in self.modules.parameters():
+                p.grad = 0.01 * p.detach()
+            loss = self.compute_objectives(self.compute_forward(batch, Stage.TRAIN), batch, Stage.TRAIN)
+            loss.backward()
+            self.optimizer.step()
+            return loss.detach()
+
+    Brain({"body": body(), "head": head()}).start()
 
 
 @healthy
@@ -539,8 +796,12 @@ def test_each_code(monkeypatch, tmp_path, start, code, level, says):
 
 
 @pytest.mark.parametrize("start", HEALTHY, ids=lambda start: start.__name__)
-def test_a_healthy_training(start):
+@pytest.mark.parametrize("forks", [True, False], ids=["in a child", "in place"])
+def test_a_healthy_training(monkeypatch, start, forks):
+    monkeypatch.setattr(steps, "SLOW", 60.0)  # also if the machine has other work
     torch.manual_seed(0)
+    if not forks:
+        monkeypatch.setattr(attempts, "can_fork", lambda brain: False)
     report = Takeover().run(start)
     assert not report.findings and not [said for said in report.said if "checked" in said], report.text()
 

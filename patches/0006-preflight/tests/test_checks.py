@@ -588,6 +588,7 @@ def preflight(start, folder, broken):
 def clip_and_step(brain):
     torch.nn.utils.clip_grad_norm_(brain.modules.parameters(), brain.max_grad_norm)
     brain.optimizer.step()
+    brain.zero_grad()
 
 
 FORK = hasattr(sb.Brain, "_upstream_optimizers_step")

@@ -25,8 +25,6 @@ TABLE = [
     (("depends-on-batch", "80%", "pool"), ("validation-in-training-mode", "runs with norm in training mode", "a"), False),
     (("input-unused", "batch.sig has no effect", "ASR"), ("update-too-large", "9 times", "opt"), True),
     (("nothing-changes", "without a gradient", "opt"), ("gradient-clipped-to-zero", "by 0", "max_grad_norm: 0"), True),
-    (("not-finite-after-step", "the loss of the same batch is inf", "opt"), ("update-too-large", "9 times", "opt"), True),
-    (("not-finite-after-step", "the gradients are NaN", "opt"), ("update-too-large", "9 times", "opt"), False),
     (("validation-loss", "nan", "Brain"), ("weight-not-finite", "1 NaN among 8 values", "head.weight"), True),
     (("label-unknown", "cat", "train label: t1"), ("label-encoder-stale", "it lacks cat", "label_encoder.txt"), True),
     (("label-unknown", "cat", "train label: t1"), ("label-only-in-valid", "1 of 4", "valid label"), False),

@@ -54,7 +54,6 @@ EXPLAINED = (
     ("depends-on-batch", ("validation-in-training-mode",), lambda finding, cause: finding.where in cause.what),
     ("input-unused", ("update-too-large",), ALWAYS),
     ("nothing-changes", ("gradient-clipped-to-zero",), ALWAYS),
-    ("not-finite-after-step", ("update-too-large",), _says("the same batch")),
     ("validation-loss", ("buffer-not-finite", "weight-not-finite"), ALWAYS),
     ("first-step-failed", ("labels-not-repeated",), ALWAYS),
     ("first-batch-failed", ("tensor-without-dimension",), _says("list index out of range")),

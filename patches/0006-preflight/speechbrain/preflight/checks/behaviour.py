@@ -1,10 +1,9 @@
 """Checks what real steps do to the model, and what it makes of an item alone and in a batch."""
 
-import math
 from statistics import median
 
+import torch
 from speechbrain.core import Brain
-from speechbrain.preflight.checks.optimised import Training
 from speechbrain.preflight.observe.asked import still_falls
 from speechbrain.preflight.report import Finding, some
 
@@ -13,7 +12,8 @@ CODES = {
     "nothing-changes": "a step of the optimizers changes no parameter",
     "frozen-changes": "an optimizer changes parameters that are frozen",
     "update-too-large": "a step changes most weights by more than their own size",
-    "not-finite-after-step": "after a step, parameters or the loss are NaN or infinite",
+    "gradients-not-cleared": "a step uses gradients that include those of the batch before",
+    "not-finite-after-step": "after a step, parameters are NaN or infinite",
     "memory-grows": "something keeps the graph of each step, so memory grows until it runs out",
     "input-unused": "an input of the model has no effect on the outputs and on the loss",
     "cannot-overfit": "--overfit does not bring the loss of the first batch to a tenth, and it does not fall any more",
@@ -25,8 +25,8 @@ TINY = 1e-6  # a learning rate with which a warm-up may begin
 
 
 def _names(seen, keys):
-    names = Training(seen).names
-    return some(names[key] for key in keys)
+    names = seen.training.names
+    return some(names[key] for key in (sorted(keys, key=names.get) if isinstance(keys, set) else keys))
 
 
 def _where(seen):
@@ -36,7 +36,7 @@ def _where(seen):
 def nothing_changes(seen):
     """Yield steps after which all parameters are the same."""
     made, brain = seen.behaviour, seen.given.brain
-    if not made.losses or not Training(seen).fits or any(c.by or not c.finite for c in made.changes.values()):
+    if not made.losses or not seen.training.fits or any(c.by or not c.finite for c in made.changes.values()):
         return
     if brain.scaler.is_enabled() or not all(rate > TINY for rate in made.rates) or _not_finite(seen):
         return
@@ -48,7 +48,7 @@ def nothing_changes(seen):
         what = "the optimizers step without a gradient, although backward() gave one"
         remedy = "call zero_grad() before backward() or after step(), not between them"
     elif not made.rates and not seen.step.custom and type(brain).freeze_optimizers is Brain.freeze_optimizers:
-        what, level = f"no optimizer steps in {len(made.losses)} batches", "warning"
+        what, level = "fit_batch ends without a step of an optimizer", "warning"
         remedy = "call the step() of each optimizer in optimizers_step"
     if what:
         yield Finding(level, "nothing-changes", what, _where(seen), remedy)
@@ -56,18 +56,29 @@ def nothing_changes(seen):
 
 def frozen(seen):
     """Yield frozen parameters that an optimizer changes."""
-    moved = [key for key in seen.behaviour.frozen if key in seen.behaviour.changes and seen.behaviour.changes[key].by]
+    moved = {key for key in seen.behaviour.frozen if key in seen.behaviour.changes and seen.behaviour.changes[key].by}
     if moved:
         what = f"its step changes frozen parameters, because they have an old gradient: {_names(seen, moved)}"
         remedy = "set their gradients to None when you freeze them, or leave them out of the optimizer"
         yield Finding("warning", "frozen-changes", what, _where(seen), remedy)
 
 
+def not_cleared(seen):
+    """Yield gradients of earlier batches that a step uses again."""
+    stale = seen.behaviour.stale
+    if stale:
+        what = f"a step also uses the gradients of the batch before, because nothing clears them: {_names(seen, stale)}"
+        remedy = "call zero_grad() before backward() or after step()"
+        yield Finding("error", "gradients-not-cleared", what, _where(seen), remedy)
+
+
 def too_large(seen):
     """Yield a step that replaces the weights rather than changes them."""
-    owned = Training(seen).owned
+    owned = seen.training.owned
     changes = {key: c for key, c in seen.behaviour.changes.items() if key in owned and owned[key].dim() > 1}
     changes = {key: c for key, c in changes.items() if c.by and c.finite and c.size > 1e-3 * owned[key].numel() ** 0.5}
+    if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in seen.step.optimizers.values()):
+        return  # its step is many
     large = sorted((key for key, c in changes.items() if c.by > c.size), key=lambda key: -changes[key].by / changes[key].size)
     if len(large) > len(changes) / 2:
         times = changes[large[0]].by / changes[large[0]].size
@@ -80,28 +91,26 @@ def too_large(seen):
 def _not_finite(seen):
     """The ids of the parameters that are not finite after a step, or that have a gradient that is not."""
     broken = [key for key, change in seen.behaviour.changes.items() if not change.finite]
-    gradients = {key: p.grad for key, p in seen.step.reached.items() if p.grad is not None}
+    gradients = {key: p.grad for key, p in seen.step.reached.items() if p.grad is not None and not p.grad.is_sparse}
     return broken or [key for key, gradient in gradients.items() if not gradient.isfinite().all()]
 
 
 def not_finite(seen):
-    """Yield parameters and losses that are not finite after a step."""
-    losses, brain, broken, where = seen.behaviour.losses, seen.given.brain, _not_finite(seen), _where(seen)
+    """Yield parameters that are not finite after a step."""
+    losses, brain, broken = seen.behaviour.losses, seen.given.brain, _not_finite(seen)
     if broken and losses and not brain.scaler.is_enabled():
         skipped = brain.skip_nonfinite_grads or getattr(brain, "only_finite_steps", False)
         effect = "so the step is skipped" if skipped else "so one step makes the weights NaN or infinite"
         what = f"the loss is {losses[0]:.3g}, but the gradients of {len(broken)} parameters are NaN or infinite, {effect}"
         remedy = "find the operation with torch.autograd.detect_anomaly(): often a square root or a division of 0"
         level = "warning" if skipped else "error"
-        yield Finding(level, "not-finite-after-step", f"{what}: {_names(seen, broken)}", where, remedy)
-    elif not all(map(math.isfinite, losses[1:])):
-        what = f"the loss of the same batch goes from {losses[0]:.3g} to {losses[-1]:.3g} in {len(losses) - 1} steps"
-        yield Finding("warning", "not-finite-after-step", what, where, "lower the learning rate")
+        yield Finding(level, "not-finite-after-step", f"{what}: {_names(seen, broken)}", _where(seen), remedy)
 
 
 def memory(seen):
     """Yield what keeps the graph of each step."""
-    kept = sorted(seen.behaviour.kept, key=lambda name: (name.startswith("self._"), name))
+    kept = sorted(seen.behaviour.kept)
+    kept = [name for name in kept if not name.startswith("self._")] or kept  # what is private is of less help
     if kept:
         what = f"{some(kept) if kept[0] else 'something outside of the Brain'} keeps the graph of each step"
         what += ", so memory grows until it is emptied"
@@ -113,8 +122,8 @@ def unused(seen):
     """Yield inputs that have no effect."""
     for (name, *_), items, loss, taken in seen.behaviour.unused:
         key = f"batch[{name}]" if name.isdigit() else f"batch.{name}"
-        what = f"{key} has no effect: with noise instead, the outputs and the loss ({loss:.4g}) of {items} items are the same"
-        remedy = "look for where it gets lost: overwritten, multiplied by 0, not passed on, or in a layer that only gives zeros"
+        what = f"{key} has no effect: with other values, the outputs and the loss ({loss:.4g}) of {items} items are the same"
+        remedy = "look for where it gets lost: overwritten, multiplied by 0, not passed on, or in a layer that gives only zeros"
         level, remedy = ("warning", remedy) if taken else ("note", f"unless it is only for metrics, {remedy}")
         yield Finding(level, "input-unused", what, f"{type(seen.given.brain).__name__}.compute_forward", remedy)
 
@@ -127,7 +136,7 @@ def depends(seen):
     where = found.module or f"output {found.output} of {type(seen.given.brain).__name__}.compute_forward"
     if found.neighbours:
         what = f"the output of an item changes by {found.share:.0%} if another item of the same length is in its batch"
-        remedy = "normalize each item by itself, or with running statistics: is the module in evaluation mode?"
+        remedy = "look for a reshape() instead of a transpose(); normalize each item by itself, or with running statistics"
     else:
         what = f"the output of an item changes by {found.share:.0%} with more padding: to three times its length, not twice"
         what += f"; the lengths of {found.lengths} have no effect" if found.lengths else ""
@@ -154,4 +163,4 @@ def out_of_memory(seen):
         yield Finding("error", "out-of-memory", what, "train_loader_kwargs", remedy)
 
 
-RULES = (nothing_changes, frozen, too_large, not_finite, memory, unused, depends, overfit, out_of_memory)
+RULES = (nothing_changes, frozen, not_cleared, too_large, not_finite, memory, unused, depends, overfit, out_of_memory)

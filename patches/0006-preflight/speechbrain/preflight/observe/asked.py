@@ -8,10 +8,10 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from speechbrain.preflight.observe.behaviour import whole_steps
 from speechbrain.preflight.observe.first_step import peak
 from speechbrain.preflight.observe.given import unwrapped
 from speechbrain.preflight.observe.start import nothing_changes
+from speechbrain.preflight.observe.steps import whole_steps
 from speechbrain.preflight.quiet import replaced, writes_nothing
 from torch.utils.data import BatchSampler, SequentialSampler
 from tqdm import tqdm

@@ -4,42 +4,30 @@ import copy
 import math
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import count
-from time import perf_counter
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from speechbrain.core import Brain, Stage
 from speechbrain.dataio.batch import PaddedData
-from speechbrain.preflight.attempts import failure
-from speechbrain.preflight.observe.first_valid import certain
 from speechbrain.preflight.observe.given import hooked, is_compiled, parts, unwrapped
-from speechbrain.preflight.observe.kept import Graphs, holders
 from speechbrain.preflight.observe.not_finite import tensors
-from speechbrain.preflight.observe.start import parameters_of, rates_of
-from speechbrain.preflight.quiet import replaced, seed_all, writes_nothing
-from torch.optim.optimizer import register_optimizer_step_pre_hook
+from speechbrain.preflight.observe.start import parameters_of
+from speechbrain.preflight.observe.steps import SLOW, take_steps, whole_steps
+from speechbrain.preflight.quiet import TimeUp, limited, seed_all, writes_nothing
 from torch.overrides import TorchFunctionMode
 
 SECONDS = 40.0  # how long all of it may take
-SLOW = 2.0  # steps and evaluations that take longer than this are not repeated
-STEPS = 3  # real steps; the third one only if a graph of the first is alive after the second: it may still be dropped
+FAILURES = (Exception, SystemExit, TimeUp)
 ITEMS = 4  # items that are compared
 ROUNDING = 1e-3  # a smaller difference, as a share of an output's variation, is rounding
+LONGER = 3  # how often to look for inputs without an effect, with a step in between
+ZERO = 1e-6  # a parameter that is smaller hides what it multiplies
 SEEN = 0.1  # a smaller one is of no interest: the edges of convolutions and rounded lengths make up to 0.09
 CROP = 128  # what is kept of each dimension of a module's output
 UNUSUAL = 86028157  # a seed
 PASSED_ON = ("to", "cuda", "cpu", "detach", "contiguous", "__get__")  # functions that return the same values
 SIZES = ("size", "dim", "__len__", "type", "is_floating_point")
-
-
-class Change(NamedTuple):
-    """What the first real step does to a parameter: its norm, the norm of the change, and whether it is finite afterwards."""
-
-    size: float
-    by: float
-    finite: bool
 
 
 class Differs(NamedTuple):
@@ -60,6 +48,7 @@ class Behaviour:
     rates: tuple = ()  # the learning rates of the optimizers that the first of them asked to step
     gradient: bool = False  # whether one of their parameters had a gradient other than 0 then
     frozen: set = field(default_factory=set)  # the ids of their frozen parameters that had a gradient then
+    stale: set = field(default_factory=set)  # the ids of those whose gradient then included that of an earlier batch
     changes: dict = field(default_factory=dict)  # Changes of the optimizers' parameters, by id
     last_rates: tuple = ()  # all learning rates after the last of them
     kept: tuple = ()  # the names of what keeps the graph of each step alive; "" if that is not found
@@ -68,7 +57,7 @@ class Behaviour:
     unused: tuple = ()
 
 
-def behaviour(given, start, step, valid, stepped, log):
+def behaviour(given, start, step, stepped, log):
     """Take real steps, and evaluate items alone and in a batch."""
     brain = given.brain
     usual = type(brain)._fit_train is Brain._fit_train and not is_compiled(brain)
@@ -76,14 +65,14 @@ def behaviour(given, start, step, valid, stepped, log):
     able = step.taken and usual and step.finite and learns and start.spare is not None and step.seconds < SLOW
     if log.ranks.size > 1 or not able:  # other processes would wait for this one in a step
         return Behaviour()
-    return log.apart("the model's behaviour", brain, SECONDS, _behave, brain, start, step, valid, stepped) or Behaviour()
+    return log.apart("the model's behaviour", brain, SECONDS, _behave, brain, start, step, stepped) or Behaviour()
 
 
-def _behave(brain, start, step, valid, stepped, log):
+def _behave(brain, start, step, stepped, log):
     writes, made = [], Behaviour()
     with writes_nothing(writes):
-        _take_steps(made, brain, start, step, stepped, writes, log)
-        if made.losses and all(map(math.isfinite, made.losses)) and valid.seconds < SLOW:
+        take_steps(made, brain, start, step, stepped, writes, log)
+        if made.losses and all(map(math.isfinite, made.losses)):
             loader = unwrapped(start.train_loader if start.valid_loader is None else start.valid_loader)
             with suppress(Exception), torch.no_grad():
                 brain.on_stage_start(Stage.VALID, start.epoch)
@@ -92,79 +81,22 @@ def _behave(brain, start, step, valid, stepped, log):
             with suppress(Exception):  # of a loader without batch_sampler, or of an item
                 picks = next(iter(loader.batch_sampler))
                 items = [loader.dataset[i] for i in picks[:: max(1, len(picks) // ITEMS)][:ITEMS]]
-            with suppress(Exception):  # of a Brain that does not take single items, or whose loader does not
+            # of a Brain that does not take single items, or whose loader does not
+            with suppress(*FAILURES), limited(SLOW):
                 _compare(made, brain, loader.collate_fn, items)
             if items and any(change.by for change in made.changes.values()):
-                with suppress(Exception), torch.no_grad():
-                    made.unused = _without_effect(brain, loader.collate_fn, items)
+                with suppress(*FAILURES):
+                    made.unused = _unused(brain, start.spare, loader.collate_fn, items, step)
     return made
-
-
-# Real steps
-
-
-def _take_steps(made, brain, start, step, stepped, writes, log):
-    """Take real steps on the first batch, and record what they change."""
-    owned = {id(p): p for p in parameters_of(step.optimizers)}
-    before = {key: p.detach().clone() for key, p in owned.items()}
-    graphs, began, losses = Graphs(), perf_counter(), whole_steps(brain, start.spare)
-
-    def backward(tensors, *args, **kwargs):
-        graphs.mark([tensors] if isinstance(tensors, torch.Tensor) else tensors, len(made.losses))
-        return real_backward(tensors, *args, **kwargs)
-
-    def note(optimizer, args, kwargs):
-        if not made.losses:
-            own = [p for p in parameters_of({"": optimizer}) if p.grad is not None]
-            made.gradient = made.gradient or any(bool(p.grad.any()) for p in own)
-            made.rates += rates_of({"": optimizer})
-            made.frozen.update(id(p) for p in own if not p.requires_grad)
-
-    handle = register_optimizer_step_pre_hook(note)
-    with replaced(stepped, "real", True), replaced(torch.autograd, "backward", backward) as real_backward:
-        while len(made.losses) < (STEPS if graphs.are_kept(len(made.losses)) else STEPS - 1) and perf_counter() - began < SLOW:
-            try:
-                loss = next(losses)
-            except Exception as error:
-                if certain(error, writes):
-                    log.findings.append(failure("real-step-failed", error))
-                break
-            made.changes = made.changes or {key: _change(before.pop(key), p.detach()) for key, p in owned.items()}
-            made.losses += (loss,)
-    handle.remove()
-    made.last_rates = rates_of(step.optimizers)
-    made.kept = holders(brain) if graphs.are_kept(len(made.losses)) else ()
-
-
-def whole_steps(brain, batch):
-    """Take whole steps on copies of a batch; yields their losses."""
-    brain.modules.train()
-    brain.zero_grad()
-    for number in count(1):
-        brain.step = number * getattr(brain, "grad_accumulation_factor", 1)  # so that each one steps
-        yield float(torch.as_tensor(brain.fit_batch(copy.deepcopy(batch))).detach().float().mean())
-
-
-def _change(old, new):
-    if old.shape != new.shape or not old.is_floating_point():
-        return Change(0.0, 0.0, True)
-    by = (new.float() - old.float()).norm() if not torch.equal(old, new) else 0.0
-    return Change(float(old.float().norm()), float(by), bool(new.isfinite().all() or not old.isfinite().all()))
-
-
-# Items alone and in a batch
 
 
 def _compare(made, brain, collate, items):
     """Compare what items give in evaluation mode, alone, beside others, and padded."""
-    began = perf_counter()
     if len(items) < 2:
         return
 
     def run(*items, seed=0, halved=None):
         """The outputs with a row for each item, by their keys, and the calls of modules, with what they take and give."""
-        if perf_counter() - began > SLOW:
-            raise TimeoutError
         calls, batch = [], collate(copy.deepcopy([*items]))
         if halved:
             setattr(batch, halved, PaddedData(batch[halved].data, batch[halved].lengths / 2))
@@ -176,36 +108,48 @@ def _compare(made, brain, collate, items):
 
     one = min(items, key=_size)
     # A BatchNorm in training mode does not take one item, so it is put beside itself, then beside another one.
-    (alone, alone_calls), (two, calls), (again, _) = run(one, one), run(one, _twin(one), seed=1), run(one, _twin(one), seed=2)
-    if not two or any(_difference(two[key], again[key]) > ROUNDING for key in two):
-        return
+    (alone, calls), (two, others) = run(one, one), run(one, _twin(one), seed=1)
     found = _largest(alone, alone, two)
-    if found.share > SEEN:
-        made.differs = found._replace(neighbours=True, module=_first_that_differs(brain, alone_calls, calls))
-    elif len(set(map(_size, items))) > 1:  # else, nothing is ever padded
+    neighbours = found.share > SEEN
+    if not neighbours and len(set(map(_size, items))) > 1:  # else, nothing is ever padded
         (twice, calls), (thrice, others) = run(one, _longer(one, 2)), run(one, _longer(one, 3))
         found = _largest(alone, twice, thrice)
-        if found.share > SEEN:
-            made.differs = found._replace(module=_first_that_differs(brain, calls, others))
-            for key, value in one.items() if isinstance(one, dict) else ():
-                if isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel() > 1:
-                    halved, _ = run(one, _longer(one, 2), halved=key)
-                    if all(_difference(twice[name], halved[name]) < ROUNDING for name in twice):
-                        made.differs = made.differs._replace(lengths=key)
+    again, _ = run(one, _twin(one), seed=2) if found.share > SEEN else ({}, ())
+    if not again or any(_difference(two[key], again[key]) > ROUNDING for key in two):
+        return  # it draws random numbers, or keeps a state
+    made.differs = found._replace(neighbours=neighbours, module=_first_that_differs(brain, calls, others))
+    for key, value in one.items() if isinstance(one, dict) and not neighbours else ():
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and len({len(item[key]) for item in items}) > 1:
+            halved, _ = run(one, _longer(one, 2), halved=key)
+            if all(_difference(twice[name], halved[name]) < ROUNDING for name in twice):
+                made.differs = made.differs._replace(lengths=key)
+
+
+def _unused(brain, batch, collate, items, step):
+    """The inputs without an effect: Behaviour.unused. A layer that begins with zeros may hide them in the first steps."""
+    steps, found = whole_steps(brain, batch), ()
+    with limited(LONGER * SLOW):
+        for _ in range(LONGER):
+            brain.modules.eval()
+            with torch.no_grad():
+                found = _without_effect(brain, collate, items)
+            if not found:
+                break
+            brain.modules.train()
+            next(steps)
+    hidden = found and any(float(p.detach().abs().max()) < ZERO for p in step.reached.values() if p.numel())
+    return () if hidden else found
 
 
 def _without_effect(brain, collate, items):
     """The inputs that ``compute_forward`` uses, but that can be noise: Behaviour.unused."""
-    batch, began, taken = collate(items), perf_counter(), set()
+    batch, taken = collate(items), set()
 
     def evaluate(stage, noisy=None):
-        if perf_counter() - began > SLOW:
-            raise TimeoutError
         own = copy.deepcopy(batch)
-        inputs = {keys: tensor for keys, tensor in tensors(own) if tensor.dim() > 1}  # others may be lengths
+        inputs = {keys: tensor for keys, tensor in tensors(own, every=True) if tensor.dim() > 1}  # others may be lengths
         if noisy:
-            seed_all(UNUSUAL)  # a script may have made its data with the seed 0
-            inputs[noisy].normal_()
+            _spoil(inputs[noisy])
         seed_all(0)
         uses = _Uses(inputs)
 
@@ -217,7 +161,11 @@ def _without_effect(brain, collate, items):
         return [brain.compute_objectives(outputs, own, stage), *(tensor for _, tensor in tensors([outputs]))], uses.used
 
     def without_effect(stage, keys):
-        values, used = evaluate(stage, keys)  # what it does not use now may be in a cache
+        try:
+            values, used = evaluate(stage, keys)
+        except Exception:
+            return False
+        # What it does not use now may be in a cache
         return keys in used and len(values) == len(usual) and all(map(torch.equal, values, usual))
 
     unused = ()
@@ -229,6 +177,18 @@ def _without_effect(brain, collate, items):
     return tuple((keys, len(items), float(usual[0]), keys in taken or len(unused) == len(used)) for keys in unused)
 
 
+def _spoil(tensor):
+    """Put other values into a tensor: noise, or other ids."""
+    if tensor.is_floating_point():
+        seed_all(UNUSUAL)  # a script may have made its data with the seed 0
+        tensor.normal_()
+        return
+    other = ~tensor if tensor.dtype == torch.bool else tensor.max() + tensor.min() - tensor
+    if len(tensor.unique()) < 2:
+        raise ValueError("there are no others")
+    tensor.copy_(other)
+
+
 class _Uses(TorchFunctionMode):
     """Notes the keys of the tensors that are used in a computation."""
 
@@ -238,7 +198,7 @@ class _Uses(TorchFunctionMode):
 
     def keys_of(self, value):
         """Return the keys of the inputs inside a value."""
-        return [self.known[id(tensor)][0] for _, tensor in tensors([value]) if id(tensor) in self.known]
+        return [self.known[id(tensor)][0] for _, tensor in tensors([value], every=True) if id(tensor) in self.known]
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         value, name = func(*args, **(kwargs or {})), getattr(func, "__name__", "")
