@@ -52,10 +52,10 @@ SECTIONS = {
     """,
     "It trains, but not what you think": """
         nothing-trainable gradient-without-optimizer optimizer-misses-loss frozen-statistics-move trainable-without-gradient
-        fit-arguments-shifted key-mistyped debug-is-on learning-rate-zero warm-up-too-long no-step batches-without-step
-        group-not-clipped gradient-clipped-to-zero nothing-changes update-too-large memory-grows frozen-changes
-        ddp-unfrozen-late ddp-not-wrapped ddp-bypassed trained-twice average-hardly-moves no-backward units-identical
-        weight-scale
+        fit-arguments-shifted key-mistyped debug-is-on learning-rate-zero gradients-not-cleared warm-up-too-long no-step
+        batches-without-step group-not-clipped gradient-clipped-to-zero nothing-changes update-too-large memory-grows
+        frozen-changes ddp-unfrozen-late ddp-not-wrapped ddp-bypassed trained-twice average-hardly-moves no-backward
+        units-identical weight-scale
     """,
     "What is loaded": """
         pretrained-not-loaded loaded-in-part pretrainer-not-loaded loaded-then-changed loaded-elsewhere adapters-missing
@@ -63,8 +63,9 @@ SECTIONS = {
         label-encoder-empty
     """,
     "What is saved, and resuming": """
-        trained-not-saved nothing-left not-recovered used-not-saved best-is-worst learning-rate-differs resume-differs
-        recovered-in-part saver-not-called adapted-saved-whole averages-more-than-kept stopper-unfed loader-not-saved
+        trained-not-saved nothing-left not-recovered used-not-saved best-is-worst learning-rate-differs
+        resume-differs recovered-in-part saver-not-called adapted-saved-whole averages-more-than-kept stopper-unfed
+        loader-not-saved
     """,
     "The loss": """
         cross-entropy-on-probabilities nll-without-log-softmax bce-on-probabilities first-loss output-not-finite
