@@ -5,7 +5,7 @@ import inspect
 import os
 import time
 import weakref
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -71,10 +71,17 @@ def sample(tensor):
     return values[:: max(1, len(values) // 16)][:16].float().cpu().clone(), tensor.shape
 
 
+def _values(tensor):
+    """What a tensor and its copies have in common, also if these have another precision; None if others may have it."""
+    with suppress(Exception):  # of a sparse or quantized one
+        values, shape = sample(tensor)
+        return (shape, *values.half().tolist()) if values is not None and len(values.unique()) > 2 else None
+
+
 @contextmanager
 def watched_loads():
     """Record what is loaded from files while this context lasts."""
-    loaded, files, loading = Loaded(), WeakTensorKeyDictionary(), [("script", "")]
+    loaded, files, copied, loading = Loaded(), WeakTensorKeyDictionary(), {}, [("script", "")]
     with ExitStack() as stack:
 
         def noting(owner, name):
@@ -92,7 +99,10 @@ def watched_loads():
             path, parts = f if isinstance(f, (str, os.PathLike)) else getattr(f, "name", ""), [content]
             for _ in range(4):  # dicts in dicts
                 parts = [value for part in parts for value in (part.values() if isinstance(part, dict) else [part])]
-            files.update({part: str(path) for part in parts if isinstance(part, torch.Tensor)})
+            parts = [part for part in parts if isinstance(part, torch.Tensor)]
+            files.update(dict.fromkeys(parts, str(path)))
+            for values in {_values(part) for part in parts} - {None}:
+                copied[values] = str(path) if copied.get(values, str(path)) == str(path) else ""  # unless several have them
             return content
 
         @noting(torch.nn.Module, "load_state_dict")
@@ -102,11 +112,14 @@ def watched_loads():
             own = module.state_dict(keep_vars=True)
             given = {key: own[key] for key in state_dict if isinstance(own.get(key), torch.nn.Parameter)}
             by, file = loading[-1]
-            known = (files[value] for value in state_dict.values() if isinstance(value, torch.Tensor) and value in files)
+            tensors = [value for value in state_dict.values() if isinstance(value, torch.Tensor)]
+            known = [files[one] for one in tensors if one in files]
+            alike = {copied.get(values) for values in map(_values, tensors) if values} - {""} if not known else ()
+            file = file or next(filter(None, known or (alike if len(alike) == 1 else ())), "")
             parameters = {key: (weakref.ref(value), *sample(value)) for key, value in given.items()}
             keys = frozenset(own), frozenset(state_dict)
             spare = {k: value.shape for k, value in state_dict.items() if k not in own and isinstance(value, torch.Tensor)}
-            of = weakref.ref(module), *keys, nested, by, file or next(known, ""), parameters, type(module).__name__, spare
+            of = weakref.ref(module), *keys, nested, by, file, parameters, type(module).__name__, spare
             loaded.states.append(Load(*of))
             return answer
 
