@@ -9,6 +9,7 @@ from itertools import chain
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
 from speechbrain.core import Brain, Stage
 from speechbrain.dataio.dataloader import LoopedLoader
@@ -85,7 +86,8 @@ def _loader(brain, dataset, stage, options):
 
 def _start_stage(given, made):
     brain, epoch = given.brain, next(iter(given.epochs), None)
-    made.exhausted, epoch = epoch is None, 1 if epoch is None else int(epoch)  # NumPy's numbers are no numbers for JSON
+    made.exhausted, epoch = epoch is None, 1 if epoch is None else epoch
+    epoch = epoch.item() if isinstance(epoch, np.generic) else epoch  # JSON has no numbers of NumPy
     brain.on_stage_start(Stage.TRAIN, epoch)
     brain.modules.train()
     for parameter in chain(brain.modules.parameters(), parameters_of(made.optimizers)):
@@ -123,7 +125,8 @@ def nothing_changes(said):
             return
         stepped.append(optimizer)
         lists = [(group, "params", group["params"]) for group in optimizer.param_groups]
-        lists += [(vars(optimizer), "_params", optimizer._params)] if hasattr(optimizer, "_params") else []  # of LBFGS
+        own = getattr(optimizer, "_params", None)  # LBFGS has its own list
+        lists += [(vars(optimizer), "_params", own)] if isinstance(own, list) else []
         emptied[id(optimizer)].append(lists)  # a step() may call that of its parent class, for which this counts, too
         given = [item for item in (*args[1:], *kwargs.values()) if callable(item)]
         known = any(cls.__module__.startswith("torch.") for cls in type(optimizer).__mro__ if cls not in BASES)
