@@ -21,6 +21,7 @@ import functools
 import itertools
 import json
 import os
+import re
 import runpy
 import shlex
 import shutil
@@ -150,7 +151,7 @@ def outcome(folder, status):
 
 def table(recipes, checkout, options, folder):
     """Print what the preflight says about each recipe, then the counts; returns whether there was an error or a crash."""
-    kinds, folders = Counter(), [folder / f"{number:03}" for number in range(len(recipes))]
+    kinds, codes, folders = Counter(), Counter(), [folder / f"{number:03}" for number in range(len(recipes))]
     for each in folders:
         each.mkdir(parents=True)
     jobs = [
@@ -161,9 +162,11 @@ def table(recipes, checkout, options, folder):
     for number, seconds, status in tqdm(done, total=len(jobs), disable=not sys.stderr.isatty()):
         kind, details = outcome(folders[number], status)
         kinds[kind] += 1
+        codes.update(re.findall(r"(?:note|warning|error) ([\w-]+)", details) if (folders[number] / "report").exists() else ())
         script, yaml, _ = recipes[number]
         tqdm.write(f"{number:03} {seconds:4.0f} s  {kind:17}  {script} {Path(yaml).name}  {details}")
-    print(", ".join(f"{count} {kind}" for kind, count in kinds.most_common()))
+    for counts in (codes, kinds):
+        print(", ".join(f"{count} {name}" for name, count in counts.most_common()))
     return bool(kinds["error"] or kinds["crashed"])
 
 

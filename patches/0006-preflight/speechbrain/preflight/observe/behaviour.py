@@ -81,8 +81,7 @@ def _behave(brain, start, step, stepped, log):
             with suppress(Exception):  # of a loader without batch_sampler, or of an item
                 picks = next(iter(loader.batch_sampler))
                 items = [loader.dataset[i] for i in picks[:: max(1, len(picks) // ITEMS)][:ITEMS]]
-            # of a Brain that does not take single items, or whose loader does not
-            with suppress(*FAILURES), limited(SLOW):
+            with suppress(*FAILURES), limited(SLOW):  # of a Brain or a loader that does not take single items
                 _compare(made, brain, loader.collate_fn, items)
             if items and any(change.by for change in made.changes.values()):
                 with suppress(*FAILURES):

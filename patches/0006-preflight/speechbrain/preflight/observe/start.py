@@ -23,8 +23,6 @@ from speechbrain.utils.checkpoints import Checkpointer
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-BASES = (Optimizer, *Optimizer.__mro__)
-
 
 @dataclass
 class Start:
@@ -129,7 +127,7 @@ def nothing_changes(said):
         lists += [(vars(optimizer), "_params", own)] if isinstance(own, list) else []
         emptied[id(optimizer)].append(lists)  # a step() may call that of its parent class, for which this counts, too
         given = [item for item in (*args[1:], *kwargs.values()) if callable(item)]
-        known = any(cls.__module__.startswith("torch.") for cls in type(optimizer).__mro__ if cls not in BASES)
+        known = any(cls.__module__.startswith("torch.") for cls in type(optimizer).__mro__ if cls not in Optimizer.__mro__)
         for owner, name, parameters in lists:
             # A step with a closure, as that of SAM, may not take an empty list.
             owner[name] = [_idle(parameters[0])] if parameters and (name == "_params" or (given and not known)) else []
